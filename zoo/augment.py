@@ -1,0 +1,218 @@
+"""Images in, network input out: the document's three transforms.
+
+Each takes uint8 images, (B, H, W, 1) or (B, H, W, 3), and gives float32, (B, H, W, 3). They run
+inside the compiled training step, on the device, in integer arithmetic: an augmented pixel is a grey
+level, as in Pillow, which torchvision's transforms use. So the same key gives the same pixels, to
+the bit, on every backend.
+
+Resizing is done once, when data is loaded.
+
+Source: the document's section "Exemple de code d'entraînement CNN" ("Transforms").
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+from PIL import Image
+
+from zoo import random
+
+Tensor = Any
+
+
+def resize(images: Any, size: int) -> np.ndarray:
+    """Resizes with Pillow's bilinear filter, as torchvision's `Resize` does.
+
+    Args:
+        images: uint8 images, each (H, W), (H, W, 1) or (H, W, 3); they may differ in size.
+        size: height and width of the result.
+
+    Returns:
+        (N, size, size, 1 or 3) uint8.
+
+    Raises:
+        ValueError: if an image is of another shape or type, or grey and colour are mixed.
+    """
+    if size < 1:
+        raise ValueError(f"`image_size` must be at least 1. Received: image_size={size}")
+    out: np.ndarray | None = None
+    for index, image in enumerate(images):
+        image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+        channels = 1 if image.ndim == 2 else image.shape[-1]
+        if image.ndim not in (2, 3) or channels not in (1, 3) or image.dtype != np.uint8:
+            raise ValueError(
+                "Each image must be uint8 of shape (height, width), (height, width, 1) or "
+                f"(height, width, 3). Received: shape={image.shape}, dtype={image.dtype} at index "
+                f"{index}"
+            )
+        if out is None:
+            out = np.empty((len(images), size, size, channels), np.uint8)
+        if out.shape[-1] != channels:
+            raise ValueError(
+                f"All images must have {out.shape[-1]} channels, as the first has. Received: "
+                f"shape={image.shape} at index {index}"
+            )
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        out[index] = np.asarray(resized).reshape(size, size, channels)
+    if out is None:
+        raise ValueError("`images` must hold at least one image. Received: none")
+    return out
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """The three transforms for images with the given statistics.
+
+    Attributes:
+        mean, std: of the pixels in [0, 1], one number or one for each channel.
+        rotation: training images turn by up to this many degrees either way; what comes in from
+            outside is black. Nearest neighbour, as torchvision's `RandomRotation` does by default.
+        brightness, contrast: training images' brightness, then contrast, change by up to this
+            fraction either way. (torchvision's `ColorJitter` draws the order, too.)
+
+    Raises:
+        ValueError: if a number lies outside its range.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    rotation: float = 10.0
+    brightness: float = 0.2
+    contrast: float = 0.2
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError(
+                "`mean` and `std` must have one number or three. "
+                f"Received: mean={self.mean}, std={self.std}"
+            )
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"`std` must be above 0. Received: std={self.std}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(
+                f"`rotation` must lie in [0, 180] degrees. Received: rotation={self.rotation}"
+            )
+        for name in ("brightness", "contrast"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must lie in [0, 1). Received: {name}={getattr(self, name)}"
+                )
+
+    def base(self, images: Tensor) -> Tensor:
+        """Grey levels as numbers in [0, 1], three channels."""
+        return _look_up(images, _levels((0.0,), (1.0,)))
+
+    def test(self, images: Tensor) -> Tensor:
+        """Normalised, three channels."""
+        return _look_up(images, _levels(tuple(self.mean), tuple(self.std)))
+
+    def training(self, images: Tensor, key: random.Key) -> Tensor:
+        """Augmented and normalised, three channels; the draws depend on the key alone."""
+        return self.test(self.augment(images, key))
+
+    def augment(self, images: Tensor, key: random.Key) -> Tensor:
+        """Rotation, brightness, contrast: uint8 images in, grey levels as int32 out."""
+        images = ops.convert_to_tensor(images)
+        draws = random.bits(key, (3, images.shape[0]))
+        draws = ops.bitwise_and(ops.right_shift(ops.convert_to_tensor(draws), 16), 0xFFFF)
+        if self.rotation:
+            images = _rotate(images, draws[0], self.rotation)
+        pixels = ops.cast(images, "int32")
+        if self.brightness:
+            pixels = _blend(pixels, _factor(draws[1], self.brightness), 0)
+        if self.contrast:
+            pixels = _blend(pixels, _factor(draws[2], self.contrast), _mean_grey(pixels))
+        return pixels
+
+
+@functools.cache
+def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """(256, channels) float32: what each grey level becomes. A table rounds alike everywhere."""
+    levels = np.arange(256)[:, None] / 255
+    return ((levels - np.array(mean)) / np.array(std)).astype(np.float32)
+
+
+def _look_up(pixels: Tensor, table: np.ndarray) -> Tensor:
+    pixels = ops.cast(pixels, "int32")
+    columns = table.shape[1]
+    if columns == 1:
+        pixels = ops.take(table[:, 0], pixels, axis=0)
+        return pixels if pixels.shape[-1] == 3 else ops.repeat(pixels, 3, axis=-1)
+    return ops.take(table.reshape(-1), pixels * columns + ops.arange(columns, dtype="int32"), axis=0)
+
+
+_ANGLES = 4096  # so many angles, 0.005 degrees apart for a rotation of ±10
+
+
+@functools.cache
+def _rotations(size: int, limit: float) -> np.ndarray:
+    """(4096, 6) int32: Pillow's affine map of each angle, in units of 2**-16 pixels.
+
+    Row (a, b, c, d, e, f): the pixel at column x and row y comes from column a·x + b·y + c and row
+    d·x + e·y + f.
+    """
+    rows = []
+    centre = size / 2
+    for degrees in np.linspace(-limit, limit, _ANGLES):
+        angle = -math.radians(degrees)
+        a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
+        d, e = round(-math.sin(angle), 15), round(math.cos(angle), 15)
+        c = -a * centre - b * centre + centre
+        f = -d * centre - e * centre + centre
+        matrix = (a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)  # from the pixel's middle
+        rows.append([math.floor(value * 2**16 + 0.5) for value in matrix])
+    return np.array(rows, np.int32)
+
+
+def _rotate(images: Tensor, draws: Tensor, limit: float) -> Tensor:
+    """images: (B, S, S, C); draws: (B,) in [0, 2**16)."""
+    batch, size, width, channels = images.shape
+    if size != width:
+        raise ValueError(
+            f"Rotation takes square images. Received: height={size}, width={width}; set "
+            "`rotation=0`"
+        )
+    affine = ops.take(_rotations(size, limit), ops.right_shift(draws, 4), axis=0)  # (B, 6)
+    a, b, c, d, e, f = (affine[:, i, None, None] for i in range(6))
+    x = ops.arange(size, dtype="int32")[None, None, :]
+    y = ops.arange(size, dtype="int32")[None, :, None]
+    column = ops.right_shift(a * x + b * y + c, 16)  # (B, S, S)
+    row = ops.right_shift(d * x + e * y + f, 16)
+    inside = ops.logical_and(
+        ops.logical_and(column >= 0, column < size), ops.logical_and(row >= 0, row < size)
+    )
+    first = ops.arange(batch, dtype="int32")[:, None, None] * (size * size)
+    index = ops.where(inside, first + row * size + column, ops.zeros_like(row))
+    pixels = ops.take(ops.reshape(images, (-1, channels)), index, axis=0)  # (B, S, S, C)
+    return ops.where(inside[..., None], pixels, ops.zeros_like(pixels))
+
+
+def _factor(draws: Tensor, limit: float) -> Tensor:
+    """(B,) draws in [0, 2**16) to factors in 1 ± limit, in units of 2**-12."""
+    low, span = round((1 - limit) * 2**12), round(2 * limit * 2**12)
+    return low + ops.right_shift(draws * span, 16)
+
+
+def _blend(pixels: Tensor, factor: Tensor, origin: Tensor) -> Tensor:
+    """origin + factor·(pixels - origin), rounded and clipped to grey levels."""
+    factor = factor[:, None, None, None]
+    moved = ops.right_shift((pixels - origin) * factor + 2**11, 12) + origin
+    return ops.clip(moved, 0, 255)
+
+
+def _mean_grey(pixels: Tensor) -> Tensor:
+    """(B, 1, 1, 1): the rounded mean of each image's luma, as Pillow's `ImageEnhance.Contrast`."""
+    if pixels.shape[-1] == 3:
+        luma = pixels[..., 0] * 19595 + pixels[..., 1] * 38470 + pixels[..., 2] * 7471
+        grey = ops.right_shift(luma + 2**15, 16)
+    else:
+        grey = pixels[..., 0]
+    count = grey.shape[1] * grey.shape[2]
+    # A sum of int32 is a longer integer on some backends.
+    total = ops.cast(ops.sum(grey, axis=(1, 2)), "int32")
+    return ops.floor_divide(total + count // 2, count)[:, None, None, None]

@@ -1,0 +1,110 @@
+"""The only folder that may import a backend: fast paths and switches.
+
+`backend` is the module for the backend that Keras runs on. What a backend has to supply, and what
+the rest of the package may rely on, is the protocol `Backend`.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+NAMES = ("tensorflow", "torch", "jax")
+
+Tensor = Any
+Objective = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
+
+
+class TrainStep(Protocol):
+    """One optimizer step as one call, compiled where that is faster."""
+
+    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
+        """Takes one step; returns the objective's metrics and its `loss`, on the device."""
+        ...
+
+    def sync(self) -> None:
+        """Brings the model's and the optimizer's variables up to date before they are read."""
+        ...
+
+
+class Backend(Protocol):
+    """What each module of this folder supplies."""
+
+    def version(self) -> str:
+        """The version of the library, such as "2.13.0"."""
+        ...
+
+    def device(self) -> str:
+        """What computes, "cpu" or the GPU's name."""
+        ...
+
+    def on_device(self, array: Any) -> Tensor:
+        """The array as a tensor that stays on the device."""
+        ...
+
+    def make_deterministic(self) -> None:
+        """Asks the library for the same bits each time a run is repeated on one machine."""
+        ...
+
+    def train_step(self, model: Any, optimizer: Any, objective: Objective) -> TrainStep:
+        """Makes the step that lowers `objective(*arrays) -> (loss, metrics)`."""
+        ...
+
+    def forward(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes `function(*arrays)`, which calls `model`, run without gradients and compiled."""
+        ...
+
+    def conv2d(self, layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """The convolution of a `zoo.layers.Conv2D`, without its bias."""
+        ...
+
+    def max_pool2d(self, layer: Any, inputs: Tensor) -> Tensor:
+        """The pooling of a `zoo.layers.MaxPooling2D`."""
+        ...
+
+    def adam_update(
+        self,
+        optimizer: Any,
+        gradient: Tensor,
+        variable: Any,
+        momentum: Any,
+        velocity: Any,
+        learning_rate: Tensor,
+    ) -> None:
+        """Updates one variable and its two moments as `zoo.optimizers.Adam` defines it."""
+        ...
+
+
+def _installed() -> list[str]:
+    return [name for name in NAMES if importlib.util.find_spec(name)]
+
+
+def _check_choice(name: str) -> None:
+    """Stops early, and in words, where Keras would fail deep inside an import."""
+    if name not in NAMES:
+        raise ValueError(
+            f"`KERAS_BACKEND` must be one of {', '.join(NAMES)}. Received: KERAS_BACKEND={name}. "
+            f"Installed here: {', '.join(_installed()) or 'none'}"
+        )
+    if name not in _installed():
+        raise ImportError(
+            f"The backend {name} is not installed. Installed here: "
+            f"{', '.join(_installed()) or 'none'}. Install it with "
+            f'`pip install "keras-zoo[{name}]"`, or set `KERAS_BACKEND` to one that is installed'
+        )
+
+
+if os.environ.get("KERAS_BACKEND"):
+    _check_choice(os.environ["KERAS_BACKEND"])
+
+try:
+    import keras
+except ModuleNotFoundError as error:  # Keras' own configuration chose what is not there
+    if error.name in NAMES:
+        _check_choice(str(error.name))
+    raise
+
+name: str = keras.config.backend()
+_check_choice(name)
+backend = cast(Backend, importlib.import_module(f"zoo.backends.{name}"))

@@ -1,0 +1,104 @@
+"""TensorFlow: steps as graphs, XLA on an accelerator only, the fused Adam kernel."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from zoo.backends import common
+from zoo.backends.common import conv2d as conv2d
+from zoo.backends.common import max_pool2d as max_pool2d
+
+Tensor = Any
+
+
+def version() -> str:
+    return str(tf.__version__)
+
+
+def device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "cpu"
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu"))
+
+
+def on_device(array: Any) -> Tensor:
+    return tf.convert_to_tensor(array)
+
+
+def make_deterministic() -> None:
+    tf.config.experimental.enable_op_determinism()
+
+
+def _jit_compile() -> bool:
+    """XLA makes the step three times slower on a CPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+class TrainStep:
+    """Forward, backward and update as one graph for each batch shape."""
+
+    def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
+        if not _jit_compile():
+            common.keep_freed_memory()
+
+        @tf.function(jit_compile=_jit_compile())
+        def step(*arrays: Any) -> Any:
+            variables = model.trainable_variables
+            with tf.GradientTape() as tape:
+                loss, metrics = objective(*arrays)
+            gradients = tape.gradient(loss, [variable.value for variable in variables])
+            optimizer.apply(gradients, variables)
+            return {"loss": loss, **metrics}
+
+        self._step = step
+
+    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
+        return self._step(*map(tf.convert_to_tensor, arrays))  # type: ignore[no-any-return]
+
+    def sync(self) -> None:
+        """The variables are always up to date."""
+
+
+def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
+    return TrainStep(model, optimizer, objective)
+
+
+def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = tf.function(function, jit_compile=_jit_compile())
+    return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
+
+
+def adam_update(
+    optimizer: Any,
+    gradient: Tensor,
+    variable: Any,
+    momentum: Any,
+    velocity: Any,
+    learning_rate: Tensor,
+) -> None:
+    if tf.distribute.has_strategy():  # the kernel updates one copy, a strategy holds several
+        common.adam_update(optimizer, gradient, variable, momentum, velocity, learning_rate)
+        return
+    # Keras hands its optimizers TensorFlow's variable, not its own wrapper.
+    weight = variable if isinstance(variable, tf.Variable) else variable.value
+    dtype = weight.dtype
+    step = tf.cast(optimizer.iterations.value + 1, dtype)
+    beta_1_power = tf.pow(tf.cast(optimizer.beta_1, dtype), step)
+    beta_2_power = tf.pow(tf.cast(optimizer.beta_2, dtype), step)
+    # The kernel adds epsilon before it corrects the bias, the definition after.
+    tf.raw_ops.ResourceApplyAdam(
+        var=weight.handle,
+        m=momentum.value.handle,
+        v=velocity.value.handle,
+        beta1_power=beta_1_power,
+        beta2_power=beta_2_power,
+        lr=tf.cast(learning_rate, dtype),
+        beta1=tf.cast(optimizer.beta_1, dtype),
+        beta2=tf.cast(optimizer.beta_2, dtype),
+        epsilon=optimizer.epsilon * tf.sqrt(1 - beta_2_power),
+        grad=tf.cast(gradient, dtype) + optimizer.l2 * weight,
+        use_locking=False,
+    )

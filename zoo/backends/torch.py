@@ -1,0 +1,86 @@
+"""PyTorch: eager steps, the fused Adam kernel."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import torch
+from torch.optim.adam import adam
+
+from zoo.backends.common import conv2d as conv2d
+from zoo.backends.common import keep_freed_memory
+from zoo.backends.common import max_pool2d as max_pool2d
+
+Tensor = Any
+
+
+def version() -> str:
+    return str(torch.__version__)
+
+
+def device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def on_device(array: Any) -> Tensor:
+    return keras.ops.convert_to_tensor(array)
+
+
+def make_deterministic() -> None:
+    torch.use_deterministic_algorithms(True)
+
+
+class TrainStep:
+    """Forward, backward, update. Eager: compiling would ask the user for a C++ compiler."""
+
+    def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
+        self._model = model
+        self._optimizer = optimizer
+        self._objective = objective
+        if not torch.cuda.is_available():
+            keep_freed_memory()
+
+    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
+        variables = self._model.trainable_variables
+        loss, metrics = self._objective(*arrays)
+        gradients = torch.autograd.grad(loss, [variable.value for variable in variables])
+        with torch.no_grad():
+            self._optimizer.apply(gradients, variables)
+        return {"loss": loss.detach(), **metrics}
+
+    def sync(self) -> None:
+        """The variables are always up to date."""
+
+
+def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
+    return TrainStep(model, optimizer, objective)
+
+
+def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.no_grad()(function)
+
+
+def adam_update(
+    optimizer: Any,
+    gradient: Tensor,
+    variable: Any,
+    momentum: Any,
+    velocity: Any,
+    learning_rate: Tensor,
+) -> None:
+    adam(
+        [variable.value],
+        [gradient.to(variable.value.dtype)],
+        [momentum.value],
+        [velocity.value],
+        [],
+        [optimizer.iterations.value.to(torch.float32)],  # the kernel adds one to its copy
+        fused=True,
+        amsgrad=False,
+        beta1=optimizer.beta_1,
+        beta2=optimizer.beta_2,
+        lr=float(learning_rate),
+        weight_decay=optimizer.l2,
+        eps=optimizer.epsilon,
+        maximize=False,
+    )

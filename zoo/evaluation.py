@@ -1,0 +1,107 @@
+"""How good a classifier is: predictions, reports, plots."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.special import log_softmax
+from sklearn.metrics import classification_report, confusion_matrix
+
+from zoo.augment import ImageTransform
+from zoo.backends import backend
+
+
+def image_predictor(
+    model: keras.Model, transform: ImageTransform, batch_size: int = 256
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Compiles a function from images, (N, H, W, C) uint8, to logits, (N, classes) float64."""
+    forward = backend.forward(
+        model, lambda images: model(transform.test(images), training=False)
+    )
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        parts = [
+            keras.ops.convert_to_numpy(
+                keras.ops.cast(forward(images[start : start + batch_size]), "float32")
+            )
+            for start in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(parts).astype(np.float64)
+
+    return predict
+
+
+def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean cross-entropy in nats, and the fraction of labels that have the largest logit."""
+    likelihood = log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
+    return float(-likelihood.mean()), float((logits.argmax(-1) == labels).mean())
+
+
+def report(labels: np.ndarray, predictions: np.ndarray) -> str:
+    """Precision, recall and F1 of each class."""
+    return str(classification_report(labels, predictions, digits=4, zero_division=0))
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """(num_classes, num_classes): rows are true classes, columns predicted ones."""
+    return np.asarray(confusion_matrix(labels, predictions, labels=range(num_classes)))
+
+
+def plot_curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Loss and accuracy over the epochs, training and test."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for name, label in ((quantity, "training (augmented, dropout)"), (f"test_{quantity}", "test")):
+            axes.plot(epochs, [row[name] for row in history], marker="o", label=label)
+        axes.set(xlabel="epoch", ylabel=quantity, xticks=epochs)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def plot_confusion(matrix: np.ndarray) -> Figure:
+    """The confusion matrix, each row coloured by its fractions; counts where they can be read."""
+    classes = len(matrix)
+    size = max(5.0, min(14.0, 0.55 * classes))
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    # The square root keeps single mistakes visible beside a diagonal near 1.
+    axes.imshow(np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
+    if classes <= 20:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if fractions[row, column] > 0.3 else "black"
+            axes.text(
+                column, row, str(matrix[row, column]), ha="center", va="center", color=colour, size=8
+            )
+    else:
+        axes.tick_params(labelsize=6)
+    return figure
+
+
+def plot_mistakes(
+    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, count: int = 16
+) -> Figure:
+    """The images that the model got wrong with the greatest confidence."""
+    predictions = logits.argmax(-1)
+    confidence = np.exp(log_softmax(logits, axis=-1).max(-1))
+    wrong = np.flatnonzero(predictions != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    columns = 8 if count > 8 else count
+    rows = -(-count // columns)
+    figure = Figure(figsize=(1.35 * columns, 1.7 * rows), layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, index in zip(grid.flat, worst):
+        axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(
+            f"{predictions[index]} ({confidence[index]:.0%})\ntrue {labels[index]}", fontsize=8
+        )
+    if not len(worst):
+        figure.suptitle("no mistakes")
+    return figure

@@ -1,0 +1,65 @@
+"""Optimizers that mean the same on every backend."""
+
+from typing import Any
+
+import keras
+
+from zoo.backends import backend
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Adam(keras.optimizers.Adam):
+    """Adam with an L2 penalty, as `torch.optim.Adam(weight_decay=l2)` defines it.
+
+    With gradient g of the loss and weight w, at step t:
+
+        g = g + l2·w
+        m = beta_1·m + (1 - beta_1)·g
+        v = beta_2·v + (1 - beta_2)·g²
+        w = w - learning_rate · m/(1 - beta_1^t) / (sqrt(v/(1 - beta_2^t)) + epsilon)
+
+    `keras.optimizers.Adam` differs in three places: its `weight_decay` shrinks the weight past the
+    moments (as AdamW does), its epsilon is 1e-7, and it is added before the bias is corrected.
+
+    Args:
+        learning_rate: a number or a `keras.optimizers.schedules.LearningRateSchedule`.
+        l2: factor of the penalty's gradient, 0 or more.
+        beta_1, beta_2: decay of the moments.
+        epsilon: added to the denominator.
+
+    Source: Kingma and Ba, "Adam", ICLR 2015.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        l2: float = 0.0,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        name: str = "adam",
+        **kwargs: Any,
+    ):
+        if isinstance(learning_rate, int | float) and not learning_rate > 0:
+            raise ValueError(
+                f"`learning_rate` must be above 0. Received: learning_rate={learning_rate}"
+            )
+        if not l2 >= 0:
+            raise ValueError(f"`l2` must be 0 or more. Received: l2={l2}")
+        super().__init__(
+            learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name, **kwargs
+        )
+        self.l2 = l2
+
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        index = self._get_variable_index(variable)
+        moments = self._momentums[index], self._velocities[index]
+        backend.adam_update(self, gradient, variable, *moments, learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for unused in ("amsgrad", "weight_decay"):
+            config.pop(unused)
+        return {**config, "l2": self.l2}

@@ -1,0 +1,97 @@
+"""The run directory: everything a run leaves behind, and what lets it go on.
+
+    config.json        what was asked for
+    history.csv        a row an epoch
+    metrics.json       the results; written last, so its presence says that the run is finished
+    *.png              the plots
+    model.weights.h5   the trained weights
+    checkpoints/       the last two checkpoints
+"""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoints import atomic_write
+
+
+class Run:
+    """A run directory, opened for a configuration.
+
+    Args:
+        path: the directory; created if it is not there.
+        config: what decides the results, as JSON can hold it. A directory begun with another
+            configuration is refused.
+
+    Raises:
+        ValueError: if the path is a file, holds something else than a run, or belongs to another
+            configuration; the text names what differs.
+        OSError: if the directory cannot be created or written to.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(
+                f"`run_dir` must be a directory or a new path. Received: the file {self.path}"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"`run_dir` cannot be created: {error.strerror}. Received: {self.path}"
+            ) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(f"`run_dir` must be writable. Received: {self.path}")
+        config = json.loads(json.dumps(config))
+        if (self.path / "config.json").exists():
+            self._refuse_other(config)
+        elif any(self.path.iterdir()):
+            raise ValueError(
+                "`run_dir` must be new, empty, or an earlier run's. Received: "
+                f"{self.path}, which holds other files"
+            )
+        else:
+            self.write("config.json", _json(config))
+
+    def _refuse_other(self, config: dict[str, Any]) -> None:
+        earlier = json.loads((self.path / "config.json").read_text())
+        differing = [
+            f"{name} was {earlier.get(name)!r} and is {config.get(name)!r}"
+            for name in sorted({*earlier, *config})
+            if earlier.get(name) != config.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"`run_dir` {self.path} belongs to another configuration: {', '.join(differing)}. "
+                "Give the same flags to go on with it, or another `--run-dir`"
+            )
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """The results of a finished run, None before."""
+        file = self.path / "metrics.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file of the directory, whole or not at all."""
+        with atomic_write(self.path / name) as file:
+            file.write(content)
+
+    def write_history(self, rows: list[dict[str, float]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("history.csv", text.getvalue().encode())
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        self.write("metrics.json", _json(metrics))
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,280 @@
+"""Training that can be stopped anywhere and gone on with anywhere.
+
+What a step does depends on the step's number alone: the order of the examples, the augmentation and
+the dropout masks are functions of seed and step. A checkpoint therefore holds the variables and a
+few sums, and the next step after it is the one that would have come.
+"""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zoo import checkpoints, random
+from zoo.augment import ImageTransform
+from zoo.backends import Objective, backend
+from zoo.runs import Run
+
+_PENDING_STEPS = 50  # steps an accelerator may run ahead of the progress bar
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite."""
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C; a checkpoint was written."""
+
+
+@dataclasses.dataclass
+class State:
+    """How far a run has come. Saved with each checkpoint."""
+
+    step: int = 0
+    examples: int = 0  # of the epoch begun
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    timed_examples: int = 0  # all steps but each process' first of its shape
+    timed_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    @property
+    def examples_per_second(self) -> float:
+        return self.timed_examples / self.timed_seconds if self.timed_seconds else math.nan
+
+
+def classification_objective(
+    model: keras.Model, transform: ImageTransform, seed: int
+) -> Objective:
+    """Cross-entropy on logits of augmented images, for `fit`.
+
+    Returns:
+        A function of (images, labels, indices, step): all images (N, H, W, C) uint8 and labels (N,)
+        on the device, the batch's indices (B,) and the step's number.
+    """
+    augmentation = random.key(seed, "augmentation")
+
+    def objective(images: Any, labels: Any, indices: Any, step: Any) -> Any:
+        images = ops.take(images, indices, axis=0)
+        labels = ops.take(labels, indices, axis=0)
+        inputs = transform.training(images, random.fold_in(augmentation, step))
+        logits = model(inputs, training=True)
+        if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
+            logits = ops.cast(logits, "float32")
+        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        correct = ops.equal(ops.argmax(logits, axis=-1), ops.cast(labels, "int64"))
+        return ops.mean(losses), {"accuracy": ops.mean(ops.cast(correct, "float32"))}
+
+    return objective
+
+
+def batch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The order of an epoch's examples, (examples,) int32."""
+    return random.permutation(random.fold_in(random.key(seed, "order"), epoch), examples)
+
+
+def fit(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    objective: Objective,
+    data: tuple[Any, ...],
+    run: Run,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    evaluate: Callable[[], Mapping[str, float]],
+    checkpoint_steps: int = 200,
+    console: Console | None = None,
+) -> State:
+    """Trains, going on after the run's last checkpoint if there is one.
+
+    Args:
+        model, optimizer: restored and updated in place.
+        objective: of (*data, indices, step), gives the batch's mean loss and mean metrics.
+        data: arrays of the same length; they stay on the device.
+        run: where checkpoints and the history go.
+        epochs: passes over the data. The last batch of each may be smaller.
+        batch_size: examples of a step.
+        seed: of the order of the examples.
+        evaluate: called after each epoch; its numbers join the epoch's row of the history.
+        checkpoint_steps: a checkpoint every so many steps, besides one after each epoch.
+        console: where progress is shown.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        Diverged: if the loss turns NaN or infinite; the text names the step.
+        Interrupted: after Ctrl-C, with a checkpoint written. A second Ctrl-C stops at once.
+        OSError: if a checkpoint cannot be written; the last good one stays.
+    """
+    console = console or Console()
+    examples = len(data[0])
+    steps_per_epoch = math.ceil(examples / batch_size)
+    optimizer.build(model.trainable_variables)
+    saved = checkpoints.restore(run.checkpoints, model=model, optimizer=optimizer)
+    state = State(**saved) if saved else State()
+    if saved:
+        console.print(f"Going on after step {state.step} of {epochs * steps_per_epoch}")
+    loop = _Loop(model, optimizer, objective, data, run, state)
+
+    with _interruptible() as interrupted:
+        for epoch in range(state.step // steps_per_epoch, epochs):
+            order = batch_order(seed, epoch, examples)
+            with _progress_bar(console, f"epoch {epoch + 1}/{epochs}", steps_per_epoch) as show:
+                while state.step < (epoch + 1) * steps_per_epoch:
+                    batch = state.step % steps_per_epoch
+                    loop.step(order[batch * batch_size : (batch + 1) * batch_size])
+                    show(batch + 1, state)
+                    if interrupted.is_set():
+                        loop.save()
+                        raise Interrupted(
+                            f"Stopped after step {state.step}; the same command with "
+                            f"`--run-dir {run.path}` goes on"
+                        )
+                    epoch_ends = batch + 1 == steps_per_epoch
+                    if state.step % checkpoint_steps == 0 and not epoch_ends:
+                        loop.save()
+            row = loop.end_epoch(epoch + 1, evaluate)
+            console.print(_line(row, epochs))
+    return state
+
+
+class _Loop:
+    """The steps and the book-keeping around them."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        objective: Objective,
+        data: tuple[Any, ...],
+        run: Run,
+        state: State,
+    ):
+        self._parts = {"model": model, "optimizer": optimizer}
+        self._train_step = backend.train_step(model, optimizer, objective)
+        self._data = tuple(backend.on_device(array) for array in data)
+        self._run = run
+        self._state = state
+        self._pending: list[tuple[int, int, Mapping[str, Any]]] = []
+        self._pending_steps = 1 if backend.device() == "cpu" else _PENDING_STEPS
+        self._shapes: set[int] = set()  # batch sizes that are compiled
+        self._clock = time.perf_counter()
+
+    def step(self, indices: np.ndarray) -> None:
+        state = self._state
+        compiles = len(indices) not in self._shapes
+        if compiles:
+            self._flush()
+        started = time.perf_counter()
+        metrics = self._train_step(*self._data, indices, np.int32(state.step))
+        state.step += 1
+        self._pending.append((state.step, len(indices), metrics))
+        if compiles or len(self._pending) >= self._pending_steps:
+            self._flush()
+        if compiles:
+            self._shapes.add(len(indices))
+        else:
+            state.timed_seconds += time.perf_counter() - started
+            state.timed_examples += len(indices)
+
+    def _flush(self) -> None:
+        """Waits for the steps begun and adds up their metrics."""
+        for step, count, metrics in self._pending:
+            numbers = {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(numbers["loss"]):
+                raise self._diverged(f"The loss is {numbers['loss']} at step {step}")
+            for name, number in numbers.items():
+                self._state.sums[name] = self._state.sums.get(name, 0.0) + number * count
+            self._state.examples += count
+        self._pending.clear()
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            f"{what}. The last good checkpoint in {self._run.checkpoints} stays; a lower learning "
+            "rate may help"
+        )
+
+    def save(self) -> None:
+        self._flush()
+        self._train_step.sync()
+        now = time.perf_counter()
+        self._state.wall_seconds += now - self._clock
+        self._clock = now
+        progress = dataclasses.asdict(self._state)
+        try:
+            checkpoints.save(
+                self._run.checkpoints, progress.pop("step"), progress, **self._parts
+            )
+        except checkpoints.NotFinite as error:
+            raise self._diverged(str(error)) from error
+
+    def end_epoch(self, epoch: int, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        state = self._state
+        self._flush()
+        self._train_step.sync()
+        row = {"epoch": epoch, **{k: v / state.examples for k, v in state.sums.items()}}
+        row |= evaluate()
+        state.history.append(row)
+        state.sums, state.examples = {}, 0
+        self.save()
+        self._run.write_history(state.history)
+        return row
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that a step is never cut in half. A second one raises."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def first(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress_bar(
+    console: Console, description: str, steps: int
+) -> Iterator[Callable[[int, State], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=steps, numbers="")
+
+        def show(done: int, state: State) -> None:
+            means = [f"{k} {v / state.examples:.4f}" for k, v in state.sums.items()]
+            speed = f"{state.examples_per_second:.0f}/s" if state.timed_seconds else ""
+            progress.update(task, completed=done, numbers="  ".join([*means, speed]))
+
+        yield show
+
+
+def _line(row: Mapping[str, float], epochs: int) -> str:
+    numbers = (f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
+    return f"epoch {row['epoch']:.0f}/{epochs}  {'  '.join(numbers)}"
