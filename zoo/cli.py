@@ -16,8 +16,10 @@ def run(main: Callable[[C], Any], config: type[C], arguments: Sequence[str] | No
     Returns:
         The exit status: 0, 1 if the work failed, 2 if it was asked for wrongly, 130 after Ctrl-C.
     """
+    from zoo.backends.common import keep_freed_memory
     from zoo.training import Diverged, Interrupted
 
+    keep_freed_memory()  # before the backend starts its threads
     try:
         main(tyro.cli(config, args=arguments))
     except (Interrupted, KeyboardInterrupt) as error:

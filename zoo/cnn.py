@@ -68,21 +68,18 @@ def cnn_48x48(
         }
 
     def conv(layer: str, channels: int, filters: int) -> Conv2D:
-        return Conv2D(filters, 3, padding="same", **start(layer, 3 * 3 * channels))
+        weights = start(layer, 3 * 3 * channels)
+        return Conv2D(filters, 3, padding="same", activation="relu", **weights)
 
     image = keras.Input((48, 48, 3), name="image")
     x = conv("conv1", 3, 32)(image)
-    x = keras.layers.ReLU(dtype=dtype, name="relu1")(x)
     x = conv("conv2", 32, 64)(x)
-    x = keras.layers.ReLU(dtype=dtype, name="relu2")(x)
     x = MaxPooling2D(2, dtype=dtype, name="pool1")(x)
     x = conv("conv3", 64, 128)(x)
-    x = keras.layers.ReLU(dtype=dtype, name="relu3")(x)
     x = MaxPooling2D(2, dtype=dtype, name="pool2")(x)
     x = keras.layers.Flatten(dtype=dtype, name="flatten")(x)
     x = random.Dropout(dropout, seed, dtype=dtype, name="dropout1")(x)
-    x = keras.layers.Dense(512, **start("fc1", 12 * 12 * 128))(x)
-    x = keras.layers.ReLU(dtype=dtype, name="relu4")(x)
+    x = keras.layers.Dense(512, activation="relu", **start("fc1", 12 * 12 * 128))(x)
     x = random.Dropout(dropout, seed, dtype=dtype, name="dropout2")(x)
     logits = keras.layers.Dense(num_classes, **start("fc2", 512))(x)
     return keras.Model(image, logits, name=name)

@@ -72,7 +72,7 @@ def classification_objective(
         if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
             logits = ops.cast(logits, "float32")
         losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        correct = ops.equal(ops.argmax(logits, axis=-1), ops.cast(labels, "int64"))
+        correct = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
         return ops.mean(losses), {"accuracy": ops.mean(ops.cast(correct, "float32"))}
 
     return objective

@@ -55,12 +55,12 @@ class Backend(Protocol):
         """Makes `function(*arrays)`, which calls `model`, run without gradients and compiled."""
         ...
 
-    def conv2d(self, layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
-        """The convolution of a `zoo.layers.Conv2D`, without its bias."""
+    def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
+        """What a `zoo.layers.Conv2D` computes: convolution, bias, activation."""
         ...
 
     def max_pool2d(self, layer: Any, inputs: Tensor) -> Tensor:
-        """The pooling of a `zoo.layers.MaxPooling2D`."""
+        """What a `zoo.layers.MaxPooling2D` computes."""
         ...
 
     def adam_update(

@@ -1,9 +1,11 @@
 """What the three backends share."""
 
 import ctypes
+import math
 import platform
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -25,14 +27,12 @@ def keep_freed_memory() -> None:
     mallopt(m_arena_max, 1)
 
 
-def conv2d(layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
-    return ops.conv(
-        inputs, kernel, layer.strides, layer.padding, layer.data_format, layer.dilation_rate
-    )
+def conv2d(layer: Any, inputs: Tensor) -> Tensor:
+    return keras.layers.Conv2D.call(layer, inputs)
 
 
 def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
-    return ops.max_pool(inputs, layer.pool_size, layer.strides, layer.padding, layer.data_format)
+    return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
 def adam_update(
@@ -45,8 +45,9 @@ def adam_update(
 ) -> None:
     """Adam of Kingma and Ba with the penalty in the gradient, in plain Keras operations."""
     step = ops.cast(optimizer.iterations + 1, "float32")
-    correction_1 = 1 - ops.power(optimizer.beta_1, step)
-    correction_2 = ops.sqrt(1 - ops.power(optimizer.beta_2, step))
+    # 1 - beta**step; the subtraction itself would leave four digits of 1 - 0.999 in float32.
+    correction_1 = -ops.expm1(math.log(optimizer.beta_1) * step)
+    correction_2 = ops.sqrt(-ops.expm1(math.log(optimizer.beta_2) * step))
     dtype = variable.dtype
     alpha = ops.cast(learning_rate * correction_2 / correction_1, dtype)
     epsilon = ops.cast(optimizer.epsilon * correction_2, dtype)

@@ -1,12 +1,15 @@
 """JAX: compiled steps that give their memory back, convolutions as matrix products on a CPU."""
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
@@ -43,8 +46,6 @@ class TrainStep:
         )
         trainable, non_trainable, _ = self._variables
         self._state: Any = None
-        if jax.default_backend() == "cpu":
-            common.keep_freed_memory()
 
         def loss_of(values: Any, other_values: Any, arrays: Any) -> Any:
             mapping = [*zip(trainable, values), *zip(non_trainable, other_values)]
@@ -97,10 +98,11 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 # ------------------------------------------------------------------ convolution on a CPU
 # XLA's own convolution takes twice as long there, mostly in its gradients.
 
-_CHUNK_BYTES = 5 << 20  # patches of about this size stay in the cache
+_CHUNK_BYTES = 16 << 20  # patches of about this size stay in the cache
 
 
-def conv2d(layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
+def conv2d(layer: Any, inputs: Tensor) -> Tensor:
+    kernel = jnp.asarray(layer.kernel)
     rewritten = (
         jax.default_backend() == "cpu"
         and layer.data_format == "channels_last"
@@ -111,100 +113,116 @@ def conv2d(layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
         and kernel.shape[0] % 2 == 1
         and kernel.shape[1] % 2 == 1
     )
-    if rewritten:
-        return _matmul_conv(inputs, kernel)
-    return common.conv2d(layer, inputs, kernel)
+    if not rewritten:
+        return common.conv2d(layer, inputs)
+    bias = jnp.asarray(layer.bias) if layer.use_bias else jnp.zeros(kernel.shape[-1], kernel.dtype)
+    relu = layer.activation is keras.activations.relu
+    outputs = _matmul_conv(inputs, kernel, bias, relu)
+    return outputs if relu else layer.activation(outputs)
 
 
-def _chunks(x: Tensor, size: int) -> Tensor:
-    return x.reshape(x.shape[0] // size, size, *x.shape[1:])
-
-
-def _chunk_size(batch: int, image_bytes: int) -> int:
-    """The largest divisor of the batch whose patches fit into the cache."""
+def _chunks(x: Tensor, kernel: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B / n, n, H, W, C), n images' patches fitting into the cache."""
+    batch, height, width, _ = x.shape
+    image_bytes = height * width * math.prod(kernel.shape[:3]) * x.dtype.itemsize
     limit = max(1, _CHUNK_BYTES // image_bytes)
-    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= limit)
+    size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= limit)
+    return x.reshape(batch // size, size, *x.shape[1:])
 
 
 def _pad(x: Tensor, kh: int, kw: int) -> Tensor:
     return jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
 
 
-def _row_patches(x: Tensor, kh: int, kw: int) -> Tensor:
-    """Each pixel's row of `kw` neighbours: (B, H, W, C) -> (B, H + kh - 1, W, kw * C)."""
-    width = x.shape[2]
+def _patches(x: Tensor, kh: int, kw: int) -> Tensor:
+    """Each pixel's neighbourhood as a row: (B, H, W, C) -> (B·H·W, kh·kw·C)."""
+    _, height, width, channels = x.shape
     x = _pad(x, kh, kw)
-    return jnp.concatenate([x[:, :, j : j + width] for j in range(kw)], axis=-1)
+    parts = [x[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
+    return jnp.concatenate(parts, axis=-1).reshape(-1, kh * kw * channels)
 
 
-def _forward(x: Tensor, kernel: Tensor) -> Tensor:
+def _forward(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool) -> Tensor:
     kh, kw, channels, filters = kernel.shape
-    batch, height, width, _ = x.shape
-    rows = kernel.reshape(kh, kw * channels, filters)
+    _, height, width, _ = x.shape
+
+    def narrow(images: Tensor) -> Tensor:
+        return _patches(images, kh, kw) @ kernel.reshape(-1, filters)
+
+    def wide(images: Tensor) -> Tensor:
+        # A product for each row of the kernel copies a third of what whole patches would.
+        images = _pad(images, kh, kw)
+        rows = jnp.concatenate([images[:, :, j : j + width] for j in range(kw)], axis=-1)
+        matrices = kernel.reshape(kh, kw * channels, filters)
+        parts = [rows[:, i : i + height].reshape(-1, kw * channels) for i in range(kh)]
+        return sum(part @ matrix for part, matrix in zip(parts, matrices))
 
     def one_chunk(images: Tensor) -> Tensor:
-        patches = _row_patches(images, kh, kw)
-        parts = [
-            patches[:, i : i + height].reshape(-1, kw * channels) @ rows[i] for i in range(kh)
-        ]
-        return sum(parts)
+        outputs = (wide if channels >= 16 else narrow)(images) + bias
+        return jnp.maximum(outputs, 0) if relu else outputs
 
-    size = _chunk_size(batch, kh * kw * channels * height * width * x.dtype.itemsize)
-    return lax.map(one_chunk, _chunks(x, size)).reshape(batch, height, width, filters)
+    return lax.map(one_chunk, _chunks(x, kernel)).reshape(*x.shape[:3], filters)
 
 
-@jax.custom_vjp
-def _matmul_conv(x: Tensor, kernel: Tensor) -> Tensor:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _matmul_conv(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool) -> Tensor:
     """Stride 1, `same`: patches times the kernel as a matrix, a few images at a time."""
-    return _forward(x, kernel)
+    return _forward(x, kernel, bias, relu)
 
 
-def _matmul_conv_forward(x: Tensor, kernel: Tensor) -> Any:
-    return _forward(x, kernel), (x, kernel)
+def _matmul_conv_forward(x: Any, kernel: Any, bias: Any, relu: bool) -> Any:
+    outputs = _forward(x.value, kernel.value, bias.value, relu)
+    # A first layer's input gradient is not wanted. (Residuals are arrays; a key is structure.)
+    wanted = {"input gradient": None} if x.perturbed else {}
+    return outputs, (x.value, kernel.value, outputs, wanted)
 
 
-def _matmul_conv_backward(residuals: Any, gradient: Tensor) -> Any:
-    x, kernel = residuals
+def _matmul_conv_backward(relu: bool, residuals: Any, gradient: Any) -> Any:
+    x, kernel, outputs, wanted = residuals
     kh, kw, channels, filters = kernel.shape
-    batch, height, width, _ = x.shape
-    columns = kh * kw * channels
+    _, height, width, _ = x.shape
+    if isinstance(gradient, SymbolicZero):
+        gradient = jnp.zeros(gradient.shape, gradient.dtype)
 
     def kernel_gradient(images: Tensor, gradients: Tensor) -> Tensor:
-        rows = _row_patches(images, kh, kw)
-        patches = jnp.concatenate([rows[:, i : i + height] for i in range(kh)], axis=-1)
-        return gradients.reshape(-1, filters).T @ patches.reshape(-1, columns)
+        return gradients.T @ _patches(images, kh, kw)
 
     def input_gradient(gradients: Tensor) -> Tensor:
-        patches = gradients.reshape(-1, filters) @ kernel.reshape(columns, filters).T
+        patches = gradients @ kernel.reshape(-1, filters).T
         patches = patches.reshape(-1, height, width, kh, kw, channels)
         # Each of a patch's pixels goes back to the place it came from.
-        parts = [
+        return sum(
             lax.pad(
                 patches[:, :, :, i, j],
                 jnp.zeros((), x.dtype),
-                (
-                    (0, 0, 0),
-                    (i - kh // 2, kh // 2 - i, 0),
-                    (j - kw // 2, kw // 2 - j, 0),
-                    (0, 0, 0),
-                ),
+                ((0, 0, 0), _shift(i - kh // 2), _shift(j - kw // 2), (0, 0, 0)),
             )
             for i in range(kh)
             for j in range(kw)
-        ]
-        return sum(parts)
+        )
 
-    def one_chunk(total: Tensor, chunk: Any) -> Any:
-        images, gradients = chunk
-        return total + kernel_gradient(images, gradients), input_gradient(gradients)
+    def one_chunk(totals: Any, chunk: Any) -> Any:
+        images, results, gradients = chunk
+        if relu:
+            gradients = jnp.where(results > 0, gradients, 0)
+        gradients = gradients.reshape(-1, filters)
+        kernel_total, bias_total = totals
+        totals = kernel_total + kernel_gradient(images, gradients), bias_total + gradients.sum(0)
+        return totals, input_gradient(gradients) if "input gradient" in wanted else None
 
-    size = _chunk_size(batch, columns * height * width * x.dtype.itemsize)
-    zeros = jnp.zeros((filters, columns), kernel.dtype)
-    total, inputs = lax.scan(one_chunk, zeros, (_chunks(x, size), _chunks(gradient, size)))
-    return inputs.reshape(x.shape), total.T.reshape(kernel.shape)
+    zeros = jnp.zeros((filters, kh * kw * channels), kernel.dtype), jnp.zeros(filters, kernel.dtype)
+    chunks = _chunks(x, kernel), _chunks(outputs, kernel), _chunks(gradient, kernel)
+    (kernel_total, bias_total), inputs = lax.scan(one_chunk, zeros, chunks)
+    inputs = jnp.zeros_like(x) if inputs is None else inputs.reshape(x.shape)
+    return inputs, kernel_total.T.reshape(kernel.shape), bias_total
 
 
-_matmul_conv.defvjp(_matmul_conv_forward, _matmul_conv_backward)
+def _shift(count: int) -> tuple[int, int, int]:
+    """`lax.pad`'s argument that moves an axis by `count`, with zeros behind it."""
+    return count, -count, 0
+
+
+_matmul_conv.defvjp(_matmul_conv_forward, _matmul_conv_backward, symbolic_zeros=True)
 
 
 # ------------------------------------------------------------------ pooling on a CPU

@@ -41,9 +41,6 @@ class TrainStep:
     """Forward, backward and update as one graph for each batch shape."""
 
     def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
-        if not _jit_compile():
-            common.keep_freed_memory()
-
         @tf.function(jit_compile=_jit_compile())
         def step(*arrays: Any) -> Any:
             variables = model.trainable_variables

@@ -8,7 +8,6 @@ import torch
 from torch.optim.adam import adam
 
 from zoo.backends.common import conv2d as conv2d
-from zoo.backends.common import keep_freed_memory
 from zoo.backends.common import max_pool2d as max_pool2d
 
 Tensor = Any
@@ -37,8 +36,6 @@ class TrainStep:
         self._model = model
         self._optimizer = optimizer
         self._objective = objective
-        if not torch.cuda.is_available():
-            keep_freed_memory()
 
     def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
         variables = self._model.trainable_variables
@@ -68,9 +65,11 @@ def adam_update(
     velocity: Any,
     learning_rate: Tensor,
 ) -> None:
+    weight = variable.value
     adam(
-        [variable.value],
-        [gradient.to(variable.value.dtype)],
+        [weight],
+        # The kernel walks all four through memory side by side, whatever their strides say.
+        [gradient.to(weight.dtype).contiguous()],
         [momentum.value],
         [velocity.value],
         [],
