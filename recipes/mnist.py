@@ -9,12 +9,14 @@ images; the document's full setting reaches about 99 % (see results/). Run it ag
 Source: the document's section "Exemple de code d'entraînement CNN".
 """
 
+import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -170,4 +172,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.exit_with(main, Config)
+    sys.exit(cli.run(lambda: main(tyro.cli(Config))))

@@ -26,7 +26,7 @@ class Adam(keras.optimizers.Adam):
     Args:
         learning_rate: a number or a `keras.optimizers.schedules.LearningRateSchedule`.
         l2: factor of the penalty's gradient, 0 or more.
-        beta_1, beta_2: decay of the moments.
+        beta_1, beta_2: decay of the moments, in (0, 1).
         epsilon: added to the denominator.
 
     Source: Kingma and Ba, "Adam", ICLR 2015.
@@ -48,6 +48,9 @@ class Adam(keras.optimizers.Adam):
             )
         if not l2 >= 0:
             raise ValueError(f"`l2` must be 0 or more. Received: l2={l2}")
+        for argument, value in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0 < value < 1:
+                raise ValueError(f"`{argument}` must lie in (0, 1). Received: {argument}={value}")
         super().__init__(
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name, **kwargs
         )

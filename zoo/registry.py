@@ -1,6 +1,5 @@
 """The list of models: each builder says here where it comes from and which recipe trains it."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec
@@ -46,19 +45,3 @@ def get(name: str) -> Entry:
             f"`model` must be one of {', '.join(sorted(models))}. Received: model={name}"
         )
     return models[name]
-
-
-def example(name: str, **arguments: object) -> keras.Model:
-    """Builds a model with its defaults, save for the arguments given.
-
-    Raises:
-        ValueError: if the builder does not take an argument; the text lists those it takes.
-    """
-    build = get(name).build
-    known = inspect.signature(build).parameters
-    for argument in arguments:
-        if argument not in known:
-            raise ValueError(
-                f"`{name}` takes {', '.join(known)}. Received: {argument}={arguments[argument]}"
-            )
-    return build(**arguments)

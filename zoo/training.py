@@ -193,7 +193,8 @@ class _Loop:
     def _flush(self) -> None:
         """Waits for the steps begun and adds up their metrics."""
         for step, count, metrics in self._pending:
-            numbers = {name: float(value) for name, value in metrics.items()}
+            names = ["loss", *sorted(set(metrics) - {"loss"})]  # JAX returns them sorted
+            numbers = {name: float(metrics[name]) for name in names}
             if not math.isfinite(numbers["loss"]):
                 raise self._diverged(f"The loss is {numbers['loss']} at step {step}")
             for name, number in numbers.items():

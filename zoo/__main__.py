@@ -1,0 +1,67 @@
+"""python -m zoo: what models there are, and what they are made of."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from zoo import cli, registry, summary
+
+
+def list_models() -> None:
+    """Print every model with its parameter count, document section and recipe."""
+    table = Table("model", "parameters by default", "in general", "section", "recipe")
+    for name, entry in registry.models.items():
+        count = f"{entry.build().count_params():,}"
+        table.add_row(name, count, entry.parameters, entry.section, entry.recipe)
+    _print(table)
+
+
+def show(name: tyro.conf.Positional[str]) -> None:
+    """Print a model's layers with output shapes and the arithmetic of each parameter count.
+
+    The builder's arguments may follow: `show cnn_48x48 --num-classes 43`; `show cnn_48x48 --help`
+    lists them.
+
+    Args:
+        name: a model that `list` shows.
+    """
+    show_model(registry.get(name).build())
+
+
+def show_model(model: keras.Model) -> None:
+    """Prints the table for a model that is built."""
+    table = Table("layer", "kind", "output", "parameters", "", title=model.name)
+    for name, kind, shape, arithmetic, count in summary.rows(model):
+        table.add_row(name, kind, shape, arithmetic, f"{count:,}" if count else "")
+    table.columns[-1].justify = "right"
+    table.add_section()
+    table.add_row("total", "", "", "", f"{model.count_params():,}")
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console = Console(width=160)
+    console.print(table)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parses the command line; `show NAME` hands the rest on to the builder's own arguments."""
+    if len(arguments) > 1 and arguments[0] == "show" and not arguments[1].startswith("-"):
+        name, *rest = arguments[1:]
+        show_model(tyro.cli(registry.get(name).build, args=rest, prog=f"python -m zoo show {name}"))
+        return
+    commands: dict[str, Callable[..., Any]] = {"list": list_models, "show": show}
+    tyro.extras.subcommand_cli_from_dict(
+        commands, args=arguments, prog="python -m zoo", description=__doc__
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(sys.argv[1:])))
