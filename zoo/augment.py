@@ -1,9 +1,9 @@
 """Images in, network input out: the document's three transforms.
 
 Each takes uint8 images, (B, H, W, 1) or (B, H, W, 3), and gives float32, (B, H, W, 3). They run
-inside the compiled training step, on the device, in integer arithmetic: an augmented pixel is a grey
-level, as in Pillow, which torchvision's transforms use. So the same key gives the same pixels, to
-the bit, on every backend.
+inside the compiled training step, on the device, in integer arithmetic: an augmented pixel is a
+grey level, as in Pillow, which torchvision's transforms use. So the same key gives the same pixels,
+to the bit, on every backend.
 
 Resizing is done once, when data is loaded.
 
@@ -134,7 +134,7 @@ class ImageTransform:
 def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """(256, channels) float32: what each grey level becomes. A table rounds alike everywhere."""
     levels = np.arange(256)[:, None] / 255
-    return ((levels - np.array(mean)) / np.array(std)).astype(np.float32)
+    return np.asarray((levels - np.array(mean)) / np.array(std), np.float32)
 
 
 def _look_up(pixels: Tensor, table: np.ndarray) -> Tensor:
@@ -143,7 +143,9 @@ def _look_up(pixels: Tensor, table: np.ndarray) -> Tensor:
     if columns == 1:
         pixels = ops.take(table[:, 0], pixels, axis=0)
         return pixels if pixels.shape[-1] == 3 else ops.repeat(pixels, 3, axis=-1)
-    return ops.take(table.reshape(-1), pixels * columns + ops.arange(columns, dtype="int32"), axis=0)
+    return ops.take(
+        table.reshape(-1), pixels * columns + ops.arange(columns, dtype="int32"), axis=0
+    )
 
 
 _ANGLES = 4096  # so many angles, 0.005 degrees apart for a rotation of ±10

@@ -1,9 +1,9 @@
 """Checkpoints that any backend can go on from, and that survive whatever ends a run.
 
-A checkpoint is one `.npz` file: every variable of the model and of the optimizer by its path, and the
-progress of the run. It is written beside its final name and renamed when it is on the disk, so a
-name that exists holds a whole checkpoint; the archive's own checksums tell one damaged later. The
-last two are kept.
+A checkpoint is one `.npz` file: every variable of the model and of the optimizer by its path, and
+the progress of the run. It is written beside its final name and renamed when it is on the disk, so
+a name that exists holds a whole checkpoint; the archive's own checksums tell one damaged later.
+The last two are kept.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         last = next(iter(_newest_first(folder)), None)
         raise OSError(
@@ -81,7 +81,7 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
     """
     for path in _newest_first(folder):
         try:
-            with np.load(path) as archive:
+            with open(path, "rb") as file, np.load(file) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             progress: dict[str, Any] = json.loads(arrays.pop(_PROGRESS).tobytes())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,7 +1,7 @@
 """Image data sets: MNIST embedded in the package, any other from TensorFlow Datasets by name.
 
-    data = zoo.datasets.load("mnist", image_size=48)
-    data = zoo.datasets.load("visual_domain_decathlon/gtsrb", image_size=48, data_dir="~/tfds")
+data = zoo.datasets.load("mnist", image_size=48)
+data = zoo.datasets.load("visual_domain_decathlon/gtsrb", image_size=48, data_dir="~/tfds")
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class ImageDataset:
         x_train, x_test: (N, H, W, C) uint8, C 1 (grey) or 3 (RGB).
         y_train, y_test: (N,) int32 in [0, num_classes).
         num_classes: how many labels there are.
-        mean, std: for each channel, of the training pixels in [0, 1]; what images are normalised by.
+        mean, std: for each channel, of the training pixels in [0, 1]; to normalise images by.
 
     Raises:
         ValueError: if shapes, types or labels are not as above.
@@ -92,7 +92,8 @@ def load(
         name: "mnist", or a name of TensorFlow Datasets with images and labels, such as
             "fashion_mnist" or "visual_domain_decathlon/gtsrb".
         image_size: height and width to resize every image to; by default as stored.
-        train_examples, test_examples: take only that many, from the beginning.
+        train_examples: take only that many training images, from the beginning.
+        test_examples: likewise of the test images.
         data_dir: where TensorFlow Datasets keeps its data; by default its own folder.
 
     Raises:

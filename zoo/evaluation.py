@@ -17,9 +17,7 @@ def image_predictor(
     model: keras.Model, transform: ImageTransform, batch_size: int = 256
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Compiles a function from images, (N, H, W, C) uint8, to logits, (N, classes) float64."""
-    forward = backend.forward(
-        model, lambda images: model(transform.test(images), training=False)
-    )
+    forward = backend.forward(model, lambda images: model(transform.test(images), training=False))
 
     def predict(images: np.ndarray) -> np.ndarray:
         parts = [
@@ -53,9 +51,11 @@ def plot_curves(history: Sequence[dict[str, float]]) -> Figure:
     """Loss and accuracy over the epochs, training and test."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
+    lines = {"": "training (augmented, dropout)", "test_": "test"}
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for name, label in ((quantity, "training (augmented, dropout)"), (f"test_{quantity}", "test")):
-            axes.plot(epochs, [row[name] for row in history], marker="o", label=label)
+        for prefix, label in lines.items():
+            values = [row[prefix + quantity] for row in history]
+            axes.plot(epochs, values, marker="o", label=label)
         axes.set(xlabel="epoch", ylabel=quantity, xticks=epochs)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -76,7 +76,13 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
         for row, column in np.argwhere(matrix):
             colour = "white" if fractions[row, column] > 0.3 else "black"
             axes.text(
-                column, row, str(matrix[row, column]), ha="center", va="center", color=colour, size=8
+                column,
+                row,
+                str(matrix[row, column]),
+                ha="center",
+                va="center",
+                color=colour,
+                size=8,
             )
     else:
         axes.tick_params(labelsize=6)

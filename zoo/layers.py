@@ -14,7 +14,7 @@ Tensor = Any
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Conv2D(keras.layers.Conv2D):
+class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """`keras.layers.Conv2D`: (B, H, W, C) to (B, H', W', filters)."""
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class Conv2D(keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class MaxPooling2D(keras.layers.MaxPooling2D):
+class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
     """`keras.layers.MaxPooling2D`: (B, H, W, C) to (B, H', W', C)."""
 
     def call(self, inputs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Tensor = Any
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Adam(keras.optimizers.Adam):
+class Adam(keras.optimizers.Adam):  # type: ignore[misc]
     """Adam with an L2 penalty, as `torch.optim.Adam(weight_decay=l2)` defines it.
 
     With gradient g of the loss and weight w, at step t:

@@ -122,9 +122,7 @@ def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
 def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tensor:
     """Booleans that are true with the given probability (to 2**-32)."""
     if not 0 <= probability <= 1:
-        raise ValueError(
-            f"`probability` must lie in [0, 1]. Received: probability={probability}"
-        )
+        raise ValueError(f"`probability` must lie in [0, 1]. Received: probability={probability}")
     xp = np if _is_host(key) else ops
     threshold = round(probability * 2**32) - 2**31
     drawn = bits(key, shape)
@@ -144,7 +142,7 @@ def permutation(key: Key, size: int) -> Tensor:
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Dropout(keras.layers.Layer):
+class Dropout(keras.layers.Layer):  # type: ignore[misc]
     """Sets a fraction `rate` of the inputs to 0 in training and scales the others by 1/(1 - rate).
 
     The mask depends on the seed, on the layer's name and on how many training calls came before;
@@ -186,7 +184,7 @@ class Dropout(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class FanInUniform(keras.initializers.Initializer):
+class FanInUniform(keras.initializers.Initializer):  # type: ignore[misc]
     """Uniform in ±1/sqrt(fan_in): how PyTorch's `nn.Linear` and `nn.Conv2d` begin.
 
     Args:
@@ -220,6 +218,7 @@ def _wrap(number: int) -> int:
 
 
 _GOLDEN = _wrap(0x9E3779B9)  # 2**32 / golden ratio, odd
+_LANES = np.array([1, 2], np.int32)  # tell the two halves of a key apart
 _MULTIPLIER_1 = _wrap(0x7FEB352D)
 _MULTIPLIER_2 = _wrap(0x846CA68B)
 
@@ -252,7 +251,7 @@ def _hash(xp: Any, x: Tensor, key: Key) -> Tensor:
 
 def _fold(xp: Any, key: Key, data: Any) -> Key:
     """Two different hashes of `data`, each one-to-one, make the two halves of the new key."""
-    x = xp.bitwise_xor(xp.multiply(xp.add(data, np.int32([1, 2])), _GOLDEN), key)
+    x = xp.bitwise_xor(xp.multiply(xp.add(data, _LANES), _GOLDEN), key)
     for _ in range(2):
         x = _xor_shift(xp, x, 16)
         x = xp.multiply(x, _MULTIPLIER_1)
@@ -274,4 +273,4 @@ def _normal_table() -> np.ndarray:
     inverse = statistics.NormalDist().inv_cdf
     upper = np.array([inverse(0.5 + (i + 0.5) / 2**16) for i in range(2**15)])
     table = np.concatenate([-upper[::-1], upper])
-    return table / np.sqrt(np.mean(table**2))
+    return np.asarray(table / np.sqrt(np.mean(table**2)))

@@ -1,11 +1,11 @@
 """The run directory: everything a run leaves behind, and what lets it go on.
 
-    config.json        what was asked for
-    history.csv        a row an epoch
-    metrics.json       the results; written last, so its presence says that the run is finished
-    *.png              the plots
-    model.weights.h5   the trained weights
-    checkpoints/       the last two checkpoints
+config.json        what was asked for
+history.csv        a row an epoch
+metrics.json       the results; written last, so its presence says that the run is finished
+*.png              the plots
+model.weights.h5   the trained weights
+checkpoints/       the last two checkpoints
 """
 
 import csv

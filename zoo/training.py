@@ -25,6 +25,8 @@ from zoo.augment import ImageTransform
 from zoo.backends import Objective, backend
 from zoo.runs import Run
 
+Evaluate = Callable[[], Mapping[str, float]]
+
 _PENDING_STEPS = 50  # steps an accelerator may run ahead of the progress bar
 
 
@@ -53,9 +55,7 @@ class State:
         return self.timed_examples / self.timed_seconds if self.timed_seconds else math.nan
 
 
-def classification_objective(
-    model: keras.Model, transform: ImageTransform, seed: int
-) -> Objective:
+def classification_objective(model: keras.Model, transform: ImageTransform, seed: int) -> Objective:
     """Cross-entropy on logits of augmented images, for `fit`.
 
     Returns:
@@ -80,7 +80,8 @@ def classification_objective(
 
 def batch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The order of an epoch's examples, (examples,) int32."""
-    return random.permutation(random.fold_in(random.key(seed, "order"), epoch), examples)
+    order = random.permutation(random.fold_in(random.key(seed, "order"), epoch), examples)
+    return np.asarray(order)
 
 
 def fit(
@@ -93,14 +94,15 @@ def fit(
     epochs: int,
     batch_size: int,
     seed: int,
-    evaluate: Callable[[], Mapping[str, float]],
+    evaluate: Evaluate,
     checkpoint_steps: int = 200,
     console: Console | None = None,
 ) -> State:
     """Trains, going on after the run's last checkpoint if there is one.
 
     Args:
-        model, optimizer: restored and updated in place.
+        model: restored and updated in place.
+        optimizer: likewise.
         objective: of (*data, indices, step), gives the batch's mean loss and mean metrics.
         data: arrays of the same length; they stay on the device.
         run: where checkpoints and the history go.
@@ -216,13 +218,11 @@ class _Loop:
         self._clock = now
         progress = dataclasses.asdict(self._state)
         try:
-            checkpoints.save(
-                self._run.checkpoints, progress.pop("step"), progress, **self._parts
-            )
+            checkpoints.save(self._run.checkpoints, progress.pop("step"), progress, **self._parts)
         except checkpoints.NotFinite as error:
             raise self._diverged(str(error)) from error
 
-    def end_epoch(self, epoch: int, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    def end_epoch(self, epoch: int, evaluate: Evaluate) -> dict[str, float]:
         state = self._state
         self._flush()
         self._train_step.sync()

@@ -87,7 +87,7 @@ def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> Tra
 def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     variables = model.variables
 
-    @jax.jit
+    @jax.jit  # type: ignore[untyped-decorator]
     def compiled(values: Any, arrays: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values))):
             return function(*arrays)
@@ -246,7 +246,7 @@ def _quarters(x: Tensor) -> list[Tensor]:
     return [x[:, i::2, j::2] for i in range(2) for j in range(2)]
 
 
-@jax.custom_vjp
+@jax.custom_vjp  # type: ignore[untyped-decorator]
 def _max_of_four(x: Tensor) -> Tensor:
     a, b, c, d = _quarters(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))

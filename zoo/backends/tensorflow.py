@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from zoo.backends import common
@@ -41,7 +40,7 @@ class TrainStep:
     """Forward, backward and update as one graph for each batch shape."""
 
     def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
-        @tf.function(jit_compile=_jit_compile())
+        @tf.function(jit_compile=_jit_compile())  # type: ignore[untyped-decorator]
         def step(*arrays: Any) -> Any:
             variables = model.trainable_variables
             with tf.GradientTape() as tape:

@@ -54,7 +54,11 @@ def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> Tra
 
 
 def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.no_grad()(function)
+    def without_gradients(*arrays: Any) -> Any:
+        with torch.no_grad():
+            return function(*arrays)
+
+    return without_gradients
 
 
 def adam_update(

@@ -77,9 +77,7 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     save_file(state_dict(model), path)
 
 
-def load(
-    model: keras.Model, state: Mapping[str, np.ndarray] | str | os.PathLike[str]
-) -> None:
+def load(model: keras.Model, state: Mapping[str, np.ndarray] | str | os.PathLike[str]) -> None:
     """Loads a PyTorch `state_dict` into the model, all of it or, in case of an error, nothing.
 
     Args:

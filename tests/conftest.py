@@ -1,0 +1,25 @@
+"""Fixtures of all tests, and the rule that a test marked `gpu` fails where there is none."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from zoo.backends import backend
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and backend.device() == "cpu":
+        pytest.fail("This test needs a GPU and the backend sees none")
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """(8, 48, 48, 1) uint8: drawn figures that leave no row, column or direction alike."""
+    drawn = []
+    for i in range(8):
+        image = Image.new("L", (48, 48), 10 * i)
+        draw = ImageDraw.Draw(image)
+        draw.line((5 + i, 40, 30, 5 + 2 * i), fill=255, width=4)
+        draw.ellipse((20, 18, 40 - i, 42), outline=180, width=3)
+        drawn.append(np.asarray(image))
+    return np.stack(drawn)[..., None]

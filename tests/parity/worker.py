@@ -1,0 +1,133 @@
+"""One task on one backend, in a process of its own: worker.py TASK FOLDER, results as .npz."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+import zoo
+from zoo import checkpoints, datasets, random, training
+from zoo.augment import ImageTransform
+from zoo.backends import backend, name
+from zoo.interop import pytorch
+from zoo.optimizers import Adam
+
+Arrays = dict[str, Any]
+
+
+class Session:
+    """`cnn_48x48` and the first 640 images of MNIST, at the recipe's settings."""
+
+    def __init__(self, dropout: float = 0.5, seed: int = 0):
+        self.data = datasets.load("mnist", 48, train_examples=640, test_examples=64)
+        self.transform = ImageTransform(self.data.mean, self.data.std)
+        self.model = zoo.cnn_48x48(10, dropout=dropout, seed=seed)
+        self.optimizer = Adam(1e-3, l2=1e-4)
+        self.optimizer.build(self.model.trainable_variables)
+        objective = training.classification_objective(self.model, self.transform, seed)
+        self.step = backend.train_step(self.model, self.optimizer, objective)
+        self.arrays = [backend.on_device(a) for a in (self.data.x_train, self.data.y_train)]
+        self.order = training.batch_order(seed, 0, 640)
+
+    def take_step(self, number: int) -> float:
+        indices = self.order[number * 64 : (number + 1) * 64]
+        metrics = self.step(*self.arrays, indices, np.int32(number))
+        return float(metrics["loss"])
+
+    def weights(self) -> Arrays:
+        self.step.sync()
+        variables = self.model.trainable_variables
+        return {v.path.replace("/", "."): ops.convert_to_numpy(v.value) for v in variables}
+
+
+def model(folder: Path) -> Arrays:
+    """Parameters, initial weights, and logits of the test images."""
+    session = Session()
+    inputs = session.transform.test(session.data.x_test)
+    logits = ops.convert_to_numpy(session.model(inputs, training=False))
+    return {"count": session.model.count_params(), "logits": logits, **session.weights()}
+
+
+def augmented(folder: Path) -> Arrays:
+    """Three augmented batches."""
+    session = Session()
+    key = random.key(0, "augmentation")
+    return {
+        str(step): ops.convert_to_numpy(
+            session.transform.training(session.data.x_train[:64], random.fold_in(key, step))
+        )
+        for step in range(3)
+    }
+
+
+def gradients(folder: Path) -> Arrays:
+    """Every parameter's gradient in the first step: what plain descent with rate 1 subtracts."""
+    session = Session()
+    before = session.weights()
+    session.optimizer = keras.optimizers.SGD(1.0)
+    session.optimizer.build(session.model.trainable_variables)
+    objective = training.classification_objective(session.model, session.transform, 0)
+    session.step = backend.train_step(session.model, session.optimizer, objective)
+    loss = session.take_step(0)
+    after = session.weights()
+    return {"loss": loss, **{name: before[name] - after[name] for name in before}}
+
+
+def ten_steps(folder: Path) -> Arrays:
+    """The losses of ten training steps, dropout and augmentation on."""
+    session = Session()
+    return {"losses": np.array([session.take_step(number) for number in range(10)])}
+
+
+def begin(folder: Path) -> Arrays:
+    """Three steps, a checkpoint, and the fourth step."""
+    session = Session()
+    for number in range(3):
+        session.take_step(number)
+    session.step.sync()
+    parts = {"model": session.model, "optimizer": session.optimizer}
+    checkpoints.save(folder / f"from-{name}", 3, {}, **parts)
+    return {"loss": session.take_step(3), **session.weights()}
+
+
+def go_on(folder: Path) -> Arrays:
+    """The fourth step after each backend's checkpoint."""
+    results: Arrays = {}
+    for source in zoo.backends.NAMES:
+        session = Session(seed=0)
+        parts = {"model": session.model, "optimizer": session.optimizer}
+        progress = checkpoints.restore(folder / f"from-{source}", **parts)
+        assert progress == {"step": 3}
+        results[f"{source}:loss"] = session.take_step(3)
+        results |= {f"{source}:{path}": value for path, value in session.weights().items()}
+    return results
+
+
+def from_pytorch(folder: Path) -> Arrays:
+    """Logits of the test images with the weights of each safetensors file; the way back, too."""
+    session = Session()
+    inputs = session.transform.test(session.data.x_test)
+    results = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        pytorch.load(session.model, path)
+        results[path.stem] = ops.convert_to_numpy(session.model(inputs, training=False))
+    for number in range(5):
+        session.take_step(number)
+    session.step.sync()
+    pytorch.save(session.model, folder / "back" / f"{name}.safetensors")
+    results["trained here"] = ops.convert_to_numpy(session.model(inputs, training=False))
+    return results
+
+
+TASKS: dict[str, Callable[[Path], Arrays]] = {
+    task.__name__: task
+    for task in (model, augmented, gradients, ten_steps, begin, go_on, from_pytorch)
+}
+
+if __name__ == "__main__":
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    np.savez(folder / f"{task}-{name}.npz", **TASKS[task](folder))

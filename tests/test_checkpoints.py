@@ -1,0 +1,128 @@
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from zoo import checkpoints
+from zoo.optimizers import Adam
+
+
+def make(units: int = 3, seed: int = 0) -> dict:
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((4,), name="x"), keras.layers.Dense(units, name="dense")]
+    model = keras.Sequential(layers, name="model")
+    optimizer = Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    return {"model": model, "optimizer": optimizer}
+
+
+def values(parts: dict) -> list[np.ndarray]:
+    return [
+        np.array(ops.convert_to_numpy(v.value)) for part in parts.values() for v in part.variables
+    ]
+
+
+def assert_equal(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    parts = make()
+    for i in range(3):
+        variables = parts["model"].trainable_variables
+        parts["optimizer"].apply([ops.ones(v.shape) * i for v in variables], variables)
+    path = checkpoints.save(tmp_path / "new", 3, {"sums": {"loss": 0.1}}, **parts)
+    assert path.name == "step-000000003.npz"
+    other = make(seed=1)
+    assert checkpoints.restore(tmp_path / "new", **other) == {"step": 3, "sums": {"loss": 0.1}}
+    assert_equal(values(other), values(parts))
+    assert int(ops.convert_to_numpy(other["optimizer"].iterations)) == 3
+
+
+def test_the_last_two_are_kept_and_the_newest_restored(tmp_path: Path) -> None:
+    parts = make()
+    for step in (5, 10, 15):
+        checkpoints.save(tmp_path, step, {}, **parts)
+    assert sorted(os.listdir(tmp_path)) == ["step-000000010.npz", "step-000000015.npz"]
+    progress = checkpoints.restore(tmp_path, **parts)
+    assert progress == {"step": 15}
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    assert checkpoints.restore(tmp_path / "none", **make()) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    parts = make(units=1000)
+    checkpoints.save(tmp_path, 1, {}, **parts)
+    expected = values(parts)
+    parts["model"].set_weights([w + 1 for w in parts["model"].get_weights()])
+    path = checkpoints.save(tmp_path, 2, {}, **parts)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    damaged = {"cut": content[:-100], "empty": b"", "text": b"not an archive"}
+    path.write_bytes(damaged.get(damage, content))
+    with pytest.warns(UserWarning, match=r"step-000000002\.npz is damaged .* the one before"):
+        assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
+    assert_equal(values(parts), expected)
+
+
+def test_another_model_is_refused_and_untouched(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, 1, {}, **make(units=3))
+    other = make(units=5)
+    before = values(other)
+    text = r"does not fit this model: model/.*dense/kernel has shape \(4, 3\) instead of \(4, 5\)"
+    with pytest.raises(ValueError, match=text):
+        checkpoints.restore(tmp_path, **other)
+    with pytest.raises(ValueError, match=r"optimizer/adam/iteration is unknown"):
+        checkpoints.restore(tmp_path, model=make()["model"])
+    assert_equal(values(other), before)
+
+
+def test_nan_is_never_saved(tmp_path: Path) -> None:
+    parts = make()
+    checkpoints.save(tmp_path, 1, {}, **parts)
+    kernel, bias = parts["model"].get_weights()
+    kernel[0, 0] = np.nan
+    parts["model"].set_weights([kernel, bias])
+    with pytest.raises(checkpoints.NotFinite, match=r"dense/kernel holds a NaN .* at step 2"):
+        checkpoints.save(tmp_path, 2, {}, **parts)
+    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+
+
+FULL_DISK = """
+import resource, sys
+from tests.test_checkpoints import make
+from zoo import checkpoints
+from pathlib import Path
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+checkpoints.save(folder, 1, {}, **make(units=10))
+try:
+    checkpoints.save(folder, 2, {}, **make(units=10_000))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs POSIX limits")
+def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path) -> None:
+    """The system refuses to write past a limit, in the middle of a file."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    text = result.stdout.splitlines()[-1]
+    assert "Could not write the checkpoint" in text
+    assert "The last good one is" in text
+    assert "step-000000001.npz; make room and run the same command again" in text
+    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+    assert checkpoints.restore(tmp_path, **make(units=10)) == {"step": 1}

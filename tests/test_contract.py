@@ -1,0 +1,108 @@
+"""What every builder promises, whoever wrote it: a new one is tested without being listed here."""
+
+import inspect
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import zoo
+from zoo import registry
+
+BUILDERS = pytest.mark.parametrize("name", registry.models)
+# JAX has float64 only where the process asked for it at its start.
+DTYPES = ["mixed_bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
+
+
+def example_input(model: keras.Model, batch: int = 4) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(batch, *model.input.shape[1:])).astype(model.input.dtype)
+
+
+def example_target(model: keras.Model, batch: int = 4) -> np.ndarray:
+    return np.arange(np.prod((batch, *model.output.shape[1:-1]))).reshape(
+        batch, *model.output.shape[1:-1]
+    ) % int(model.output.shape[-1])
+
+
+def test_every_builder_is_public_and_every_public_name_a_builder() -> None:
+    assert sorted(zoo.__all__) == sorted(registry.models)
+    for name, entry in registry.models.items():
+        assert getattr(zoo, name) is entry.build
+        assert inspect.getdoc(entry.build)
+        assert (Path(__file__).parents[1] / entry.recipe).is_file()
+
+
+@BUILDERS
+def test_shape_and_finite_output(name: str) -> None:
+    model = registry.get(name).build()
+    outputs = ops.convert_to_numpy(model(example_input(model)))
+    assert outputs.shape == (4, *model.output.shape[1:])
+    assert np.isfinite(outputs).all()
+    assert not model.compiled
+
+
+@BUILDERS
+def test_layers_are_named(name: str) -> None:
+    """By hand, not by a counter: weights are matched by path."""
+    first, second = registry.get(name).build(), registry.get(name).build()
+    assert [v.path for v in first.variables] == [v.path for v in second.variables]
+    assert len({v.path for v in first.variables}) == len(first.variables)
+
+
+@BUILDERS
+def test_configuration_round_trip(name: str) -> None:
+    model = registry.get(name).build()
+    again = keras.Model.from_config(model.get_config())
+    assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
+    for a, b in zip(model.get_weights(), again.get_weights()):
+        np.testing.assert_array_equal(a, b)  # the initial weights are a function of the seed
+
+
+@BUILDERS
+def test_save_and_load(name: str, tmp_path: Path) -> None:
+    model = registry.get(name).build()
+    x = example_input(model)
+    expected = ops.convert_to_numpy(model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(ops.convert_to_numpy(loaded(x)), expected)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = registry.get(name).build(seed=1)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(ops.convert_to_numpy(other(x)), expected)
+
+
+@BUILDERS
+def test_training_lowers_the_loss_and_every_weight_takes_part(name: str) -> None:
+    model = registry.get(name).build()
+    x, y = example_input(model), example_target(model)
+    before = [np.array(w) for w in model.get_weights()]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    first = float(model.evaluate(x, y, verbose=0))
+    for _ in range(5):
+        model.train_on_batch(x, y)
+    assert float(model.evaluate(x, y, verbose=0)) < first
+    for weight, old in zip(model.get_weights(), before):
+        assert (weight != old).any()
+
+
+@BUILDERS
+def test_fit_takes_any_batch_size(name: str) -> None:
+    model = registry.get(name).build()
+    x, y = example_input(model, 5), example_target(model, 5)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(x, y, batch_size=2, verbose=0)
+    assert np.isfinite(history.history["loss"][0])
+    assert model.predict(x, batch_size=3, verbose=0).shape[0] == 5
+
+
+@BUILDERS
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtype_policies(name: str, dtype: str) -> None:
+    model = registry.get(name).build(dtype=dtype)
+    outputs = model(example_input(model))
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")

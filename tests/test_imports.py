@@ -1,0 +1,89 @@
+"""What may import what, and what an import may cost."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zoo
+
+PACKAGE = Path(zoo.__file__).parent
+BACKENDS = {"tensorflow", "torch", "jax", "jaxlib"}
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def test_backends_are_imported_in_one_folder_only() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if "backends" not in path.parts]
+    assert len(files) > 10
+    for path in files:
+        assert not imported(path) & BACKENDS, path
+    for name in zoo.backends.NAMES:  # the test sees an import where there is one
+        assert name in imported(PACKAGE / "backends" / f"{name}.py")
+
+
+def test_families_know_no_recipes_and_recipes_no_backends() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert not imported(path) & {"recipes", "tests", "benchmarks"}, path
+    for path in (PACKAGE.parent / "recipes").glob("*.py"):
+        assert not imported(path) & BACKENDS, path
+
+
+def modules(code: str) -> set[str]:
+    result = run(f"{code}; import sys, json; print(json.dumps(list(sys.modules)))")
+    return {name.split(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+
+
+def test_importing_zoo_loads_nothing_but_keras() -> None:
+    """No second backend, nothing that plots, reports or downloads."""
+    added = modules("import zoo") - modules("import keras")
+    assert added <= {"zoo", "PIL", "ctypes", "_ctypes", "statistics", "_statistics"}
+
+
+def test_importing_zoo_adds_at_most_a_fifth_of_a_second() -> None:
+    code = "import keras, time; t = time.perf_counter(); import zoo; print(time.perf_counter() - t)"
+    seconds = [float(run(code).stdout.splitlines()[-1]) for _ in range(3)]
+    assert min(seconds) < 0.2
+
+
+def test_public_names() -> None:
+    for name in zoo.__all__:
+        assert callable(getattr(zoo, name))
+    assert zoo.__version__
+
+
+def test_an_unknown_backend_is_refused_with_those_installed() -> None:
+    result = run("import zoo", KERAS_BACKEND="theano")
+    assert result.returncode
+    assert "KERAS_BACKEND=theano. Installed here: " in result.stderr
+    assert zoo.backends.name in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", zoo.backends.NAMES)
+def test_a_backend_that_is_not_installed_says_what_to_install(name: str) -> None:
+    if name in zoo.backends._installed():
+        pytest.skip(f"{name} is installed here")
+    result = run("import zoo", KERAS_BACKEND=name)
+    assert result.returncode
+    assert f'pip install "keras-zoo[{name}]"' in result.stderr.splitlines()[-1]

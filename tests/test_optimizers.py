@@ -1,0 +1,83 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tests import reference
+from zoo.backends import backend
+from zoo.optimizers import Adam
+
+
+def test_adam_is_pytorchs_over_twenty_steps() -> None:
+    generator = np.random.default_rng(0)
+    start = generator.normal(size=(30, 20)).astype(np.float32)
+    gradients = generator.normal(size=(20, 30, 20)).astype(np.float32)
+    gradients[:, :10] *= 1e-7  # where epsilon counts
+    variable = keras.Variable(start, name="weight")
+    optimizer = Adam(1e-2, l2=0.1)
+    expected, oracle = start.astype(np.float64), reference.Adam(1e-2, 0.1)
+    for gradient in gradients:
+        optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
+        expected = oracle.update(expected, gradient)
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=2e-6)
+
+
+def test_epsilon_is_added_after_the_bias_is_corrected() -> None:
+    variable = keras.Variable(np.zeros(3, np.float32), name="weight")
+    Adam(1.0, epsilon=1e-4).apply([ops.convert_to_tensor(np.float32([1e-4] * 3))], [variable])
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), -0.5, rtol=1e-4)
+
+
+def test_transposed_gradients_meet_their_weights() -> None:
+    """A convolution's gradient may lie in memory in another order than its kernel."""
+    start, gradient = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    variable = keras.Variable(start, name="weight")
+    optimizer = Adam(1e-2)
+    backwards = ops.transpose(ops.convert_to_tensor(np.ascontiguousarray(gradient.T)))
+    optimizer.apply([backwards], [variable])
+    expected = reference.Adam(1e-2, 0.0).update(start, gradient)
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=1e-6)
+
+
+def test_a_schedule_is_followed() -> None:
+    schedule = keras.optimizers.schedules.CosineDecay(0.5, 4)
+    variable = keras.Variable(np.zeros(1, np.float32), name="weight")
+    optimizer = Adam(schedule)
+    moves, before = [], 0.0
+    for _ in range(4):
+        optimizer.apply([ops.convert_to_tensor(np.float32([1.0]))], [variable])
+        after = float(ops.convert_to_numpy(variable.value)[0])
+        moves.append(before - after)
+        before = after
+    np.testing.assert_allclose(moves, [schedule(i) for i in range(4)], rtol=1e-4)
+
+
+def test_it_survives_its_configuration() -> None:
+    optimizer = Adam(1e-2, l2=0.1, epsilon=1e-5)
+    again = Adam.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    assert (again.l2, again.epsilon) == (0.1, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"learning_rate": -1.0}, r"learning_rate=-1\.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"l2": -0.1}, r"l2=-0\.1"),
+        ({"beta_2": 1.0}, r"beta_2=1\.0"),
+    ],
+)
+def test_errors_name_what_was_received(arguments: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Adam(**arguments)
+
+
+def test_keras_training_uses_it() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(Adam(0.05), "mse")
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+    losses = [float(model.train_on_batch(x, y)) for _ in range(100)]
+    assert losses[-1] < losses[0] / 10
+    assert backend.version()
