@@ -87,6 +87,12 @@ def work(contender: str, batch_size: int) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Adds figures to those that the file holds already."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**earlier, **figures}, indent=2) + "\n")
+
+
 class Contender:
     """A worker process."""
 
@@ -156,7 +162,7 @@ def main(config: Config) -> dict[str, Any]:
         )
     Console().print(table)
     if config.json:
-        config.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(config.json, results)
     return results
 
 
