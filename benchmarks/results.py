@@ -37,6 +37,8 @@ SETTING = (
     "schedule", "batch_size", "learning_rate", "weight_decay", "dtype_policy",
 )  # fmt: skip
 
+ORDER = ("recipe", "train_examples", "epochs", "backend")
+
 
 def read_run(folder: Path) -> dict[str, Any]:
     """A run's metrics, the settings that led to them, and its history."""
@@ -55,9 +57,7 @@ def update(machine: str, config: Config) -> None:
         run = read_run(folder)
         key = [run.get(name) for name in SETTING]
         kept = [other for other in content["runs"] if [other.get(n) for n in SETTING] != key]
-        content["runs"] = sorted(
-            [*kept, run], key=lambda r: (r["recipe"], r["train_examples"], r["epochs"], r["backend"])
-        )
+        content["runs"] = sorted([*kept, run], key=lambda r: [r[name] for name in ORDER])
     for name in ("train_step", "pipeline"):
         file = getattr(config, name)
         if file:

@@ -42,7 +42,7 @@ def outputs_and_gradients(layer: keras.layers.Layer, x: np.ndarray, stem: bool) 
     optimizer = keras.optimizers.SGD(1.0)
     optimizer.build(variables)
     step = backend.train_step(
-        model, optimizer, lambda x: (ops.sum(model(x, training=True) * weights), {})
+        model, optimizer, lambda x: (ops.sum(ops.multiply(model(x, training=True), weights)), {})
     )
     step(x)
     step.sync()

@@ -1,4 +1,4 @@
-"""One task on one backend, in a process of its own: worker.py TASK FOLDER, results as .npz."""
+"""Tasks on one backend, in a process of its own: FOLDER DTYPE TASK ..., results as .npz."""
 
 import sys
 from collections.abc import Callable
@@ -17,15 +17,16 @@ from zoo.interop import pytorch
 from zoo.optimizers import Adam
 
 Arrays = dict[str, Any]
+DTYPE = sys.argv[2]
 
 
 class Session:
     """`cnn_48x48` and the first 640 images of MNIST, at the recipe's settings."""
 
-    def __init__(self, dropout: float = 0.5, seed: int = 0):
+    def __init__(self, seed: int = 0):
         self.data = datasets.load("mnist", 48, train_examples=640, test_examples=64)
         self.transform = ImageTransform(self.data.mean, self.data.std)
-        self.model = zoo.cnn_48x48(10, dropout=dropout, seed=seed)
+        self.model = zoo.cnn_48x48(10, seed=seed, dtype=DTYPE)
         self.optimizer = Adam(1e-3, l2=1e-4)
         self.optimizer.build(self.model.trainable_variables)
         objective = training.classification_objective(self.model, self.transform, seed)
@@ -83,6 +84,25 @@ def ten_steps(folder: Path) -> Arrays:
     return {"losses": np.array([session.take_step(number) for number in range(10)])}
 
 
+def one_step(folder: Path) -> Arrays:
+    """The weights of `start.safetensors` after one step on the batch of `batch.npz`, no dropout."""
+    with np.load(folder / "batch.npz") as batch:
+        x, y = batch["x"].astype(DTYPE), batch["y"]
+    model = zoo.cnn_48x48(10, dropout=0.0, dtype=DTYPE)
+    pytorch.load(model, folder / "start.safetensors")
+    optimizer = Adam(1e-3, l2=1e-4)
+    optimizer.build(model.trainable_variables)
+
+    def objective(x: Any, y: Any) -> Any:
+        logits = model(x, training=True)
+        return ops.mean(ops.sparse_categorical_crossentropy(y, logits, from_logits=True)), {}
+
+    step = backend.train_step(model, optimizer, objective)
+    step(backend.on_device(x), backend.on_device(y))
+    step.sync()
+    return pytorch.state_dict(model)
+
+
 def begin(folder: Path) -> Arrays:
     """Three steps, a checkpoint, and the fourth step."""
     session = Session()
@@ -98,7 +118,7 @@ def go_on(folder: Path) -> Arrays:
     """The fourth step after each backend's checkpoint."""
     results: Arrays = {}
     for source in zoo.backends.NAMES:
-        session = Session(seed=0)
+        session = Session()
         parts = {"model": session.model, "optimizer": session.optimizer}
         progress = checkpoints.restore(folder / f"from-{source}", **parts)
         assert progress == {"step": 3}
@@ -125,9 +145,10 @@ def from_pytorch(folder: Path) -> Arrays:
 
 TASKS: dict[str, Callable[[Path], Arrays]] = {
     task.__name__: task
-    for task in (model, augmented, gradients, ten_steps, begin, go_on, from_pytorch)
+    for task in (model, augmented, gradients, ten_steps, one_step, begin, go_on, from_pytorch)
 }
 
 if __name__ == "__main__":
-    task, folder = sys.argv[1], Path(sys.argv[2])
-    np.savez(folder / f"{task}-{name}.npz", **TASKS[task](folder))
+    folder, tasks = Path(sys.argv[1]), sys.argv[3:]
+    for task in tasks:
+        np.savez(folder / f"{task}-{name}.npz", **TASKS[task](folder))
