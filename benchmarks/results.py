@@ -116,9 +116,9 @@ def tables() -> dict[str, str]:
 def with_tables(readme: str) -> str:
     """The README with each table between its markers replaced."""
     for name, content in tables().items():
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, rest = readme.split(begin)
-        readme = before + begin + content + end + rest.split(end)[1]
+        readme = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     return readme
 
 
