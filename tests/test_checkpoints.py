@@ -55,6 +55,14 @@ def test_the_last_two_are_kept_and_the_newest_restored(tmp_path: Path) -> None:
     assert progress == {"step": 15}
 
 
+def test_a_checkpoint_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
+    parts = make()
+    checkpoints.save(tmp_path, 1, {}, **parts)
+    (tmp_path / ".step-000000002.npz.tmp").write_bytes(b"half")
+    assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
+    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+
+
 def test_nothing_to_restore(tmp_path: Path) -> None:
     assert checkpoints.restore(tmp_path / "none", **make()) is None
 

@@ -18,6 +18,12 @@ def test_a_new_run_and_the_same_again(tmp_path: Path) -> None:
     assert (again.path / "history.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
 
 
+def test_a_process_killed_while_it_wrote_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / ".config.json.tmp").write_text('{"see')
+    assert Run(tmp_path, {"seed": 0}).metrics is None
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     Run(tmp_path / "run", {"seed": 0, "epochs": 5, "recipe": "mnist"})
     text = r"another configuration: epochs was 5 and is 3, seed was 0 and is 1\."

@@ -79,6 +79,7 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
     Raises:
         ValueError: if the checkpoint holds other variables; then nothing was restored.
     """
+    remove_unfinished(folder)
     for path in _newest_first(folder):
         try:
             with open(path, "rb") as file, np.load(file) as archive:
@@ -98,7 +99,7 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Any]:
     """Opens a file that takes its name only once all of it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -107,6 +108,12 @@ def atomic_write(path: Path) -> Iterator[Any]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left behind."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

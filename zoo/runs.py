@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints import atomic_write
+from zoo.checkpoints import atomic_write, remove_unfinished
 
 
 class Run:
@@ -47,6 +47,7 @@ class Run:
             ) from error
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionError(f"`run_dir` must be writable. Received: {self.path}")
+        remove_unfinished(self.path)
         config = json.loads(json.dumps(config))
         if (self.path / "config.json").exists():
             self._refuse_other(config)

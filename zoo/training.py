@@ -51,8 +51,9 @@ class State:
     wall_seconds: float = 0.0
 
     @property
-    def examples_per_second(self) -> float:
-        return self.timed_examples / self.timed_seconds if self.timed_seconds else math.nan
+    def examples_per_second(self) -> float | None:
+        """None before there was a step to time."""
+        return self.timed_examples / self.timed_seconds if self.timed_seconds else None
 
 
 def classification_objective(model: keras.Model, transform: ImageTransform, seed: int) -> Objective:
@@ -270,7 +271,8 @@ def _progress_bar(
 
         def show(done: int, state: State) -> None:
             means = [f"{k} {v / state.examples:.4f}" for k, v in state.sums.items()]
-            speed = f"{state.examples_per_second:.0f}/s" if state.timed_seconds else ""
+            rate = state.examples_per_second
+            speed = f"{rate:.0f}/s" if rate else ""
             progress.update(task, completed=done, numbers="  ".join([*means, speed]))
 
         yield show
