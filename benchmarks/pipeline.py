@@ -1,6 +1,6 @@
 """Measures what the data costs: the share of a training step that augmentation takes.
 
-    KERAS_BACKEND=jax python benchmarks/pipeline.py
+    KERAS_BACKEND=jax python -m benchmarks.pipeline
 
 Gathering a batch from the resident images, rotation, brightness, contrast and normalisation are
 part of the compiled training step; here they are compiled alone and timed beside it, in turn.

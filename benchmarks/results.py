@@ -44,6 +44,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """A run's metrics, the settings that led to them, and its history."""
     config = json.loads((folder / "config.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
+    if len(metrics["backends"]) > 1:
+        raise SystemExit(f"{folder} was made on several backends: {metrics['backends']}")
     with open(folder / "history.csv", newline="") as file:
         rows = [{k: round(float(v), 6) for k, v in row.items()} for row in csv.DictReader(file)]
     settings = {name: config[name] for name in SETTING if name in config}
@@ -98,11 +100,13 @@ def tables() -> dict[str, str]:
             name,
             f"{step['images_per_second']:.0f}",
             f"{step['ratio']:.2f}",
-            f"{machine['pipeline'][name]['share_of_step']:.1%}" if name != "document" else "",
+            f"{machine['pipeline'][name]['share_of_step']:.1%}"
+            if name in machine["pipeline"]
+            else "",
             machine["name"],
         )
         for machine in machines
-        if "train_step" in machine
+        if "train_step" in machine and "pipeline" in machine
         for name, step in machine["train_step"].items()
     ]
     speed_head = ("", "images/s", "against the document's code", "of it augmentation", "machine")

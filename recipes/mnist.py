@@ -9,20 +9,19 @@ images; the document's full setting reaches about 99 % (see results/). Run it ag
 Source: the document's section "Exemple de code d'entraînement CNN".
 """
 
+import math
 import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import keras
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from zoo import backends, cli, datasets, evaluation, registry, training
 from zoo.augment import ImageTransform
-from zoo.optimizers import Adam
+from zoo.optimizers import Adam, schedule
 from zoo.runs import Run
 
 
@@ -64,18 +63,14 @@ class Config:
     """A short run: 1 epoch over 12,800 images, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "train_examples"):
+        chosen = {"epochs": 1, "train_examples": 12_800} if self.quick else {"epochs": 5}
+        for name, value in chosen.items():
             if getattr(self, name) is None:
-                chosen = {"epochs": 1, "train_examples": 12_800} if self.quick else {"epochs": 5}
-                object.__setattr__(self, name, chosen.get(name))
+                object.__setattr__(self, name, value)
         for name in ("epochs", "train_examples", "test_examples", "batch_size", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
-        if not self.learning_rate > 0:
-            raise ValueError(
-                f"`learning_rate` must be above 0. Received: learning_rate={self.learning_rate}"
-            )
         if not self.weight_decay >= 0:
             raise ValueError(
                 f"`weight_decay` must be 0 or more. Received: weight_decay={self.weight_decay}"
@@ -98,21 +93,18 @@ def main(config: Config) -> dict[str, Any]:
     if config.deterministic:
         backends.backend.make_deterministic()
 
-    data = datasets.load(
-        config.dataset, 48, config.train_examples, config.test_examples, config.data_dir
-    )
+    counts = config.train_examples, config.test_examples
+    data = datasets.load(config.dataset, 48, *counts, config.data_dir)
     transform = ImageTransform(data.mean, data.std)
     model = entry.build(data.num_classes, seed=config.seed, dtype=config.dtype_policy)
-    steps = -(-len(data.x_train) // config.batch_size) * (config.epochs or 0)
-    rate = config.learning_rate
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-    optimizer = Adam(schedule if config.schedule == "cosine" else rate, l2=config.weight_decay)
+    epochs = config.epochs or 5
+    steps = epochs * math.ceil(len(data.x_train) / config.batch_size)
+    rate = schedule(config.schedule, config.learning_rate, steps)
+    optimizer = Adam(rate, l2=config.weight_decay)
     console.print(
-        f"{model.name} on {data.name} with {backends.name} ({backends.backend.device()}): "
-        f"{len(data.x_train)} images to train on, {len(data.x_test)} to test with; "
-        f"Ctrl-C stops, `--run-dir {path}` goes on"
+        f"{model.name} on {data.name} with {backends.name}: {len(data.x_train)} images to train "
+        f"on, {len(data.x_test)} to test with; Ctrl-C stops, `--run-dir {path}` goes on"
     )
-
     predict = evaluation.image_predictor(model, transform)
 
     def evaluate() -> dict[str, float]:
@@ -125,44 +117,27 @@ def main(config: Config) -> dict[str, Any]:
         training.classification_objective(model, transform, config.seed),
         (data.x_train, data.y_train),
         run,
-        epochs=config.epochs or 0,
+        epochs=epochs,
         batch_size=config.batch_size,
         seed=config.seed,
         evaluate=evaluate,
         checkpoint_steps=config.checkpoint_steps,
         console=console,
     )
-
-    logits = predict(data.x_test)
-    predictions = logits.argmax(-1)
-    test_loss, test_accuracy = evaluation.loss_and_accuracy(logits, data.y_test)
-    matrix = evaluation.confusion(data.y_test, predictions, data.num_classes)
-    console.print(f"Test loss {test_loss:.4f}, test accuracy {test_accuracy:.2%}\n")
-    console.print(evaluation.report(data.y_test, predictions))
-    console.print(f"Confusion matrix (rows true, columns predicted):\n{matrix}")
-    plots: dict[str, Figure] = {
-        "curves.png": evaluation.plot_curves(state.history),
-        "confusion.png": evaluation.plot_confusion(matrix),
-        "mistakes.png": evaluation.plot_mistakes(data.x_test, data.y_test, logits),
-    }
-    for name, figure in plots.items():
-        figure.savefig(path / name, dpi=120)
+    scores = evaluation.write_report(run, state.history, data, predict(data.x_test), console)
     model.save_weights(path / "model.weights.h5")
     metrics = {
         "recipe": "mnist",
         "model": config.model,
         "dataset": data.name,
-        "backend": backends.name,
-        "backend_version": backends.backend.version(),
-        "keras_version": keras.__version__,
-        "device": backends.backend.device(),
+        **training.environment(),
+        "backends": state.backends,
         "seed": config.seed,
         "parameters": model.count_params(),
         "train_examples": len(data.x_train),
         "test_examples": len(data.x_test),
-        "epochs": config.epochs,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
+        "epochs": epochs,
+        **scores,
         "examples_per_second": state.examples_per_second,
         "wall_seconds": state.wall_seconds,
     }

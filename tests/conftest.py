@@ -6,6 +6,8 @@ from PIL import Image, ImageDraw
 
 from zoo.backends import backend
 
+backend.use_full_precision()
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and backend.device() == "cpu":

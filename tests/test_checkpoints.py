@@ -1,7 +1,9 @@
+import contextlib
 import os
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -79,9 +81,32 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damag
         content[len(content) // 2] ^= 1
     damaged = {"cut": content[:-100], "empty": b"", "text": b"not an archive"}
     path.write_bytes(damaged.get(damage, content))
-    with pytest.warns(UserWarning, match=r"step-000000002\.npz is damaged .* the one before"):
+    text = r"step-000000002\.npz is damaged .* set aside as step-000000002\.npz\.damaged.* before"
+    with pytest.warns(UserWarning, match=text):
         assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
     assert_equal(values(parts), expected)
+    # What is set aside takes no place among the last two.
+    checkpoints.save(tmp_path, 2, {}, **parts)
+    assert len(list(tmp_path.glob("step-*.npz"))) == 2
+
+
+def test_every_flipped_bit_of_a_header_is_survived(tmp_path: Path) -> None:
+    parts = make()
+    content = checkpoints.save(tmp_path / "good", 1, {}, **parts).read_bytes()
+    good = values(parts)
+    for position in [*range(60), *range(len(content) - 200, len(content))]:
+        for bit in (0, 3, 7):
+            folder = tmp_path / f"{position}-{bit}"
+            folder.mkdir()
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            (folder / "step-000000001.npz").write_bytes(flipped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                # A flip in a name makes another name of it, and says so.
+                with contextlib.suppress(ValueError):
+                    checkpoints.restore(folder, **parts)
+            assert_equal(values(parts), good)
 
 
 def test_another_model_is_refused_and_untouched(tmp_path: Path) -> None:

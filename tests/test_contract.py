@@ -10,10 +10,11 @@ from keras import ops
 
 import zoo
 from zoo import registry
+from zoo.optimizers import Adam
 
 BUILDERS = pytest.mark.parametrize("name", registry.models)
 # JAX has float64 only where the process asked for it at its start.
-DTYPES = ["mixed_bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
+DTYPES = ["mixed_bfloat16", "bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
 
 
 def example_input(model: keras.Model, batch: int = 4) -> np.ndarray:
@@ -101,8 +102,21 @@ def test_fit_takes_any_batch_size(name: str) -> None:
 
 
 @BUILDERS
+def test_keras_may_be_set_to_channels_first(name: str) -> None:
+    expected = [v.shape for v in registry.get(name).build().variables]
+    keras.config.set_image_data_format("channels_first")
+    try:
+        assert [v.shape for v in registry.get(name).build().variables] == expected
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@BUILDERS
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtype_policies(name: str, dtype: str) -> None:
     model = registry.get(name).build(dtype=dtype)
     outputs = model(example_input(model))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
+    model.compile(Adam(1e-3, l2=1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for _ in range(2):
+        assert np.isfinite(float(model.train_on_batch(example_input(model), example_target(model))))

@@ -66,6 +66,8 @@ def test_it_survives_its_configuration() -> None:
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"l2": -0.1}, r"l2=-0\.1"),
         ({"beta_2": 1.0}, r"beta_2=1\.0"),
+        ({"weight_decay": 0.1}, r"`l2` is .*weight_decay=0\.1"),
+        ({"amsgrad": True}, "amsgrad=True"),
     ],
 )
 def test_errors_name_what_was_received(arguments: dict, text: str) -> None:

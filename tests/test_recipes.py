@@ -120,6 +120,19 @@ def test_another_configuration_is_refused(finished: tuple[Path, str]) -> None:
     assert (folder / "metrics.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("choice", "text"), [("theano", "Installed here: "), (None, "The backend tensorflow is not")]
+)
+def test_a_backend_that_is_not_there(choice: str | None, text: str) -> None:
+    """Unset, Keras takes its own default, which may not be installed."""
+    if choice is None and "tensorflow" in zoo.backends._installed():
+        pytest.skip("tensorflow is installed here")
+    chosen = {**environment(), "KERAS_BACKEND": choice or "", "KERAS_HOME": "/nonexistent"}
+    result = subprocess.run(command("--help"), env=chosen, capture_output=True, text=True)
+    assert result.returncode
+    assert text in result.stderr
+
+
 def test_help_explains_every_flag_with_its_default() -> None:
     output = recipe("--help").stdout
     flags = "dataset epochs batch-size learning-rate weight-decay seed train-examples run-dir quick"
@@ -167,7 +180,8 @@ def checkpointed(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--checkpoint-steps", "2", "--run-dir", str(tmp_path / "run")]
+    small = [*SMALL, "--train-examples", "600", "--deterministic"]
+    arguments = [*small, "--checkpoint-steps", "2", "--run-dir", str(tmp_path / "run")]
     process = subprocess.Popen(
         command(*arguments), env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -180,7 +194,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     again = recipe(*arguments)
     assert again.returncode == 0
     assert "Going on after step" in again.stdout
-    whole = recipe(*SMALL, "--run-dir", str(tmp_path / "whole"))
+    whole = recipe(*small, "--run-dir", str(tmp_path / "whole"))
     assert whole.returncode == 0
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
@@ -190,6 +204,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert (first / "history.csv").read_text() == (second / "history.csv").read_text()
 
 
 @pytest.mark.slow
@@ -209,7 +224,7 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            process.wait(moments.uniform(0.4, 1.0) * seconds)
+            process.wait(moments.uniform(0.2, 1.0) * seconds)
             assert process.returncode == 0
             finished.append(tmp_path / f"killed {len(finished)}")
         except subprocess.TimeoutExpired:

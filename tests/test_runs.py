@@ -10,6 +10,7 @@ from zoo.runs import Run
 def test_a_new_run_and_the_same_again(tmp_path: Path) -> None:
     config = {"seed": 0, "data_dir": None, "shape": (1, 2)}
     run = Run(tmp_path / "a" / "b", config)
+    run.begin()
     assert run.metrics is None
     run.write_history([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
     run.write_metrics({"test_accuracy": 0.5})
@@ -20,12 +21,27 @@ def test_a_new_run_and_the_same_again(tmp_path: Path) -> None:
 
 def test_a_process_killed_while_it_wrote_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / ".config.json.tmp").write_text('{"see')
-    assert Run(tmp_path, {"seed": 0}).metrics is None
+    Run(tmp_path, {"seed": 0}).begin()
     assert os.listdir(tmp_path) == ["config.json"]
 
 
+def test_a_configuration_that_proves_wrong_leaves_the_directory_free(tmp_path: Path) -> None:
+    Run(tmp_path / "run", {"seed": -1})
+    Run(tmp_path / "run", {"seed": 1}).begin()
+    with pytest.raises(ValueError, match="seed was 1 and is -1"):
+        Run(tmp_path / "run", {"seed": -1})
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    Run(tmp_path, {}).begin()
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=rf"holds a damaged {name}"):
+        assert Run(tmp_path, {}).metrics
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path / "run", {"seed": 0, "epochs": 5, "recipe": "mnist"})
+    Run(tmp_path / "run", {"seed": 0, "epochs": 5, "recipe": "mnist"}).begin()
     text = r"another configuration: epochs was 5 and is 3, seed was 0 and is 1\."
     with pytest.raises(ValueError, match=text):
         Run(tmp_path / "run", {"seed": 1, "epochs": 3, "recipe": "mnist"})

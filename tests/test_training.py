@@ -1,5 +1,6 @@
 import csv
 import math
+import signal
 from pathlib import Path
 
 import keras
@@ -19,7 +20,7 @@ class Stop(Exception):
     """Ends a run in the middle."""
 
 
-def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) -> tuple:  # type: ignore[no-untyped-def]
+def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) -> tuple:
     image = keras.Input((5,), name="x")
     start = {n: random.FanInUniform(0, n, 5) for n in ("kernel_initializer", "bias_initializer")}
     x = keras.layers.Dense(8, activation="tanh", **start, name="hidden")(image)
@@ -29,7 +30,7 @@ def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) 
     data = generator.normal(size=(EXAMPLES, 5)).astype(np.float32), np.arange(EXAMPLES) % 3
     seen = []
 
-    def objective(x, y, indices, step):  # type: ignore[no-untyped-def]
+    def objective(x, y, indices, step):
         logits = model(ops.take(x, indices, axis=0), training=True)
         labels = ops.take(y, indices, axis=0)
         losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
@@ -52,7 +53,7 @@ def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) 
         data,
         Run(folder, {}),
         epochs=epochs,
-        batch_size=BATCH,
+        batch_size=arguments.get("batch_size", BATCH),
         seed=SEED,
         evaluate=evaluate,
         checkpoint_steps=arguments.get("checkpoint_steps", 3),
@@ -88,6 +89,44 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> No
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
     losses = [[row["loss"] for row in s.history] for s in (expected, state)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_the_history_survives_a_kill_before_it_is_written(tmp_path: Path) -> None:
+    fit(tmp_path)
+    before = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").unlink()
+    fit(tmp_path)
+    assert (tmp_path / "history.csv").read_text() == before
+
+
+@pytest.mark.parametrize("step", [1, 4, 12])
+def test_ctrl_c_at_any_step_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In an epoch's middle, in its last step, and in the last of all."""
+    whole, expected = fit(tmp_path / "whole")
+    take_step = training._Loop.step
+
+    def interrupted(self: training._Loop, indices: np.ndarray) -> None:
+        take_step(self, indices)
+        if self._state.step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training._Loop, "step", interrupted)
+    with pytest.raises(training.Interrupted, match=f"Stopped after step {step}; "):
+        fit(tmp_path / "stopped")
+    monkeypatch.undo()
+    parts, state = fit(tmp_path / "stopped")
+    losses = [[row["loss"] for row in s.history] for s in (expected, state)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    for a, b in zip(whole.get_weights(), parts.get_weights()):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("argument", ["epochs", "batch_size"])
+def test_counts_below_one(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ValueError, match=f"Received: {argument}=0"):
+        fit(tmp_path, **{argument: 0})
 
 
 def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:

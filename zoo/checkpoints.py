@@ -10,8 +10,7 @@ import contextlib
 import json
 import os
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +81,15 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
     remove_unfinished(folder)
     for path in _newest_first(folder):
         try:
-            with open(path, "rb") as file, np.load(file) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            progress: dict[str, Any] = json.loads(arrays.pop(_PROGRESS).tobytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays, progress = _read(path)
+        except PermissionError:
+            raise  # not the file's fault
+        except Exception as error:  # damage shows in a dozen ways
+            aside = path.with_name(f"{path.name}.damaged")
+            path.rename(aside)
             warnings.warn(
-                f"The checkpoint {path} is damaged ({error}); falling back to the one before",
+                f"The checkpoint {path} is damaged ({error}) and was set aside as {aside.name}; "
+                "falling back to the one before, if there is one",
                 stacklevel=2,
             )
             continue
@@ -106,14 +108,38 @@ def atomic_write(path: Path) -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Says of each array that is missing, unknown, misshapen or not numeric what is wrong."""
+    wrong = [f"{name} is missing" for name in shapes if name not in arrays]
+    for name, array in arrays.items():
+        if name not in shapes:
+            wrong.append(f"{name} is unknown")
+        elif array.shape != shapes[name]:
+            wrong.append(f"{name} has shape {array.shape} instead of {shapes[name]}")
+        elif array.dtype.kind not in "fiub":
+            wrong.append(f"{name} is of type {array.dtype}")
+    return wrong
 
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what a process that was killed while it wrote has left behind."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with open(path, "rb") as file, np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return arrays, json.loads(arrays.pop(_PROGRESS).tobytes())
 
 
 def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -128,13 +154,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _assign(path: Path, arrays: dict[str, np.ndarray], variables: dict[str, Any]) -> None:
     """Assigns all or, if anything does not fit, nothing."""
-    wrong = [f"{name} is missing" for name in variables if name not in arrays]
-    wrong += [f"{name} is unknown" for name in arrays if name not in variables]
-    wrong += [
-        f"{name} has shape {arrays[name].shape} instead of {tuple(variable.shape)}"
-        for name, variable in variables.items()
-        if name in arrays and arrays[name].shape != tuple(variable.shape)
-    ]
+    wrong = misfits(arrays, {name: tuple(v.shape) for name, v in variables.items()})
     if wrong:
         raise ValueError(f"The checkpoint {path} does not fit this model: {'; '.join(wrong)}")
     for name, variable in variables.items():

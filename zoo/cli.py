@@ -23,7 +23,8 @@ def run(command: Callable[[], Any]) -> int:
     except Diverged as error:
         return _complain(str(error), 1)
     except OSError as error:
-        return _complain(error.strerror or str(error), 1)
+        where = f": {error.filename}" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}", 1)
     except (ValueError, ImportError) as error:
         return _complain(str(error), 2)
     return 0

@@ -69,15 +69,20 @@ def cnn_48x48(
 
     def conv(layer: str, channels: int, filters: int) -> Conv2D:
         weights = start(layer, 3 * 3 * channels)
-        return Conv2D(filters, 3, padding="same", activation="relu", **weights)
+        return Conv2D(
+            filters, 3, padding="same", data_format="channels_last", activation="relu", **weights
+        )
+
+    def pool(layer: str) -> MaxPooling2D:
+        return MaxPooling2D(2, data_format="channels_last", dtype=dtype, name=layer)
 
     image = keras.Input((48, 48, 3), name="image")
     x = conv("conv1", 3, 32)(image)
     x = conv("conv2", 32, 64)(x)
-    x = MaxPooling2D(2, dtype=dtype, name="pool1")(x)
+    x = pool("pool1")(x)
     x = conv("conv3", 64, 128)(x)
-    x = MaxPooling2D(2, dtype=dtype, name="pool2")(x)
-    x = keras.layers.Flatten(dtype=dtype, name="flatten")(x)
+    x = pool("pool2")(x)
+    x = keras.layers.Flatten("channels_last", dtype=dtype, name="flatten")(x)
     x = random.Dropout(dropout, seed, dtype=dtype, name="dropout1")(x)
     x = keras.layers.Dense(512, activation="relu", **start("fc1", 12 * 12 * 128))(x)
     x = random.Dropout(dropout, seed, dtype=dtype, name="dropout2")(x)

@@ -189,7 +189,7 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]
         except Exception as error:  # each downloader fails in its own way
             raise OSError(
                 f"Could not download {name}: {type(error).__name__}: {error}. Without a network, "
-                "prepare it elsewhere with TensorFlow Datasets (`tfds build`) and put it at "
+                "prepare it elsewhere (`tfds build --file_format=array_record`) and put it at "
                 f"{builder.data_path}, or give its parent folder as `data_dir`"
             ) from error
     features = builder.info.features
@@ -227,7 +227,14 @@ def _split(builder: Any, split: str) -> tuple[Any, np.ndarray]:
     else:
         import tensorflow_datasets as tfds
 
-        examples = tfds.as_numpy(builder.as_dataset(split, shuffle_files=False))
+        try:
+            examples = tfds.as_numpy(builder.as_dataset(split, shuffle_files=False))
+        except ImportError as error:
+            raise ImportError(
+                f"{builder.data_path} is in the format {builder.info.file_format.value}, which "
+                "only TensorFlow reads. Install TensorFlow, or prepare it again with "
+                "`tfds build --file_format=array_record`"
+            ) from error
     images, labels = [], []
     for example in examples:
         images.append(np.asarray(example["image"]))

@@ -6,11 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 from matplotlib.figure import Figure
+from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.metrics import classification_report, confusion_matrix
 
 from zoo.augment import ImageTransform
 from zoo.backends import backend
+from zoo.datasets import ImageDataset
+from zoo.runs import Run
 
 
 def image_predictor(
@@ -45,6 +48,41 @@ def report(labels: np.ndarray, predictions: np.ndarray) -> str:
 def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
     """(num_classes, num_classes): rows are true classes, columns predicted ones."""
     return np.asarray(confusion_matrix(labels, predictions, labels=range(num_classes)))
+
+
+def write_report(
+    run: Run,
+    history: Sequence[dict[str, float]],
+    data: ImageDataset,
+    logits: np.ndarray,
+    console: Console,
+) -> dict[str, float]:
+    """Prints the scores on the test images, draws the three plots, and returns the scores.
+
+    Args:
+        run: where the plots go.
+        history: a row an epoch, as `zoo.training.fit` makes it.
+        data: of which the test images are used.
+        logits: of the test images, (N, num_classes).
+        console: where the report is printed.
+
+    Returns:
+        `test_loss` and `test_accuracy`.
+    """
+    predictions = logits.argmax(-1)
+    loss, accuracy = loss_and_accuracy(logits, data.y_test)
+    matrix = confusion(data.y_test, predictions, data.num_classes)
+    console.print(f"Test loss {loss:.4f}, test accuracy {accuracy:.2%}\n")
+    console.print(report(data.y_test, predictions))
+    console.print(f"Confusion matrix (rows true, columns predicted):\n{matrix}")
+    plots = {
+        "curves.png": plot_curves(history),
+        "confusion.png": plot_confusion(matrix),
+        "mistakes.png": plot_mistakes(data.x_test, data.y_test, logits),
+    }
+    for name, figure in plots.items():
+        figure.savefig(run.path / name, dpi=120)
+    return {"test_loss": loss, "test_accuracy": accuracy}
 
 
 def plot_curves(history: Sequence[dict[str, float]]) -> Figure:

@@ -9,6 +9,23 @@ from zoo.backends import backend
 Tensor = Any
 
 
+def schedule(name: str, learning_rate: float, steps: int) -> Any:
+    """What the learning rate does over a run of so many steps: "constant", or "cosine" to 0.
+
+    Raises:
+        ValueError: for another name, or a learning rate that is not above 0.
+    """
+    if not learning_rate > 0:
+        raise ValueError(
+            f"`learning_rate` must be above 0. Received: learning_rate={learning_rate}"
+        )
+    if name == "constant":
+        return learning_rate
+    if name == "cosine":
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    raise ValueError(f"`schedule` must be constant or cosine. Received: schedule={name}")
+
+
 @keras.saving.register_keras_serializable("zoo")
 class Adam(keras.optimizers.Adam):  # type: ignore[misc]
     """Adam with an L2 penalty, as `torch.optim.Adam(weight_decay=l2)` defines it.
@@ -42,10 +59,14 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc]
         name: str = "adam",
         **kwargs: Any,
     ):
-        if isinstance(learning_rate, int | float) and not learning_rate > 0:
-            raise ValueError(
-                f"`learning_rate` must be above 0. Received: learning_rate={learning_rate}"
-            )
+        if isinstance(learning_rate, int | float):
+            schedule("constant", learning_rate, 0)
+        for argument in ("amsgrad", "weight_decay"):
+            if kwargs.get(argument):
+                raise ValueError(
+                    f"`{argument}` is not offered; `l2` is `torch.optim.Adam`'s weight decay. "
+                    f"Received: {argument}={kwargs[argument]}"
+                )
         if not l2 >= 0:
             raise ValueError(f"`l2` must be 0 or more. Received: l2={l2}")
         for argument, value in (("beta_1", beta_1), ("beta_2", beta_2)):

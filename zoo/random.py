@@ -58,7 +58,8 @@ def fold_in(key: Key, data: Any) -> Key:
 
     Args:
         key: (2,) int32.
-        data: an integer or an integer scalar tensor; different values never give the same key.
+        data: an integer or an integer scalar tensor; values that differ modulo 2**32
+            never give the same key.
 
     Returns:
         (2,) int32, a tensor if one of the arguments is one.
@@ -87,7 +88,8 @@ def uniform(
     """Uniform float32 numbers in [minval, maxval), on a grid of 2**24 steps.
 
     In [0, 1) and in ranges symmetric about 0 the bits are the same everywhere. In another range a
-    compiler may fuse the multiplication with the addition, and the last bit can differ.
+    compiler may fuse the multiplication with the addition, so that the last bit differs, and the
+    largest numbers may round to `maxval`.
     """
     if not minval < maxval:
         raise ValueError(

@@ -49,6 +49,7 @@ class Run:
             raise PermissionError(f"`run_dir` must be writable. Received: {self.path}")
         remove_unfinished(self.path)
         config = json.loads(json.dumps(config))
+        self._config = config
         if (self.path / "config.json").exists():
             self._refuse_other(config)
         elif any(self.path.iterdir()):
@@ -56,11 +57,14 @@ class Run:
                 "`run_dir` must be new, empty, or an earlier run's. Received: "
                 f"{self.path}, which holds other files"
             )
-        else:
-            self.write("config.json", _json(config))
+
+    def begin(self) -> None:
+        """Makes the directory this configuration's, once the configuration has proved sound."""
+        if not (self.path / "config.json").exists():
+            self.write("config.json", _json(self._config))
 
     def _refuse_other(self, config: dict[str, Any]) -> None:
-        earlier = json.loads((self.path / "config.json").read_text())
+        earlier = self._read("config.json")
         differing = [
             f"{name} was {earlier.get(name)!r} and is {config.get(name)!r}"
             for name in sorted({*earlier, *config})
@@ -75,8 +79,17 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """The results of a finished run, None before."""
-        file = self.path / "metrics.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return self._read("metrics.json") if (self.path / "metrics.json").exists() else None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"`run_dir` {self.path} holds a damaged {name} ({error}). Remove that file, or "
+                "give another `--run-dir`"
+            ) from error
+        return content
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file of the directory, whole or not at all."""
@@ -84,6 +97,9 @@ class Run:
             file.write(content)
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
+        """Writes a row an epoch; nothing before the first."""
+        if not rows:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ from keras import ops
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zoo import checkpoints, random
+from zoo import backends, checkpoints, random
 from zoo.augment import ImageTransform
 from zoo.backends import Objective, backend
 from zoo.runs import Run
@@ -38,6 +38,16 @@ class Interrupted(RuntimeError):
     """Ctrl-C; a checkpoint was written."""
 
 
+def environment() -> dict[str, str]:
+    """What computes, for a run's metrics."""
+    return {
+        "backend": backends.name,
+        "backend_version": backend.version(),
+        "keras_version": keras.__version__,
+        "device": backend.device(),
+    }
+
+
 @dataclasses.dataclass
 class State:
     """How far a run has come. Saved with each checkpoint."""
@@ -48,7 +58,8 @@ class State:
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     timed_examples: int = 0  # all steps but each process' first of its shape
     timed_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    wall_seconds: float = 0.0  # of training, evaluation and checkpoints
+    backends: list[str] = dataclasses.field(default_factory=list)  # in the order they took part
 
     @property
     def examples_per_second(self) -> float | None:
@@ -118,21 +129,29 @@ def fit(
         The state after the last step.
 
     Raises:
+        ValueError: if `epochs` or `batch_size` is not at least 1.
         Diverged: if the loss turns NaN or infinite; the text names the step.
         Interrupted: after Ctrl-C, with a checkpoint written. A second Ctrl-C stops at once.
         OSError: if a checkpoint cannot be written; the last good one stays.
     """
     console = console or Console()
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
     examples = len(data[0])
     steps_per_epoch = math.ceil(examples / batch_size)
     optimizer.build(model.trainable_variables)
+    run.begin()
     saved = checkpoints.restore(run.checkpoints, model=model, optimizer=optimizer)
     state = State(**saved) if saved else State()
     if saved:
         console.print(f"Going on after step {state.step} of {epochs * steps_per_epoch}")
+        run.write_history(state.history)
+    if backends.name not in state.backends:
+        state.backends.append(backends.name)
     loop = _Loop(model, optimizer, objective, data, run, state)
 
-    with _interruptible() as interrupted:
+    with _interruptible() as interrupted, loop:
         for epoch in range(state.step // steps_per_epoch, epochs):
             order = batch_order(seed, epoch, examples)
             with _progress_bar(console, f"epoch {epoch + 1}/{epochs}", steps_per_epoch) as show:
@@ -140,17 +159,14 @@ def fit(
                     batch = state.step % steps_per_epoch
                     loop.step(order[batch * batch_size : (batch + 1) * batch_size])
                     show(batch + 1, state)
-                    if interrupted.is_set():
+                    if batch + 1 == steps_per_epoch:
+                        break  # the epoch's own checkpoint follows
+                    if interrupted.is_set() or state.step % checkpoint_steps == 0:
                         loop.save()
-                        raise Interrupted(
-                            f"Stopped after step {state.step}; the same command with "
-                            f"`--run-dir {run.path}` goes on"
-                        )
-                    epoch_ends = batch + 1 == steps_per_epoch
-                    if state.step % checkpoint_steps == 0 and not epoch_ends:
-                        loop.save()
+                    loop.stop_if(interrupted)
             row = loop.end_epoch(epoch + 1, evaluate)
             console.print(_line(row, epochs))
+            loop.stop_if(interrupted)
     return state
 
 
@@ -176,6 +192,20 @@ class _Loop:
         self._shapes: set[int] = set()  # batch sizes that are compiled
         self._clock = time.perf_counter()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """However the training ended, the model can be used afterwards."""
+        self._train_step.sync()
+
+    def stop_if(self, interrupted: threading.Event) -> None:
+        if interrupted.is_set():
+            raise Interrupted(
+                f"Stopped after step {self._state.step}; the same command with "
+                f"`--run-dir {self._run.path}` goes on"
+            )
+
     def step(self, indices: np.ndarray) -> None:
         state = self._state
         compiles = len(indices) not in self._shapes
@@ -185,16 +215,18 @@ class _Loop:
         metrics = self._train_step(*self._data, indices, np.int32(state.step))
         state.step += 1
         self._pending.append((state.step, len(indices), metrics))
-        if compiles or len(self._pending) >= self._pending_steps:
-            self._flush()
         if compiles:
             self._shapes.add(len(indices))
-        else:
-            state.timed_seconds += time.perf_counter() - started
-            state.timed_examples += len(indices)
+            self._flush(timed=False)
+            return
+        state.timed_seconds += time.perf_counter() - started
+        state.timed_examples += len(indices)
+        if len(self._pending) >= self._pending_steps:
+            self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, timed: bool = True) -> None:
         """Waits for the steps begun and adds up their metrics."""
+        started = time.perf_counter()
         for step, count, metrics in self._pending:
             names = ["loss", *sorted(set(metrics) - {"loss"})]  # JAX returns them sorted
             numbers = {name: float(metrics[name]) for name in names}
@@ -204,6 +236,8 @@ class _Loop:
                 self._state.sums[name] = self._state.sums.get(name, 0.0) + number * count
             self._state.examples += count
         self._pending.clear()
+        if timed:
+            self._state.timed_seconds += time.perf_counter() - started
 
     def _diverged(self, what: str) -> Diverged:
         return Diverged(

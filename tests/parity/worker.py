@@ -149,6 +149,7 @@ TASKS: dict[str, Callable[[Path], Arrays]] = {
 }
 
 if __name__ == "__main__":
+    backend.use_full_precision()
     folder, tasks = Path(sys.argv[1]), sys.argv[3:]
     for task in tasks:
         np.savez(folder / f"{task}-{name}.npz", **TASKS[task](folder))

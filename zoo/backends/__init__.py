@@ -47,6 +47,10 @@ class Backend(Protocol):
         """Asks the library for the same bits each time a run is repeated on one machine."""
         ...
 
+    def use_full_precision(self) -> None:
+        """Turns TF32 off, which GPUs use for float32 products by default; for comparisons."""
+        ...
+
     def train_step(self, model: Any, optimizer: Any, objective: Objective) -> TrainStep:
         """Makes the step that lowers `objective(*arrays) -> (loss, metrics)`."""
         ...

@@ -36,6 +36,10 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
 
 
+def use_full_precision() -> None:
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
 class TrainStep:
     """Keras' variables go in and come out as arrays; the old ones' memory is reused."""
 

@@ -31,6 +31,10 @@ def make_deterministic() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def use_full_precision() -> None:
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
 def _jit_compile() -> bool:
     """XLA makes the step three times slower on a CPU."""
     return bool(tf.config.list_physical_devices("GPU"))
@@ -75,7 +79,9 @@ def adam_update(
     velocity: Any,
     learning_rate: Tensor,
 ) -> None:
-    if tf.distribute.has_strategy():  # the kernel updates one copy, a strategy holds several
+    # The kernel updates one copy of a variable, where a strategy holds several; and in 16 bits it
+    # would round beta_2 to 1.
+    if tf.distribute.has_strategy() or gradient.dtype.size < 4:
         common.adam_update(optimizer, gradient, variable, momentum, velocity, learning_rate)
         return
     # Keras hands its optimizers TensorFlow's variable, not its own wrapper.

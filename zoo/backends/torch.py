@@ -1,5 +1,6 @@
 """PyTorch: eager steps, the fused Adam kernel."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,13 @@ def on_device(array: Any) -> Tensor:
 
 
 def make_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(True)
+
+
+def use_full_precision() -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class TrainStep:

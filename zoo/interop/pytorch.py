@@ -14,12 +14,14 @@ width, channels) here, which permutes the rows of the first dense layer.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import safetensors
-from safetensors.numpy import load_file, save_file
+import safetensors.numpy
+
+from zoo.checkpoints import atomic_write, misfits
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class _Entry:
     """One variable here and one tensor there."""
 
     variable: Any
-    layer: keras.layers.Layer
     flattened: tuple[int, ...] | None  # (H, W, C) if the layer reads flattened features
 
     @property
@@ -74,7 +75,9 @@ def state_dict(model: keras.Model) -> dict[str, np.ndarray]:
 
 def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes `state_dict(model)` to a safetensors file."""
-    save_file(state_dict(model), path)
+    content = safetensors.numpy.save(state_dict(model))
+    with atomic_write(Path(path)) as file:
+        file.write(content)
 
 
 def load(model: keras.Model, state: Mapping[str, np.ndarray] | str | os.PathLike[str]) -> None:
@@ -91,21 +94,14 @@ def load(model: keras.Model, state: Mapping[str, np.ndarray] | str | os.PathLike
     """
     if isinstance(state, str | os.PathLike):
         try:
-            state = load_file(state)
+            state = safetensors.numpy.load_file(state)
         except safetensors.SafetensorError as error:
             raise ValueError(
                 f"`state` must be a safetensors file. Received: {state} ({error})"
             ) from error
     entries = _entries(model)
     arrays = {name: np.asarray(array) for name, array in state.items()}
-    wrong = [f"{name} is missing" for name in entries if name not in arrays]
-    for name, array in arrays.items():
-        if name not in entries:
-            wrong.append(f"{name} is unknown")
-        elif array.shape != entries[name].shape:
-            wrong.append(f"{name} has shape {array.shape} instead of {entries[name].shape}")
-        elif array.dtype.kind not in "fiu":
-            wrong.append(f"{name} is of type {array.dtype}")
+    wrong = misfits(arrays, {name: entry.shape for name, entry in entries.items()})
     if wrong:
         raise ValueError(f"`state` does not fit {model.name}: {'; '.join(wrong)}")
     for name, entry in entries.items():
@@ -121,9 +117,9 @@ def _entries(model: keras.Model) -> dict[str, _Entry]:
         elif isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
             dense = isinstance(layer, keras.layers.Dense)
             shape = flattened if dense else None
-            entries[f"{layer.name}.weight"] = _Entry(layer.kernel, layer, shape)
+            entries[f"{layer.name}.weight"] = _Entry(layer.kernel, shape)
             if layer.use_bias:
-                entries[f"{layer.name}.bias"] = _Entry(layer.bias, layer, None)
+                entries[f"{layer.name}.bias"] = _Entry(layer.bias, None)
             flattened = None if dense else flattened
         elif layer.weights:
             raise ValueError(
