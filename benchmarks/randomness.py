@@ -8,7 +8,7 @@ stream is made as training makes its numbers:
     long    2**24 numbers of each step, a large layer's
     steps   4,096 numbers of each step, a small layer's
     seeds   4,096 numbers of each of the neighbouring seeds 0, 1, 2, ...
-    few     8 numbers of each step, as an augmentation draws them
+    few     256 numbers of each step, a bias vector's or an augmentation's
 """
 
 import shutil
@@ -41,7 +41,7 @@ def blocks(stream: str) -> Iterator[np.ndarray]:
             yield random.bits(random.key(number, stream), 4096)
         elif stream == "few":
             keys = (random.fold_in(root, step) for step in range(512 * number, 512 * (number + 1)))
-            yield np.concatenate([random.bits(key, 8) for key in keys])
+            yield np.concatenate([random.bits(key, 256) for key in keys])
         else:
             yield random.bits(random.fold_in(root, number), 2**24 if stream == "long" else 4096)
 

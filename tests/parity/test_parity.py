@@ -84,9 +84,9 @@ def test_ten_training_steps(same_seed: dict[str, Results]) -> None:
 
 # Adam divides a gradient by its own size: where it is smaller than its rounding error, a weight may
 # move by anything up to the learning rate. In float64, which tells rounding from a mistake, every
-# weight must agree; in float32, all but one in ten thousand. Measured: at most 8 of 9,536,074
+# weight must agree; in float32, all but five in a million. Measured: at most 8 of 9,536,074
 # beyond 1e-5 in one step from the start, 2e-5 the farthest.
-FRACTION_BEYOND = {"float32": 1e-4, "float64": 0.0}
+FRACTION_BEYOND = {"float32": 5e-6, "float64": 0.0}
 
 
 def assert_same_step(found: dict, expected: dict, dtype: str, what: str) -> None:
@@ -94,7 +94,7 @@ def assert_same_step(found: dict, expected: dict, dtype: str, what: str) -> None
     beyond = int((distances > 1e-5).sum())
     print(f"{what}, {dtype}: {distances.max():.0e}, {beyond} of {distances.size} beyond 1e-5")
     assert beyond <= FRACTION_BEYOND[dtype] * distances.size, what
-    assert distances.max() < 1e-3, what
+    assert distances.max() < 2e-4, what
 
 
 @pytest.mark.parametrize("dtype", FRACTION_BEYOND)
