@@ -60,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_it_learns_and_says_so(finished: tuple[Path, str]) -> None:
     folder, output = finished
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["test_accuracy"] > 0.80  # 0.875 was measured on each backend
+    assert metrics["test_accuracy"] > 0.85  # measured: 90.2 to 90.4 %
     assert metrics["examples_per_second"] > 0
     expected = {
         "recipe": "mnist",

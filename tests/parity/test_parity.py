@@ -66,11 +66,11 @@ def test_augmented_pixels_are_the_same_bits(same_seed: dict[str, Results]) -> No
 
 
 def test_gradients(same_seed: dict[str, Results]) -> None:
-    """2e-6 was measured; a pooling window with a near tie, one in a million, makes it 1e-4."""
+    """Measured: 7e-6 on this batch; 2.3e-4 on one where a pooling window had a near tie."""
     results = same_seed["gradients"]
     for a, b in PAIRS:
         for name in results[a]:
-            assert distance(results[a][name], results[b][name]) < 2e-4, name
+            assert distance(results[a][name], results[b][name]) < 3e-4, name
 
 
 def test_ten_training_steps(same_seed: dict[str, Results]) -> None:
