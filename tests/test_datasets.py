@@ -114,7 +114,7 @@ def test_a_prepared_tensorflow_dataset(prepared: Path) -> None:
 
 def test_it_needs_no_tensorflow(prepared: Path) -> None:
     datasets.load("tiny_shapes", image_size=48, data_dir=prepared)
-    installed = zoo.backends._installed()
+    installed = zoo.backends.installed()
     assert "tensorflow" in installed or "tensorflow" not in sys.modules
 
 

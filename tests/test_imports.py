@@ -82,7 +82,7 @@ def test_an_unknown_backend_is_refused_with_those_installed() -> None:
 
 @pytest.mark.parametrize("name", zoo.backends.NAMES)
 def test_a_backend_that_is_not_installed_says_what_to_install(name: str) -> None:
-    if name in zoo.backends._installed():
+    if name in zoo.backends.installed():
         pytest.skip(f"{name} is installed here")
     result = run("import zoo", KERAS_BACKEND=name)
     assert result.returncode

@@ -125,7 +125,7 @@ def test_another_configuration_is_refused(finished: tuple[Path, str]) -> None:
 )
 def test_a_backend_that_is_not_there(tmp_path: Path, choice: str | None, text: str) -> None:
     """Unset, Keras takes its own default, which may not be installed."""
-    if choice is None and "tensorflow" in zoo.backends._installed():
+    if choice is None and "tensorflow" in zoo.backends.installed():
         pytest.skip("tensorflow is installed here")
     chosen = {**environment(), "KERAS_BACKEND": choice or "", "KERAS_HOME": str(tmp_path)}
     result = subprocess.run(command("--help"), env=chosen, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""python -m zoo: what models there are, and what they are made of."""
+"""python -m zoo: what models there are, what they are made of, whether the backends agree."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo import cli, registry, summary
+from zoo.parity import command
 
 
 def list_models() -> None:
@@ -51,16 +52,22 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int | None:
     """Parses the command line; `show NAME` hands the rest on to the builder's own arguments."""
     if len(arguments) > 1 and arguments[0] == "show" and not arguments[1].startswith("-"):
         name, *rest = arguments[1:]
         show_model(tyro.cli(registry.get(name).build, args=rest, prog=f"python -m zoo show {name}"))
-        return
-    commands: dict[str, Callable[..., Any]] = {"list": list_models, "show": show}
-    tyro.extras.subcommand_cli_from_dict(
+        return None
+    commands: dict[str, Callable[..., Any]] = {
+        "list": list_models,
+        "show": show,
+        "check": command.Check,
+        "report": command.rewrite,
+    }
+    chosen = tyro.extras.subcommand_cli_from_dict(
         commands, args=arguments, prog="python -m zoo", description=__doc__
     )
+    return command.run(chosen) if isinstance(chosen, command.Check) else None
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from zoo.training import Diverged, Interrupted
 def run(command: Callable[[], Any]) -> int:
     """Calls a program's work and turns what goes wrong into one line on standard error.
 
+    Args:
+        command: may return an exit status of its own.
+
     Returns:
         The exit status: 0, 1 if the work failed, 2 if it was asked for wrongly, 130 after Ctrl-C.
     """
     keep_freed_memory()  # before the backend starts its threads
     try:
-        command()
+        status = command()
     except (Interrupted, KeyboardInterrupt) as error:
         return _complain(str(error) or "Stopped", 130)
     except Diverged as error:
@@ -27,7 +30,7 @@ def run(command: Callable[[], Any]) -> int:
         return _complain(f"{error.strerror or error}{where}", 1)
     except (ValueError, ImportError) as error:
         return _complain(str(error), 2)
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _complain(text: str, status: int) -> int:

@@ -30,6 +30,7 @@ from zoo.registry import register
     section="Convolutional Neural Networks",
     recipe="recipes/mnist.py",
     parameters="9,530,944 + 513·num_classes",
+    count=lambda num_classes=32, **_: 9_530_944 + 513 * num_classes,
 )
 def cnn_48x48(
     num_classes: int = 32,

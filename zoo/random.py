@@ -164,7 +164,7 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         self.rate = rate
         self.seed = seed
         self.supports_masking = True
-        self._key = key(seed, "dropout", self.name)
+        self.random_key = key(seed, "dropout", self.name)
 
     def build(self, input_shape: Any) -> None:
         # A SeedGenerator is what Keras carries through compiled code and saves without counting
@@ -174,7 +174,7 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if not training or self.rate == 0:
             return inputs
-        mask_key = fold_in(self._key, self.counter.next()[1])
+        mask_key = fold_in(self.random_key, self.counter.next()[1])
         keep = ops.logical_not(bernoulli(mask_key, self.rate, ops.shape(inputs)))
         return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
 

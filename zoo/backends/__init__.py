@@ -51,8 +51,22 @@ class Backend(Protocol):
         """Turns TF32 off, which GPUs use for float32 products by default; for comparisons."""
         ...
 
+    def keep_float64(self) -> None:
+        """Stops Keras from dropping digits of float64 numbers; for comparisons."""
+        ...
+
     def train_step(self, model: Any, optimizer: Any, objective: Objective) -> TrainStep:
         """Makes the step that lowers `objective(*arrays) -> (loss, metrics)`."""
+        ...
+
+    def gradients(
+        self, model: Any, function: Callable[..., Tensor]
+    ) -> Callable[..., tuple[Tensor, list[Tensor | None]]]:
+        """Makes `function(*arrays) -> loss` give the loss and its gradient by each weight.
+
+        In the order of `model.trainable_variables`; None or zeros where the loss does not depend on
+        a weight. The model's other variables are not to be relied on afterwards.
+        """
         ...
 
     def forward(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +94,8 @@ class Backend(Protocol):
         ...
 
 
-def _installed() -> list[str]:
+def installed() -> list[str]:
+    """The backends that can be imported here."""
     return [name for name in NAMES if importlib.util.find_spec(name)]
 
 
@@ -89,12 +104,12 @@ def _check_choice(name: str) -> None:
     if name not in NAMES:
         raise ValueError(
             f"`KERAS_BACKEND` must be one of {', '.join(NAMES)}. Received: KERAS_BACKEND={name}. "
-            f"Installed here: {', '.join(_installed()) or 'none'}"
+            f"Installed here: {', '.join(installed()) or 'none'}"
         )
-    if name not in _installed():
+    if name not in installed():
         raise ImportError(
             f"The backend {name} is not installed. Installed here: "
-            f"{', '.join(_installed()) or 'none'}. Install it with "
+            f"{', '.join(installed()) or 'none'}. Install it with "
             f'`pip install "keras-zoo[{name}]"`, or set `KERAS_BACKEND` to one that is installed'
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend.common import dtypes
 
 Tensor = Any
 
@@ -27,12 +28,32 @@ def keep_freed_memory() -> None:
     mallopt(m_arena_max, 1)
 
 
+def keep_float64() -> None:
+    """Lets two float64 tensors give a float64 one.
+
+    On PyTorch and JAX Keras gives float32: https://github.com/keras-team/keras/issues/23704.
+    """
+    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
+
+
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.Conv2D.call(layer, inputs)
 
 
 def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
+
+
+def corrected(optimizer: Any, learning_rate: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """Adam's step size and epsilon, with the moments' bias corrected, for the coming step."""
+    # Sixteen bits are too few for it.
+    precise = "float64" if dtype == "float64" else "float32"
+    step = ops.cast(optimizer.iterations + 1, precise)
+    # 1 - beta**step; the subtraction itself would leave four digits of 1 - 0.999 in float32.
+    correction_1 = -ops.expm1(math.log(optimizer.beta_1) * step)
+    correction_2 = ops.sqrt(-ops.expm1(math.log(optimizer.beta_2) * step))
+    alpha = ops.cast(learning_rate, precise) * correction_2 / correction_1
+    return ops.cast(alpha, dtype), ops.cast(optimizer.epsilon * correction_2, dtype)
 
 
 def adam_update(
@@ -44,14 +65,7 @@ def adam_update(
     learning_rate: Tensor,
 ) -> None:
     """Adam of Kingma and Ba with the penalty in the gradient, in plain Keras operations."""
-    step = ops.cast(optimizer.iterations + 1, "float32")
-    # 1 - beta**step; the subtraction itself would leave four digits of 1 - 0.999 in float32.
-    correction_1 = -ops.expm1(math.log(optimizer.beta_1) * step)
-    correction_2 = ops.sqrt(-ops.expm1(math.log(optimizer.beta_2) * step))
-    dtype = variable.dtype
-    alpha = ops.cast(learning_rate * correction_2 / correction_1, dtype)
-    epsilon = ops.cast(optimizer.epsilon * correction_2, dtype)
-
+    alpha, epsilon = corrected(optimizer, learning_rate, variable.dtype)
     gradient = gradient + optimizer.l2 * variable
     m = momentum + (1 - optimizer.beta_1) * (gradient - momentum)
     v = velocity + (1 - optimizer.beta_2) * (gradient * gradient - velocity)

@@ -14,6 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
+from zoo.backends.common import keep_float64 as keep_float64
 
 Tensor = Any
 
@@ -87,6 +88,21 @@ class TrainStep:
 
 def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
     return TrainStep(model, optimizer, objective)
+
+
+def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    trainable, others = model.trainable_variables, model.non_trainable_variables
+
+    @jax.jit  # type: ignore[untyped-decorator]
+    def compiled(values: Any, other_values: Any, arrays: Any) -> Any:
+        def loss_of(values: Any) -> Any:
+            mapping = [*zip(trainable, values), *zip(others, other_values)]
+            with keras.StatelessScope(state_mapping=mapping):
+                return function(*arrays)
+
+        return jax.value_and_grad(loss_of)(values)
+
+    return lambda *arrays: compiled([v.value for v in trainable], [v.value for v in others], arrays)
 
 
 def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

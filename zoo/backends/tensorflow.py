@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
+from keras.src.backend.common.variables import standardize_dtype
+from keras.src.backend.tensorflow import core
 
 from zoo.backends import common
 from zoo.backends.common import conv2d as conv2d
@@ -33,6 +35,18 @@ def make_deterministic() -> None:
 
 def use_full_precision() -> None:
     tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+def keep_float64() -> None:
+    """Lets `ops.cast(0.9, "float64")`, which optimizers use, give 0.9 and not the nearest float32."""
+    cast = core.cast
+
+    def exact_cast(x: Any, dtype: Any) -> Any:
+        if isinstance(x, float):
+            return tf.constant(x, standardize_dtype(dtype))
+        return cast(x, dtype)
+
+    core.cast = exact_cast
 
 
 def _jit_compile() -> bool:
@@ -66,6 +80,18 @@ def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> Tra
     return TrainStep(model, optimizer, objective)
 
 
+def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    @tf.function(jit_compile=_jit_compile())  # type: ignore[untyped-decorator]
+    def compiled(*arrays: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = function(*arrays)
+        found = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        # An embedding's gradient names the rows it has.
+        return loss, [None if g is None else tf.convert_to_tensor(g) for g in found]
+
+    return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
+
+
 def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = tf.function(function, jit_compile=_jit_compile())
     return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
@@ -87,20 +113,18 @@ def adam_update(
     # Keras hands its optimizers TensorFlow's variable, not its own wrapper.
     weight = variable if isinstance(variable, tf.Variable) else variable.value
     dtype = weight.dtype
-    step = tf.cast(optimizer.iterations.value + 1, dtype)
-    beta_1_power = tf.pow(tf.cast(optimizer.beta_1, dtype), step)
-    beta_2_power = tf.pow(tf.cast(optimizer.beta_2, dtype), step)
-    # The kernel adds epsilon before it corrects the bias, the definition after.
+    alpha, epsilon = common.corrected(optimizer, learning_rate, dtype.name)
     tf.raw_ops.ResourceApplyAdam(
         var=weight.handle,
         m=momentum.value.handle,
         v=velocity.value.handle,
-        beta1_power=beta_1_power,
-        beta2_power=beta_2_power,
-        lr=tf.cast(learning_rate, dtype),
-        beta1=tf.cast(optimizer.beta_1, dtype),
-        beta2=tf.cast(optimizer.beta_2, dtype),
-        epsilon=optimizer.epsilon * tf.sqrt(1 - beta_2_power),
+        # The kernel's own correction, 1 - power, would leave four digits of 1 - 0.999 in float32.
+        beta1_power=tf.zeros((), dtype),
+        beta2_power=tf.zeros((), dtype),
+        lr=alpha,
+        beta1=tf.constant(optimizer.beta_1, dtype),
+        beta2=tf.constant(optimizer.beta_2, dtype),
+        epsilon=epsilon,
         grad=tf.cast(gradient, dtype) + optimizer.l2 * weight,
         use_locking=False,
     )

@@ -9,6 +9,7 @@ import torch
 from torch.optim.adam import adam
 
 from zoo.backends.common import conv2d as conv2d
+from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
 
 Tensor = Any
@@ -58,6 +59,17 @@ class TrainStep:
 
 def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
     return TrainStep(model, optimizer, objective)
+
+
+def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def with_gradients(*arrays: Any) -> Any:
+        loss = function(*arrays)
+        weights = [variable.value for variable in model.trainable_variables]
+        if not loss.requires_grad:  # nothing it was made of is a weight
+            return loss, [None] * len(weights)
+        return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
+
+    return with_gradients
 
 
 def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,529 @@
+"""What is compared, rung by rung, and how near is near enough.
+
+`u` is the unit roundoff: 2**-24 in float32, 2**-53 in float64. A sum of n rounded terms is off by
+about u·sqrt(n), relative to its terms, and what one layer is off by, the next one takes in; so a
+layer's tolerance grows with the square root of all the terms summed up to it. Two libraries also
+compute functions such as exp with errors of some u, as if 64 more terms were summed.
+
+float64 tells rounding from a mistake: there rounding shrinks by 2**-29, and a mistake stays. Where
+float32 goes beyond its tolerance, but not far, and the same numbers agree in float64, the row says
+"rounding".
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.parity import tasks
+from zoo.parity.case import Case
+from zoo.parity.distance import distance
+from zoo.parity.report import Row
+
+U = {"float32": 2.0**-24, "float64": 2.0**-53}
+FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training steps
+
+
+@dataclass
+class Evidence:
+    """What the workers found out.
+
+    Attributes:
+        case: what is checked.
+        folder: where their arrays lie.
+        names: the backends.
+        precisions: those that were run.
+        results: what the tasks returned, by (task, backend, precision).
+        errors: why the others did not, by the same.
+    """
+
+    case: Case
+    folder: Path
+    names: tuple[str, ...]
+    precisions: tuple[str, ...]
+    results: dict[tuple[str, str, str], Any]
+    errors: dict[tuple[str, str, str], str]
+
+    def done(self, task: str, precision: str) -> list[str]:
+        """The backends on which a task came to its end."""
+        return [name for name in self.names if (task, name, precision) in self.results]
+
+    def pairs(self, task: str) -> Iterator[tuple[str, str, str]]:
+        """(backend, backend, precision) of all that can be compared."""
+        for precision in self.precisions:
+            for a, b in combinations(self.done(task, precision), 2):
+                yield a, b, precision
+
+    def arrays(self, what: str, name: str, precision: str) -> dict[str, np.ndarray]:
+        with np.load(tasks.path_of(self.folder, what, name, precision)) as file:
+            return dict(file)
+
+    def any_result(self, task: str) -> Any:
+        return next((r for (t, _, _), r in self.results.items() if t == task), None)
+
+
+class Reading(NamedTuple):
+    """A distance measured between two backends, and what is allowed."""
+
+    where: str
+    distance: float
+    tolerance: float
+    rounding_limit: float  # how far beyond is still rounding if float64 agrees
+
+
+def judge(
+    what: str,
+    between: tuple[str, ...],
+    precision: str,
+    readings: Iterable[Reading],
+    agrees_in_float64: bool = False,
+) -> Row:
+    """One row of several readings: the first that is at fault, else the farthest."""
+    readings = list(readings)
+
+    def status(reading: Reading) -> str:
+        if reading.distance <= reading.tolerance:
+            return "agrees"
+        if agrees_in_float64 and reading.distance <= reading.rounding_limit:
+            return "rounding"
+        return "differs"
+
+    if not readings:
+        return Row(what, between, precision, "agrees", detail="nothing to compare")
+    for wanted in ("differs", "rounding"):
+        first = next((r for r in readings if status(r) == wanted), None)
+        if first is not None:
+            break
+    else:
+        wanted = "agrees"
+        first = max(readings, key=lambda r: r.distance / r.tolerance if r.tolerance else 0.0)
+    return Row(what, between, precision, wanted, first.distance, first.tolerance, first.where)
+
+
+def _growth(called: list[tuple[str, int, int]]) -> list[float]:
+    """sqrt of the terms summed up to each layer and in it."""
+    total, result = 64, []
+    for _, terms, _ in called:
+        total += terms
+        result.append(math.sqrt(total))
+    return result
+
+
+# ------------------------------------------------------------------ the rungs
+
+
+def parameters(evidence: Evidence) -> Iterator[Row]:
+    """Names, shapes, types, counts, and the initial weights."""
+    precision = evidence.precisions[0]
+    names = evidence.done("describe", precision)
+    found = {name: evidence.results["describe", name, precision] for name in names}
+    for a, b in combinations(names, 2):
+        ours, theirs = found[a]["variables"], found[b]["variables"]
+        for path in [*ours, *(path for path in theirs if path not in ours)]:
+            if path not in ours or path not in theirs:
+                detail = f"only on {a if path in ours else b}"
+            elif path in found[a]["generators"]:
+                continue
+            elif ours[path][0] != theirs[path][0]:
+                detail = f"shape {ours[path][0]} and {theirs[path][0]}"
+            elif ours[path][2] != theirs[path][2]:
+                detail = "trainable on one only"
+            else:
+                continue
+            yield Row("variables", (a, b), precision, "differs", where=path, detail=detail)
+            break
+        else:
+            count = f"{len(ours)} variables, {found[a]['parameters']:,} parameters"
+            yield Row("variables", (a, b), precision, "agrees", detail=count)
+        bits = found[a]["digests"], found[b]["digests"]
+        other = [path for path in bits[0] if bits[0][path] != bits[1].get(path)]
+        what = "initial weights"
+        if not other:
+            yield Row(what, (a, b), precision, "agrees", detail="the same bits")
+        elif evidence.case.portable:
+            detail = "not the same bits, which this model promises"
+            yield Row(what, (a, b), precision, "differs", where=other[0], detail=detail)
+        else:
+            detail = (
+                f"{len(other)} tensors come from the backend's own generator; the check gives all "
+                "backends the same weights"
+            )
+            yield Row(what, (a, b), precision, "ruled out", where=other[0], detail=detail)
+    for name in names if evidence.case.parameters is not None else ():
+        count, expected = found[name]["parameters"], evidence.case.parameters
+        status = "agrees" if count == expected else "differs"
+        detail = f"{count:,}; the closed form gives {expected:,}"
+        yield Row("closed form", (name,), precision, status, detail=detail)
+
+
+def outputs(precision: str) -> Callable[[Evidence], Iterator[Row]]:
+    """Layer by layer, in the order in which they are called."""
+
+    def compare(evidence: Evidence) -> Iterator[Row]:
+        for mode in ("inference", "training"):
+            for a, b in combinations(evidence.done("outputs", precision), 2):
+                readings = layer_readings(evidence, mode, a, b, precision)
+                # The measured rounding is in the tolerance: there is no second limit.
+                yield judge(f"{mode} mode", (a, b), precision, readings)
+
+    return compare
+
+
+def layer_readings(evidence: Evidence, mode: str, a: str, b: str, precision: str) -> list[Reading]:
+    """The distance of every layer's output."""
+    called, other = (evidence.results["outputs", name, precision][mode] for name in (a, b))
+    if [path for path, *_ in called] != [path for path, *_ in other]:
+        odd = next((x[0] for x, y in zip(called, other) if x[0] != y[0]), "the last layers")
+        return [Reading(f"{odd} (layers are called in another order)", math.inf, 0.0, 0.0)]
+    first, second = (evidence.arrays(mode, name, precision) for name in (a, b))
+    own = _own_rounding(evidence, mode) if precision == "float32" else {}
+    readings = []
+    for i, ((path, *_), growth) in enumerate(zip(called, _growth(called))):
+        tolerance = FLOAT64
+        if precision == "float32":
+            tolerance = max(8 * U[precision] * growth, 16 * own.get(path, 0.0))
+        found = distance(first[str(i)], second[str(i)])
+        readings.append(Reading(path, found, tolerance, tolerance))
+    return readings
+
+
+def _own_rounding(evidence: Evidence, mode: str) -> dict[str, float]:
+    """How far float32 is from float64 at each layer on the backend where it is least far.
+
+    Ill-conditioned layers amplify rounding, on all backends alike; a mistake is on one.
+    """
+    least: dict[str, float] = {}
+    for name in evidence.done("outputs", "float32"):
+        if name not in evidence.done("outputs", "float64"):
+            continue
+        called = evidence.results["outputs", name, "float32"][mode]
+        if called != evidence.results["outputs", name, "float64"][mode]:
+            continue
+        single, double = (evidence.arrays(mode, name, p) for p in ("float32", "float64"))
+        for i, (path, *_) in enumerate(called):
+            off = distance(single[str(i)].astype(np.float64), double[str(i)])
+            least[path] = min(off, least.get(path, math.inf))
+    return least
+
+
+def _compared(
+    evidence: Evidence,
+    task: str,
+    what: str,
+    readings: Callable[[str, str, str], list[Reading]],
+) -> Iterator[Row]:
+    """A row for each pair and precision; float64 is the judge of float32."""
+    agrees: dict[tuple[str, str], bool] = {}
+    for a, b, precision in sorted(evidence.pairs(task), key=lambda pair: pair[2], reverse=True):
+        row = judge(what, (a, b), precision, readings(a, b, precision), agrees.get((a, b), False))
+        if precision == "float64":
+            agrees[a, b] = row.status == "agrees"
+        yield row
+
+
+def gradients(evidence: Evidence) -> Iterator[Row]:
+    """Of the loss by each weight, the last layer's first, as the backward pass goes."""
+
+    def readings(a: str, b: str, precision: str) -> list[Reading]:
+        first, second = (evidence.arrays("gradients", name, precision) for name in (a, b))
+        order, places, growth = _backward_order(evidence, list(first))
+        tolerance = FLOAT64
+        if precision == "float32":
+            tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + places)
+        # What is 0 but for rounding, such as a bias in front of a normalisation, is measured
+        # against the largest gradient of all.
+        largest = max(float(np.abs(x).max(initial=0)) for k, x in first.items() if k != "loss")
+        return [
+            Reading(
+                path,
+                distance(first[path], second[path], 0.01 * largest if path != "loss" else 0.0),
+                tolerance,
+                100 * tolerance,  # a near tie in one pooling window decides some gradients
+            )
+            for path in order
+        ]
+
+    yield from _compared(evidence, "gradients", "loss and gradients", readings)
+
+
+def _backward_order(evidence: Evidence, paths: list[str]) -> tuple[list[str], int, float]:
+    """The loss, then weights from the output on; the most places, and the model's growth."""
+    described = evidence.any_result("describe")
+    called = (evidence.any_result("outputs") or {}).get("training", [])
+    ready = {path: i for i, (path, *_) in enumerate(called)}
+    owners = described["owners"] if described else {}
+    weights = [path for path in paths if path != "loss"]
+
+    def position(path: str) -> int:
+        owner = owners.get(path, "")
+        while owner and owner not in ready:  # a cell stands where its layer does
+            owner = owner.rpartition("/")[0]
+        return -ready.get(owner, 0)
+
+    places = max((places for *_, places in called), default=1)
+    growth = _growth(called)[-1] if called else 8.0
+    return ["loss", *sorted(weights, key=position)], places, growth
+
+
+def optimizer_steps(evidence: Evidence) -> Iterator[Row]:
+    """Each optimizer's weights after two steps on the same gradients."""
+    names = evidence.any_result("optimizer_steps") or []
+    loaded = {
+        (name, precision): evidence.arrays("optimizers", name, precision)
+        for precision in evidence.precisions
+        for name in evidence.done("optimizer_steps", precision)
+    }
+
+    for optimizer in names:
+
+        def readings(a: str, b: str, precision: str, optimizer: str = optimizer) -> list[Reading]:
+            first, second = loaded[a, precision], loaded[b, precision]
+            tolerance = FLOAT64 if precision == "float64" else 32 * U[precision]
+            return [
+                Reading(
+                    key.removeprefix(f"{optimizer}: "),
+                    distance(first[key], second[key]),
+                    tolerance,
+                    8 * tolerance,
+                )
+                for key in first
+                if key.startswith(f"{optimizer}: ")
+            ]
+
+        yield from _compared(evidence, "optimizer_steps", optimizer, readings)
+
+
+def training(evidence: Evidence) -> Iterator[Row]:
+    """The losses of training steps from one seed."""
+
+    def readings(a: str, b: str, precision: str) -> list[Reading]:
+        first, second = (evidence.arrays("losses", name, precision)["losses"] for name in (a, b))
+        result = []
+        for step, (x, y) in enumerate(zip(first, second), 1):
+            tolerance = FLOAT64 if precision == "float64" else 1e-6 * 2**step
+            found = distance(np.atleast_1d(x), np.atleast_1d(y))
+            result.append(Reading(f"step {step}", found, tolerance, 100 * tolerance))
+        return result
+
+    yield from _compared(evidence, "train", f"{evidence.case.steps} losses", readings)
+
+
+def state(evidence: Evidence) -> Iterator[Row]:
+    """What a call in training mode leaves behind: statistics, states, counters."""
+    described = evidence.any_result("describe")
+    owners = described["owners"] if described else {}
+
+    def readings(a: str, b: str, precision: str) -> list[Reading]:
+        first, second = (evidence.arrays("state", name, precision) for name in (a, b))
+        called = evidence.results["outputs", a, precision]["training"]
+        growth = {path: g for (path, *_), g in zip(called, _growth(called))}
+        own = _own_rounding(evidence, "training") if precision == "float32" else {}
+        result = []
+        for path in [*first, *(path for path in second if path not in first)]:
+            owner = owners.get(path, "")
+            tolerance = FLOAT64
+            if precision == "float32":
+                measured = 16 * own.get(owner, 0.0)
+                tolerance = max(8 * U[precision] * growth.get(owner, 8.0), measured)
+            known = path in first and path in second
+            found = distance(first[path], second[path]) if known else math.inf
+            result.append(Reading(path, found, tolerance, 100 * tolerance))
+        return result
+
+    yield from _compared(evidence, "outputs", "after a call in training mode", readings)
+    for name in evidence.names:
+        result = evidence.results.get(("describe", name, evidence.precisions[0]))
+        for paths in result["shared streams"] if result else ():
+            detail = "these layers draw the same numbers; give them names or seeds of their own"
+            where = ", ".join(paths)
+            yield Row("random streams", (name,), "", "differs", where=where, detail=detail)
+
+
+def samples(evidence: Evidence) -> Iterator[Row]:
+    """Tokens have to be the same, images near."""
+
+    def readings(a: str, b: str, precision: str) -> list[Reading]:
+        first, second = (evidence.arrays("samples", name, precision) for name in (a, b))
+        tolerance = FLOAT64 if precision == "float64" else 1e-4
+        return [
+            Reading(
+                key,
+                distance(first[key], second[key]) if key in first and key in second else math.inf,
+                tolerance,
+                tolerance,
+            )
+            for key in {**first, **second}
+        ]
+
+    yield from _compared(evidence, "sample", "generated", readings)
+
+
+def checkpoints(evidence: Evidence) -> Iterator[Row]:
+    """The step after a checkpoint, on each backend, against the run that went on."""
+    judged: dict[tuple[str, str, str], bool] = {}
+    limits = {  # in float32: the tolerance, and what is rounding if float64 agrees
+        "loss": (1e-5, 1e-3),
+        # Adam divides a gradient by its size: rounding decides where one is about 0.
+        "variable ": (1e-5, 1e-1),
+        "output of ": (1e-4, 1e-2),
+    }
+    for precision in sorted(evidence.precisions, reverse=True):
+        for target in evidence.done("resume", precision):
+            for source, found in evidence.results["resume", target, precision].items():
+                readings = []
+                for kind, (where, off) in found.items():
+                    tolerance, limit = limits[kind]
+                    if precision == "float64":
+                        tolerance = limit = FLOAT64
+                    readings.append(Reading(f"{kind}{where}", off, tolerance, limit))
+                row = judge(
+                    f"saved on {source}, resumed on {target}",
+                    (source, target),
+                    precision,
+                    readings,
+                    judged.get((source, target, "float64"), False),
+                )
+                judged[source, target, precision] = row.status == "agrees"
+                yield row
+
+
+def variants(evidence: Evidence) -> Iterator[Row]:
+    """On one backend: compiled, and in bfloat16, against eager float32."""
+    for name in evidence.done("variants", "float32"):
+        if name not in evidence.done("outputs", "float32"):
+            continue
+        called = evidence.results["outputs", name, "float32"]["inference"]
+        eager = list(evidence.arrays("inference", name, "float32").values())
+        growth, layers = _growth(called)[-1], len(called)
+        for what, tolerance in (
+            ("compiled", 8 * U["float32"] * growth),
+            ("bfloat16", 4 * 2.0**-9 * math.sqrt(layers)),
+        ):
+            found = evidence.arrays(what, name, "float32")
+            readings = [
+                Reading(f"output {key}", distance(array, expected), tolerance, tolerance)
+                for (key, array), expected in zip(found.items(), eager[-len(found) :])
+            ]
+            yield judge(f"{what} against eager float32", (name,), "", readings)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A kind of comparison.
+
+    Attributes:
+        number: on the ladder.
+        title: what is compared.
+        reason: the tolerance, and why.
+        tasks: what it needs of a worker.
+        precisions: of the workers.
+        compare: makes its rows.
+    """
+
+    number: int
+    title: str
+    reason: str
+    tasks: tuple[Callable[..., Any], ...]
+    precisions: tuple[str, ...]
+    compare: Callable[[Evidence], Iterator[Row]]
+
+
+_BOTH = ("float32", "float64")
+_SINGLE, _DOUBLE = ("float32",), ("float64",)
+
+RUNGS = {
+    rung.number: rung
+    for rung in (
+        Rung(
+            1,
+            "parameters",
+            "Names, shapes and counts are equal or not.",
+            (tasks.describe,),
+            _SINGLE,
+            parameters,
+        ),
+        Rung(
+            2,
+            "outputs of every layer, float32",
+            "8·u·sqrt(64 + all terms summed up to the layer), or 16 times what float32 is off from "
+            "float64 on the backend where that is least: the layer's own conditioning.",
+            (tasks.outputs,),
+            _SINGLE,
+            outputs("float32"),
+        ),
+        Rung(
+            3,
+            "outputs of every layer, float64",
+            "1e-10: rounding is below 1e-12 even where float32 is off by 1e-3; a mistake stays.",
+            (tasks.outputs,),
+            _DOUBLE,
+            outputs("float64"),
+        ),
+        Rung(
+            4,
+            "loss and gradients",
+            "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and up to 100 times that "
+            "if float64 agrees to 1e-10: a near tie in a maximum sends a gradient another way.",
+            (tasks.describe, tasks.outputs, tasks.gradients),
+            _BOTH,
+            gradients,
+        ),
+        Rung(
+            5,
+            "optimizer steps",
+            "float32: 32·u of the largest weight, since nothing is summed in two steps of given "
+            "gradients, and up to 8 times that if float64 agrees to 1e-10: TensorFlow's fused Adam "
+            "forms 1 - 0.999 in float32, which is off by 1e-5.",
+            (tasks.optimizer_steps,),
+            _BOTH,
+            optimizer_steps,
+        ),
+        Rung(
+            6,
+            "training from one seed",
+            "float32: 1e-6·2^step, since each step about doubles what the last was off by, and up "
+            "to 100 times that if float64 agrees to 1e-10.",
+            (tasks.train,),
+            _BOTH,
+            training,
+        ),
+        Rung(
+            7,
+            "state",
+            "Counters are equal; statistics and states as the outputs of their layer.",
+            (tasks.describe, tasks.outputs),
+            _BOTH,
+            state,
+        ),
+        Rung(
+            8,
+            "generated tokens and images",
+            "Tokens are equal; images 1e-4 in float32, 1e-10 in float64.",
+            (tasks.sample,),
+            _BOTH,
+            samples,
+        ),
+        Rung(
+            9,
+            "checkpoints: saved here, resumed there",
+            "float64: 1e-10. float32: loss and variables 1e-5, outputs 1e-4; and, if float64 "
+            "agrees, 1e-3, 0.1 and 1e-2: Adam divides a gradient by its size, so rounding decides "
+            "a weight's step where its gradient is about 0.",
+            (tasks.train, tasks.resume),
+            _BOTH,
+            checkpoints,
+        ),
+        Rung(
+            10,
+            "compiled, and bfloat16",
+            "Compiled: as rung 2. bfloat16: 4·2^-9·sqrt(layers), since its unit roundoff is 2^-9.",
+            (tasks.outputs, tasks.variants),
+            _SINGLE,
+            variants,
+        ),
+    )
+}

@@ -1,0 +1,353 @@
+"""What a worker is asked to do. Each task leaves NumPy files in the check's folder.
+
+A file is named after what it holds, the backend and the precision; `weights.npz` and `data.npz`,
+which all backends read, are made by one of them.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from zoo import backends, checkpoints, optimizers, random, training
+from zoo.backends import backend
+from zoo.parity.case import Case
+from zoo.parity.distance import Farthest, distance, farthest
+from zoo.parity.subject import BATCHES, Subject, to_numpy
+
+Tensor = Any
+Arrays = dict[str, np.ndarray]
+
+SAVED_AFTER = 3  # steps
+ELEMENTS = 65_536  # of each tensor, evenly spaced, where one formula makes all of them
+
+
+def path_of(folder: Path, what: str, name: str, floatx: str) -> Path:
+    """Where a task's arrays lie."""
+    return folder / f"{what}-{name}-{floatx}.npz"
+
+
+def _write(folder: Path, what: str, arrays: Mapping[str, Any]) -> None:
+    np.savez(
+        path_of(folder, what, backends.name, keras.config.floatx()), allow_pickle=False, **arrays
+    )
+
+
+def _subject(case: Case, folder: Path, policy: str = "") -> tuple[Subject, list[str]]:
+    """The model as all backends begin with it, and the layers with no portable randomness."""
+    subject = Subject(case, folder, policy)
+    subject.load()
+    silenced = subject.silence()
+    subject.load()
+    return subject, silenced
+
+
+# ------------------------------------------------------------------ the same beginning
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Writes the weights and data that every backend takes.
+
+    Weights are the model's own initial ones; tensors of one number throughout (biases, scales,
+    statistics) are moved by up to 0.1, so that every element counts.
+    """
+    subject = Subject(case, folder)
+    weights = {}
+    for path, value in subject.initial.items():
+        if value.dtype.kind == "f" and value.size and (value == value.flat[0]).all():
+            key = random.key(case.seed, "weights", path)
+            value = value + random.uniform(key, value.shape, -0.1, 0.1)
+        weights[path] = value
+    np.savez(folder / "weights.npz", allow_pickle=False, **weights)
+
+    inputs = _inputs(case, subject.model)
+    data = {f"input {i}": array for i, array in enumerate(inputs)}
+    first = [array[: len(array) // BATCHES] for array in inputs]
+    outputs = tree.flatten(subject.model(subject.inputs(first), training=False))
+    for i, output in enumerate(outputs):
+        data[f"target {i}"] = _targets(case, i, output.shape)
+    np.savez(folder / "data.npz", allow_pickle=False, **data)
+
+
+def _inputs(case: Case, model: keras.Model) -> list[np.ndarray]:
+    if case.inputs is not None:
+        return [np.concatenate([np.asarray(x)] * BATCHES) for x in tree.flatten(case.inputs)]
+    arrays = []
+    for i, spec in enumerate(tree.flatten(model.input)):
+        key = random.key(case.seed, "input", i)
+        rows = (spec.shape[0] or case.examples) * BATCHES
+        shape = (rows, *(size or case.length for size in spec.shape[1:]))
+        dtype = keras.backend.standardize_dtype(spec.dtype)
+        if dtype == "bool" or "int" in dtype:
+            limit = _vocabulary_size(model, spec)
+            ids = np.floor(random.uniform(key, shape) * limit).astype(np.int32)
+            if limit == 2 and len(shape) > 1:
+                ids[:, 0] = 1  # a padding mask never hides everything
+            arrays.append(ids.astype(dtype))
+        elif len(shape) == 4 and shape[-1] in (1, 3):
+            arrays.append((random.bits(key, shape) & 255).astype(np.uint8))  # an image
+        else:
+            arrays.append(random.normal(key, shape))
+    return arrays
+
+
+def _vocabulary_size(model: keras.Model, spec: keras.KerasTensor) -> int:
+    """The rows of the smallest embedding that the input goes straight into, else 2."""
+    sizes = [
+        layer.input_dim
+        for operation in getattr(model, "operations", [])
+        for node in operation._inbound_nodes
+        if any(tensor is spec for tensor in node.input_tensors)
+        and isinstance(operation, keras.layers.Layer)
+        for layer in operation._flatten_layers(include_self=True)
+        if isinstance(layer, keras.layers.Embedding)
+    ]
+    return min(sizes, default=2)
+
+
+def _targets(case: Case, number: int, shape: Sequence[int]) -> np.ndarray:
+    key = random.key(case.seed, "target", number)
+    rows = (shape[0] * BATCHES, *shape[1:])
+    if case.loss == "cross_entropy":
+        return np.floor(random.uniform(key, rows[:-1]) * shape[-1]).astype(np.int32)
+    return random.normal(key, rows)
+
+
+# ------------------------------------------------------------------ what the model is and gives
+
+
+def describe(case: Case, folder: Path) -> dict[str, Any]:
+    """The model's variables, and what the check has to know of its layers."""
+    subject, silenced = _subject(case, folder)
+    weights = set(subject.trainable)
+    keys: dict[bytes, list[str]] = {}
+    for part in subject.parts:
+        if hasattr(part.layer, "random_key"):
+            keys.setdefault(np.asarray(part.layer.random_key).tobytes(), []).append(part.path)
+    return {
+        "environment": training.environment(),
+        "parameters": int(subject.model.count_params()),
+        "variables": {
+            path: (tuple(variable.shape), str(variable.dtype), path in weights)
+            for path, variable in subject.variables.items()
+        },
+        "owners": subject.owners,
+        "digests": {
+            path: hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
+            for path, value in subject.initial.items()
+            if value.dtype.kind == "f"
+        },
+        "generators": sorted(subject.generators),
+        "silenced": silenced,
+        "shared streams": [paths for paths in keys.values() if len(paths) > 1],
+    }
+
+
+def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
+    """Every layer's output in inference and in training mode, and what training mode changed.
+
+    Returns:
+        For each mode the layers in the order they were called in, the terms of their sums and the
+        places that a weight of theirs is used at.
+    """
+    subject, _ = _subject(case, folder)
+    called = {}
+    for mode in ("inference", "training"):
+        subject.load()
+        records = subject.record(training=mode == "training")
+        _write(folder, mode, {str(i): array for i, (_, _, array) in enumerate(records)})
+        called[mode] = [
+            (path, terms, math.prod(array.shape[:-1])) for path, terms, array in records
+        ]
+    values = subject.values()
+    _write(folder, "state", {path: values[path] for path in subject.others})
+    return called
+
+
+def gradients(case: Case, folder: Path) -> None:
+    """The loss in training mode, and its gradient by every weight."""
+    subject, _ = _subject(case, folder)
+    function = backend.gradients(subject.model, lambda *arrays: subject.loss(arrays))
+    _write(folder, "gradients", _gradient_arrays(subject, function))
+
+
+def _gradient_arrays(subject: Subject, function: Callable[..., Any]) -> Arrays:
+    loss, found = function(*subject.batch())
+    arrays = {"loss": to_numpy(loss)}
+    for path, gradient in zip(subject.trainable, found):
+        if gradient is None:
+            arrays[path] = np.zeros(subject.variables[path].shape)
+        else:
+            arrays[path] = to_numpy(gradient)
+    return arrays
+
+
+def sample(case: Case, folder: Path) -> None:
+    """What the model generates."""
+    assert case.sample is not None
+    subject, _ = _subject(case, folder)
+    found = case.sample(subject.model)
+    _write(folder, "samples", {name: to_numpy(value) for name, value in found.items()})
+
+
+# ------------------------------------------------------------------ training
+
+
+OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
+    "SGD with momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.01),
+    "AdamW": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    "RMSprop": lambda: keras.optimizers.RMSprop(0.01),
+    "Adam with L2": lambda: optimizers.Adam(0.01, l2=0.1),
+}
+
+
+def optimizer_steps(case: Case, folder: Path) -> list[str]:
+    """The weights after two steps of each optimizer on given gradients.
+
+    The gradients are random numbers, so that only the optimizer's own arithmetic is compared: Adam
+    divides a gradient by its size and would blow up the rounding of a small one.
+
+    Returns:
+        The optimizers' names.
+    """
+    subject, _ = _subject(case, folder)
+    choices = dict(OPTIMIZERS)
+    if case.optimizer is not None:
+        choices["the model's own"] = case.optimizer
+    weights = subject.model.trainable_variables
+    steps = [
+        [
+            random.normal(random.key(case.seed, "gradient", step, path), tuple(weight.shape), 0.01)
+            for path, weight in zip(subject.trainable, weights)
+        ]
+        for step in range(2)
+    ]
+
+    def objective(*gradients: Tensor) -> Any:
+        # A sum of products has these gradients.
+        products = (ops.sum(ops.cast(g, w.dtype) * w) for g, w in zip(gradients, weights))
+        return sum(products), {}
+
+    arrays = {}
+    for name, make in choices.items():
+        subject.load()
+        optimizer = make()
+        optimizer.build(weights)
+        step = backend.train_step(subject.model, optimizer, objective)
+        for given in steps:
+            step(*given)
+        step.sync()
+        for path, weight in zip(subject.trainable, weights):
+            value = to_numpy(weight.value).ravel()
+            arrays[f"{name}: {path}"] = value[:: max(1, value.size // ELEMENTS)]
+    _write(folder, "optimizers", arrays)
+    return list(choices)
+
+
+class _Training:
+    """The model in training, from the shared weights on."""
+
+    def __init__(self, case: Case, folder: Path):
+        self.subject, _ = _subject(case, folder)
+        make = case.optimizer or (lambda: optimizers.Adam(1e-3, l2=1e-4))
+        self.optimizer = make()
+        self.optimizer.build(self.subject.model.trainable_variables)
+        augmentation = random.key(case.seed, "augmentation")
+
+        def objective(step: Tensor, *arrays: Tensor) -> Any:
+            return self.subject.loss(arrays, random.fold_in(augmentation, step)), {}
+
+        self._step = backend.train_step(self.subject.model, self.optimizer, objective)
+
+    def take(self, number: int) -> float:
+        """Takes a step and returns the loss before it."""
+        metrics = self._step(np.int32(number), *self.subject.batch(number))
+        return float(metrics["loss"])
+
+    def sync(self) -> None:
+        self._step.sync()
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        return {"model": self.subject.model, "optimizer": self.optimizer}
+
+
+def train(case: Case, folder: Path) -> None:
+    """Training steps from one seed; a checkpoint after three, and what came of the fourth."""
+    run = _Training(case, folder)
+    losses = []
+    for number in range(case.steps):
+        losses.append(run.take(number))
+        if number + 1 == SAVED_AFTER:
+            run.sync()
+            checkpoints.save(_checkpoint(folder, backends.name), number + 1, {}, **run.saved)
+        if number == SAVED_AFTER:
+            run.sync()
+            _write(folder, "fourth step", _after_a_step(run, losses[-1]))
+    run.sync()
+    _write(folder, "losses", {"losses": np.array(losses)})
+
+
+def resume(case: Case, folder: Path, sources: Sequence[str]) -> dict[str, dict[str, Farthest]]:
+    """The fourth step after each backend's checkpoint, in a model that was built anew.
+
+    Returns:
+        For each source how far the loss, the variables and the layers' outputs in inference mode
+        are from those of the run that was not stopped.
+    """
+    run = _Training(case, folder)
+    result = {}
+    for source in sources:
+        run.sync()
+        run.subject.load()
+        assert checkpoints.restore(_checkpoint(folder, source), **run.saved)
+        found = _after_a_step(run, run.take(SAVED_AFTER))
+        with np.load(path_of(folder, "fourth step", source, keras.config.floatx())) as expected:
+            result[source] = {
+                kind: farthest(
+                    (name.removeprefix(kind), distance(found[name], expected[name]))
+                    for name in expected
+                    if name.startswith(kind)
+                )
+                for kind in ("loss", "variable ", "output of ")
+            }
+    return result
+
+
+def _after_a_step(run: _Training, loss: float) -> Arrays:
+    run.sync()
+    subject = run.subject
+    arrays = {"loss": np.array(loss)}
+    arrays |= {f"variable {path}": value for path, value in subject.values().items()}
+    for path, _, array in subject.record(training=False):
+        arrays[f"output of {path}"] = array
+    return arrays
+
+
+def _checkpoint(folder: Path, name: str) -> Path:
+    return folder / f"checkpoint-{name}-{keras.config.floatx()}"
+
+
+# ------------------------------------------------------------------ compiled, in 16 bits
+
+
+def variants(case: Case, folder: Path) -> None:
+    """The outputs in inference mode compiled, and with "mixed_bfloat16" layers."""
+    subject, _ = _subject(case, folder)
+    count = len(tree.flatten(subject.model.input if case.inputs is None else case.inputs))
+    function = backend.forward(
+        subject.model, lambda *arrays: subject.model(subject.inputs(arrays), training=False)
+    )
+    _write(folder, "compiled", _numbered(function(*subject.batch()[:count])))
+    rounded, _ = _subject(case, folder, "mixed_bfloat16")
+    _write(folder, "bfloat16", _numbered(rounded.outputs(training=False)))
+
+
+def _numbered(outputs: Any) -> Arrays:
+    return {str(i): to_numpy(output) for i, output in enumerate(tree.flatten(outputs))}

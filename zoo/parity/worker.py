@@ -1,0 +1,47 @@
+"""A process that does tasks on one backend: `python -m zoo.parity.worker FLOATX`.
+
+Tasks come in on standard input and answers go out on what was standard output, both pickled.
+Whatever the code under check prints goes to standard error.
+"""
+
+import os
+import pickle
+import sys
+import traceback
+from typing import Any
+
+import cloudpickle
+import keras
+
+from zoo.backends import backend
+from zoo.backends.common import keep_freed_memory
+
+
+def serve(floatx: str) -> None:
+    """Answers tasks until standard input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    keep_freed_memory()
+    backend.use_full_precision()
+    if floatx == "float64":
+        backend.keep_float64()
+    keras.config.set_floatx(floatx)
+    while True:
+        try:
+            task: bytes = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        cloudpickle.dump(_answer(task), answers)
+        answers.flush()
+
+
+def _answer(task: bytes) -> tuple[bool, Any]:
+    try:
+        return True, pickle.loads(task)()  # a function of no arguments
+    except Exception as error:
+        traceback.print_exc()
+        return False, "".join(traceback.format_exception_only(error)).strip()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,214 @@
+"""One process a backend and precision, watched from outside."""
+
+import collections
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Self
+
+import cloudpickle
+
+from zoo import backends
+
+_LAST_LINES = 12
+
+
+class WorkerError(RuntimeError):
+    """A task could not be done: it raised, or its process died, hung or ran out of memory.
+
+    Attributes:
+        ended: whether the process is gone.
+    """
+
+    def __init__(self, text: str, ended: bool):
+        super().__init__(text)
+        self.ended = ended
+
+
+class Worker:
+    """A process in which Keras runs on one backend. It starts with its first task.
+
+    Args:
+        backend: a name of `zoo.backends.NAMES`.
+        floatx: "float32" or "float64", what models are made of there unless they say otherwise.
+        time_limit: seconds that a task may take.
+        environment: more variables for the process.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        floatx: str = "float32",
+        time_limit: float = 600.0,
+        environment: dict[str, str] | None = None,
+    ):
+        self.backend = backend
+        self.floatx = floatx
+        self.time_limit = time_limit
+        self._environment = environment or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function in the process and waits for what it returns.
+
+        Raises:
+            WorkerError: the text is one line, or a line and the last lines that the process wrote.
+        """
+        task = _portable(lambda: function(*arguments), function)
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            pickle.dump(task, process.stdin)
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the answer says how
+        try:
+            good, answer = self._answers.get(timeout=self.time_limit)
+        except queue.Empty:
+            self.close()
+            text = self._with_last_lines(f"No answer within {self.time_limit:g} s; it was ended")
+            raise WorkerError(text, ended=True) from None
+        except BaseException:  # Ctrl-C: nothing is left running
+            self.close()
+            raise
+        if answer is None and not good:
+            text = self._with_last_lines(_how_it_ended(process.wait()))
+            self.close()
+            raise WorkerError(text, ended=True)
+        if not good:
+            raise WorkerError(answer, ended=False)
+        return answer
+
+    def _start(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._answers = queue.SimpleQueue()
+        environment = {
+            **os.environ,
+            "KERAS_BACKEND": self.backend,
+            "JAX_ENABLE_X64": str(int(self.floatx == "float64")),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            **self._environment,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "zoo.parity.worker", self.floatx],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,  # Ctrl-C reaches the parent, which ends this
+        )
+        threading.Thread(
+            target=_receive, args=(self._process.stdout, self._answers), daemon=True
+        ).start()
+
+    def close(self) -> None:
+        """Ends the process and whatever it started."""
+        if self._process is None:
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+        self._process = None
+
+    def _with_last_lines(self, text: str) -> str:
+        assert self._log is not None
+        self._log.seek(0)
+        lines = collections.deque(self._log, _LAST_LINES)
+        return "\n".join([text, *(line.decode(errors="replace").rstrip() for line in lines)])
+
+
+class Workers:
+    """A worker for each backend and precision asked for, kept for the next task.
+
+    Args:
+        names: the backends to use; by default all that are installed.
+        time_limit: seconds that a task may take.
+
+    Raises:
+        ValueError: for a name that is no backend or not installed, or fewer than two of them.
+    """
+
+    def __init__(self, names: Sequence[str] | None = None, time_limit: float = 600.0):
+        installed = backends.installed()
+        chosen = tuple(dict.fromkeys(names if names is not None else installed))
+        for name in chosen:
+            if name not in installed:
+                raise ValueError(
+                    "`backends` must be among those installed here, "
+                    f"{', '.join(installed)}. Received: backends={', '.join(chosen)}"
+                )
+        if len(chosen) < 2:
+            raise ValueError(
+                "`backends` must be two or three of tensorflow, torch, jax; install another one, "
+                f'such as `pip install "keras-zoo[jax]"`. Received: backends={", ".join(chosen)}'
+            )
+        if not time_limit > 0:
+            raise ValueError(f"`time_limit` must be above 0. Received: time_limit={time_limit}")
+        self.names = chosen
+        self._time_limit = time_limit
+        self._workers: dict[tuple[str, str], Worker] = {}
+
+    def __getitem__(self, key: tuple[str, str]) -> Worker:
+        """The worker of (backend, floatx)."""
+        if key not in self._workers:
+            self._workers[key] = Worker(*key, time_limit=self._time_limit)
+        return self._workers[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process."""
+        for worker in self._workers.values():
+            worker.close()
+
+
+def _receive(stream: IO[bytes], answers: "queue.SimpleQueue[Any]") -> None:
+    while True:
+        try:
+            answers.put(pickle.load(stream))
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+            answers.put((False, None))
+            return
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "The process was killed (signal 9), as the system does when memory runs out"
+    if status < 0:
+        return f"The process was ended by signal {-status} ({signal.Signals(-status).name})"
+    return f"The process ended with exit status {status}"
+
+
+def _portable(task: Callable[[], Any], function: Callable[..., Any]) -> bytes:
+    try:
+        return cloudpickle.dumps(task)
+    except Exception as error:
+        raise ValueError(
+            "What runs on another backend must not hold on to tensors, layers or models of this "
+            f"one; make them inside the function. Received: {function!r} ({error})"
+        ) from error
