@@ -38,7 +38,7 @@ def use_full_precision() -> None:
 
 
 def keep_float64() -> None:
-    """Lets `ops.cast(0.9, "float64")`, which optimizers use, give 0.9 and not the nearest float32."""
+    """Lets `ops.cast(0.9, "float64")`, which optimizers use, give 0.9, not its float32."""
     cast = core.cast
 
     def exact_cast(x: Any, dtype: Any) -> Any:

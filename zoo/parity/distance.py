@@ -1,16 +1,6 @@
 """How far two arrays are from each other."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
 import numpy as np
-
-
-class Farthest(NamedTuple):
-    """The largest of some distances, and whose it is."""
-
-    where: str
-    distance: float
 
 
 def distance(a: np.ndarray, b: np.ndarray, least_scale: float = 0.0) -> float:
@@ -35,12 +25,3 @@ def distance(a: np.ndarray, b: np.ndarray, least_scale: float = 0.0) -> float:
     difference = np.abs(a.astype(np.float64) - b)
     scale = max(np.abs(a).max(), np.abs(b).max(), least_scale)
     return float(difference.max() / scale) if scale else 0.0
-
-
-def farthest(distances: Iterable[tuple[str, float]]) -> Farthest:
-    """The first of the largest; of none, nothing at distance 0."""
-    largest = Farthest("", 0.0)
-    for name, value in distances:
-        if value > largest.distance:
-            largest = Farthest(name, value)
-    return largest

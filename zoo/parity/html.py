@@ -1,2 +1,140 @@
-def page(reports):
-    return ""
+"""The report as one page that opens without a network: tables, and plots drawn by matplotlib."""
+
+import io
+import math
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from zoo.parity import report as reporting
+from zoo.parity.report import Report
+
+BACKEND_COLOURS = {"tensorflow": "#E69F00", "torch": "#CC3311", "jax": "#0077BB"}
+PAIR_COLOURS = ("#009988", "#AA4499", "#332288")
+
+_LEAST = 1e-18  # where a distance of 0 is drawn on a logarithmic axis
+
+
+def page(reports: Sequence[Report]) -> str:
+    """The page of some reports."""
+    source = resources.files("zoo.parity").joinpath("report.html.j2").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = reporting.number
+    return environment.from_string(source).render(
+        reports=[(report, _plots(report)) for report in reports], gravest=reporting.gravest
+    )
+
+
+def _plots(report: Report) -> list[tuple[str, markupsafe.Markup]]:
+    """Titles and drawings."""
+    drawn = []
+    for mode in ("inference", "training"):
+        if any(title.startswith(mode) for title in report.layers):
+            title = f"Distance by layer, {mode} mode"
+            drawn.append((title, _layers_plot(report, mode)))
+    if report.curves:
+        drawn.append(("Losses of training from one seed", _curves_plot(report)))
+    if report.accuracy:
+        drawn.append(("Accuracy of trained models", _accuracy_plot(report)))
+    return drawn
+
+
+def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
+    precisions = sorted({title.split(", ")[1] for title in report.layers})
+    figure, axes = _figure(len(precisions), height=3.6)
+    for axis, precision in zip(axes, precisions):
+        titles = [t for t in report.layers if t.startswith(f"{mode} mode, {precision}")]
+        for colour, title in zip(PAIR_COLOURS, titles):
+            points = report.layers[title]
+            numbers = [max(_drawable(distance), _LEAST) for _, distance, _ in points]
+            pair = title.split(", ")[2]
+            axis.plot(numbers, marker=".", color=colour, label=pair)
+        points = report.layers[titles[0]]
+        allowed = [tolerance for *_, tolerance in points]
+        axis.plot(allowed, color="#888888", linestyle="--", label="tolerance")
+        step = max(1, len(points) // 24)
+        places = range(0, len(points), step)
+        axis.set_xticks(places, [points[i][0] for i in places], rotation=60, ha="right", fontsize=7)
+        axis.set_yscale("log")
+        axis.set_title(precision)
+        axis.set_ylabel("relative distance")
+        axis.legend(fontsize=8)
+    return _svg(figure, f"{report.model}: distance by layer in {mode} mode")
+
+
+def _curves_plot(report: Report) -> markupsafe.Markup:
+    figure, (left, right) = _figure(2, height=3.2)
+    precision = "float32" if "float32" in report.curves else next(iter(report.curves))
+    styles = {"tensorflow": "-", "torch": "--", "jax": ":"}  # so that equal curves can be told apart
+    for name, losses in report.curves[precision].items():
+        steps = range(1, len(losses) + 1)
+        left.plot(
+            steps, losses, styles[name], color=BACKEND_COLOURS[name], label=name, linewidth=2.5
+        )
+    left.set(xlabel="step", ylabel="loss", title=precision)
+    left.legend(fontsize=8)
+    for kind, style in (("float32", "-"), ("float64", ":")):
+        curves = list(report.curves.get(kind, {}).items())
+        first, *others = curves or [("", [])]
+        for name, losses in others:
+            off = [max(abs(a / b - 1) if b else 0.0, _LEAST) for a, b in zip(losses, first[1])]
+            steps = range(1, len(off) + 1)
+            label = f"{name} and {first[0]}, {kind}"
+            right.plot(steps, off, style, marker=".", color=BACKEND_COLOURS[name], label=label)
+    right.set(xlabel="step", ylabel="relative distance", yscale="log", title="how far apart")
+    right.legend(fontsize=8)
+    return _svg(figure, f"{report.model}: losses by backend")
+
+
+def _accuracy_plot(report: Report) -> markupsafe.Markup:
+    """Each backend's seeds as points, and the interval of each difference beside the margin."""
+    figure, (left, right) = _figure(2, height=3.0)
+    for i, (name, values) in enumerate(report.accuracy["test_accuracy"].items()):
+        left.plot([100 * v for v in values], [i] * len(values), "o", color=BACKEND_COLOURS[name])
+    names = list(report.accuracy["test_accuracy"])
+    left.set_yticks(range(len(names)), names)
+    left.set(xlabel="test accuracy, %", title="one point a seed")
+    left.margins(y=0.4)
+    margin = 100 * report.accuracy["margin"]
+    pairs = report.accuracy["pairs"]
+    for i, pair in enumerate(pairs):
+        low, high = (100 * bound for bound in pair["interval"])
+        right.plot([low, high], [i, i], color=PAIR_COLOURS[i], linewidth=3)
+        right.plot(100 * pair["difference"], i, "o", color=PAIR_COLOURS[i])
+    for edge in (-margin, margin):
+        right.axvline(edge, color="#888888", linestyle="--")
+    right.set_yticks(range(len(pairs)), [" − ".join(pair["between"]) for pair in pairs])
+    right.set(xlabel="difference, points", title="90 % interval; dashed: the margin")
+    right.margins(y=0.4)
+    return _svg(figure, f"{report.model}: accuracy by backend")
+
+
+def _drawable(distance: float) -> float:
+    return distance if math.isfinite(distance) else 1e3
+
+
+def _figure(columns: int, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # half a second that only a page needs
+
+    figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, alpha=0.25)
+    return figure, axes
+
+
+def _svg(figure: Any, label: str) -> markupsafe.Markup:
+    """The drawing as an element of the page."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    drawing = text.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    opening = markupsafe.Markup('<svg role="img" aria-label="{}"').format(label)
+    return opening + markupsafe.Markup(drawing.removeprefix("<svg"))

@@ -22,7 +22,7 @@ import numpy as np
 from zoo.parity import tasks
 from zoo.parity.case import Case
 from zoo.parity.distance import distance
-from zoo.parity.report import Row
+from zoo.parity.report import STATUSES, Row, Status
 
 U = {"float32": 2.0**-24, "float64": 2.0**-53}
 FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training steps
@@ -85,7 +85,7 @@ def judge(
     """One row of several readings: the first that is at fault, else the farthest."""
     readings = list(readings)
 
-    def status(reading: Reading) -> str:
+    def status(reading: Reading) -> Status:
         if reading.distance <= reading.tolerance:
             return "agrees"
         if agrees_in_float64 and reading.distance <= reading.rounding_limit:
@@ -94,14 +94,13 @@ def judge(
 
     if not readings:
         return Row(what, between, precision, "agrees", detail="nothing to compare")
-    for wanted in ("differs", "rounding"):
-        first = next((r for r in readings if status(r) == wanted), None)
-        if first is not None:
-            break
+    statuses = [status(reading) for reading in readings]
+    worst = max(statuses, key=STATUSES.index)
+    if worst == "agrees":
+        shown = max(readings, key=lambda r: r.distance / r.tolerance if r.tolerance else 0.0)
     else:
-        wanted = "agrees"
-        first = max(readings, key=lambda r: r.distance / r.tolerance if r.tolerance else 0.0)
-    return Row(what, between, precision, wanted, first.distance, first.tolerance, first.where)
+        shown = readings[statuses.index(worst)]
+    return Row(what, between, precision, worst, shown.distance, shown.tolerance, shown.where)
 
 
 def _growth(called: list[tuple[str, int, int]]) -> list[float]:
@@ -155,7 +154,7 @@ def parameters(evidence: Evidence) -> Iterator[Row]:
             yield Row(what, (a, b), precision, "ruled out", where=other[0], detail=detail)
     for name in names if evidence.case.parameters is not None else ():
         count, expected = found[name]["parameters"], evidence.case.parameters
-        status = "agrees" if count == expected else "differs"
+        status: Status = "agrees" if count == expected else "differs"
         detail = f"{count:,}; the closed form gives {expected:,}"
         yield Row("closed form", (name,), precision, status, detail=detail)
 
@@ -368,18 +367,18 @@ def checkpoints(evidence: Evidence) -> Iterator[Row]:
     limits = {  # in float32: the tolerance, and what is rounding if float64 agrees
         "loss": (1e-5, 1e-3),
         # Adam divides a gradient by its size: rounding decides where one is about 0.
-        "variable ": (1e-5, 1e-1),
-        "output of ": (1e-4, 1e-2),
+        "variable": (1e-5, 1e-1),
+        "output": (1e-4, 1e-2),
     }
     for precision in sorted(evidence.precisions, reverse=True):
         for target in evidence.done("resume", precision):
             for source, found in evidence.results["resume", target, precision].items():
                 readings = []
-                for kind, (where, off) in found.items():
-                    tolerance, limit = limits[kind]
+                for where, off in found:
+                    tolerance, limit = limits[where.partition(" ")[0]]
                     if precision == "float64":
                         tolerance = limit = FLOAT64
-                    readings.append(Reading(f"{kind}{where}", off, tolerance, limit))
+                    readings.append(Reading(where, off, tolerance, limit))
                 row = judge(
                     f"saved on {source}, resumed on {target}",
                     (source, target),
@@ -466,8 +465,8 @@ RUNGS = {
         Rung(
             4,
             "loss and gradients",
-            "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and up to 100 times that "
-            "if float64 agrees to 1e-10: a near tie in a maximum sends a gradient another way.",
+            "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and up to 100 times "
+            "that if float64 agrees to 1e-10: a near tie in a maximum sends a gradient another way.",
             (tasks.describe, tasks.outputs, tasks.gradients),
             _BOTH,
             gradients,

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Subject:
         self.case = case
         self.folder = folder
         self.model = _built(case)
+        self.specs = _specs(case, self.model)  # what is like the inputs, nested as the model takes them
         self.parts = _parts(self.model)
         self.variables: dict[str, keras.Variable] = {}
         self.owners: dict[str, str] = {}  # the path of the layer that a variable belongs to
@@ -133,12 +134,11 @@ class Subject:
 
     def inputs(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Any:
         """A batch's inputs as the model takes them. With a key, images are augmented."""
-        structure = self.case.inputs if self.case.inputs is not None else self.model.input
         prepared = [
-            _pixels(array, key) if array_is_image(array) else ops.convert_to_tensor(array)
-            for array in arrays[: len(tree.flatten(structure))]
+            _pixels(array, key) if _is_image(array) else ops.convert_to_tensor(array)
+            for array in arrays[: len(tree.flatten(self.specs))]
         ]
-        return tree.pack_sequence_as(structure, prepared)
+        return tree.pack_sequence_as(self.specs, prepared)
 
     def outputs(self, training: bool) -> Any:
         """Of the first batch."""
@@ -147,7 +147,7 @@ class Subject:
     def loss(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Tensor:
         """The mean loss of a batch in training mode, summed over the outputs."""
         outputs = tree.flatten(self.model(self.inputs(arrays, key), training=True))
-        targets = arrays[len(arrays) - len(outputs) :]
+        targets = map(ops.convert_to_tensor, arrays[len(arrays) - len(outputs) :])
         total = 0.0
         for target, output in zip(targets, outputs):
             total = total + ops.mean(self._losses(target, output))
@@ -221,12 +221,22 @@ def _built(case: Case) -> keras.Model:
         model.build((case.examples, *case.input_shape))
     if not model.built and case.inputs is not None:
         model(case.inputs)
-    if not model.built or (case.inputs is None and not hasattr(model, "input")):
-        raise ValueError(
-            "The model does not say what its inputs are. Give `input_shape`, the shape of one "
-            f"example, or `inputs`, arrays. Received: {model.name} without either"
-        )
     return model
+
+
+def _specs(case: Case, model: keras.Model) -> Any:
+    if case.inputs is not None:
+        return case.inputs
+    if isinstance(model, keras.Sequential) and model.built:
+        return model.inputs[0]
+    if hasattr(model, "input"):
+        return model.input
+    if case.input_shape is not None:
+        return keras.KerasTensor((None, *case.input_shape))
+    raise ValueError(
+        "The model does not say what its inputs are. Give `input_shape`, the shape of one example, "
+        f"or `inputs`, arrays. Received: {model.name} without either"
+    )
 
 
 def _parts(model: keras.Model) -> list[Part]:
@@ -299,7 +309,7 @@ def _concrete(output: Any) -> np.ndarray | None:
         return None
 
 
-def array_is_image(array: Any) -> bool:
+def _is_image(array: Any) -> bool:
     return len(array.shape) == 4 and keras.backend.standardize_dtype(array.dtype) == "uint8"
 
 

@@ -17,7 +17,7 @@ from keras import ops, tree
 from zoo import backends, checkpoints, optimizers, random, training
 from zoo.backends import backend
 from zoo.parity.case import Case
-from zoo.parity.distance import Farthest, distance, farthest
+from zoo.parity.distance import distance
 from zoo.parity.subject import BATCHES, Subject, to_numpy
 
 Tensor = Any
@@ -65,7 +65,7 @@ def prepare(case: Case, folder: Path) -> None:
         weights[path] = value
     np.savez(folder / "weights.npz", allow_pickle=False, **weights)
 
-    inputs = _inputs(case, subject.model)
+    inputs = _inputs(subject)
     data = {f"input {i}": array for i, array in enumerate(inputs)}
     first = [array[: len(array) // BATCHES] for array in inputs]
     outputs = tree.flatten(subject.model(subject.inputs(first), training=False))
@@ -74,17 +74,18 @@ def prepare(case: Case, folder: Path) -> None:
     np.savez(folder / "data.npz", allow_pickle=False, **data)
 
 
-def _inputs(case: Case, model: keras.Model) -> list[np.ndarray]:
+def _inputs(subject: Subject) -> list[np.ndarray]:
+    case = subject.case
     if case.inputs is not None:
         return [np.concatenate([np.asarray(x)] * BATCHES) for x in tree.flatten(case.inputs)]
     arrays = []
-    for i, spec in enumerate(tree.flatten(model.input)):
+    for i, spec in enumerate(tree.flatten(subject.specs)):
         key = random.key(case.seed, "input", i)
         rows = (spec.shape[0] or case.examples) * BATCHES
         shape = (rows, *(size or case.length for size in spec.shape[1:]))
         dtype = keras.backend.standardize_dtype(spec.dtype)
         if dtype == "bool" or "int" in dtype:
-            limit = _vocabulary_size(model, spec)
+            limit = _vocabulary_size(subject.model, spec)
             ids = np.floor(random.uniform(key, shape) * limit).astype(np.int32)
             if limit == 2 and len(shape) > 1:
                 ids[:, 0] = 1  # a padding mask never hides everything
@@ -100,7 +101,7 @@ def _vocabulary_size(model: keras.Model, spec: keras.KerasTensor) -> int:
     """The rows of the smallest embedding that the input goes straight into, else 2."""
     sizes = [
         layer.input_dim
-        for operation in getattr(model, "operations", [])
+        for operation in getattr(getattr(model, "_functional", model), "operations", [])
         for node in operation._inbound_nodes
         if any(tensor is spec for tensor in node.input_tensors)
         and isinstance(operation, keras.layers.Layer)
@@ -114,8 +115,9 @@ def _targets(case: Case, number: int, shape: Sequence[int]) -> np.ndarray:
     key = random.key(case.seed, "target", number)
     rows = (shape[0] * BATCHES, *shape[1:])
     if case.loss == "cross_entropy":
-        return np.floor(random.uniform(key, rows[:-1]) * shape[-1]).astype(np.int32)
-    return random.normal(key, rows)
+        labels = np.floor(random.uniform(key, rows[:-1]) * shape[-1])
+        return np.asarray(labels, np.int32)
+    return np.asarray(random.normal(key, rows))
 
 
 # ------------------------------------------------------------------ what the model is and gives
@@ -138,7 +140,7 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
         },
         "owners": subject.owners,
         "digests": {
-            path: hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
+            path: hashlib.sha256(value.tobytes()).hexdigest()
             for path, value in subject.initial.items()
             if value.dtype.kind == "f"
         },
@@ -294,29 +296,24 @@ def train(case: Case, folder: Path) -> None:
     _write(folder, "losses", {"losses": np.array(losses)})
 
 
-def resume(case: Case, folder: Path, sources: Sequence[str]) -> dict[str, dict[str, Farthest]]:
+def resume(
+    case: Case, folder: Path, sources: Sequence[str]
+) -> dict[str, list[tuple[str, float]]]:
     """The fourth step after each backend's checkpoint, in a model that was built anew.
 
     Returns:
-        For each source how far the loss, the variables and the layers' outputs in inference mode
-        are from those of the run that was not stopped.
+        For each source how far the loss, each variable and each layer's output in inference mode is
+        from what the run that was not stopped came to.
     """
     run = _Training(case, folder)
     result = {}
     for source in sources:
         run.sync()
         run.subject.load()
-        assert checkpoints.restore(_checkpoint(folder, source), **run.saved)
+        checkpoints.restore(_checkpoint(folder, source), **run.saved)
         found = _after_a_step(run, run.take(SAVED_AFTER))
         with np.load(path_of(folder, "fourth step", source, keras.config.floatx())) as expected:
-            result[source] = {
-                kind: farthest(
-                    (name.removeprefix(kind), distance(found[name], expected[name]))
-                    for name in expected
-                    if name.startswith(kind)
-                )
-                for kind in ("loss", "variable ", "output of ")
-            }
+            result[source] = [(name, distance(found[name], expected[name])) for name in expected]
     return result
 
 
@@ -324,7 +321,11 @@ def _after_a_step(run: _Training, loss: float) -> Arrays:
     run.sync()
     subject = run.subject
     arrays = {"loss": np.array(loss)}
-    arrays |= {f"variable {path}": value for path, value in subject.values().items()}
+    arrays |= {
+        f"variable {path}": value
+        for path, value in subject.values().items()
+        if path not in subject.generators
+    }
     for path, _, array in subject.record(training=False):
         arrays[f"output of {path}"] = array
     return arrays
@@ -340,7 +341,7 @@ def _checkpoint(folder: Path, name: str) -> Path:
 def variants(case: Case, folder: Path) -> None:
     """The outputs in inference mode compiled, and with "mixed_bfloat16" layers."""
     subject, _ = _subject(case, folder)
-    count = len(tree.flatten(subject.model.input if case.inputs is None else case.inputs))
+    count = len(tree.flatten(subject.specs))
     function = backend.forward(
         subject.model, lambda *arrays: subject.model(subject.inputs(arrays), training=False)
     )

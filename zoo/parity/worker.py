@@ -16,6 +16,8 @@ import keras
 from zoo.backends import backend
 from zoo.backends.common import keep_freed_memory
 
+_LAST_CALLS = 3  # that an answer quotes
+
 
 def serve(floatx: str) -> None:
     """Answers tasks until standard input ends."""
@@ -39,8 +41,9 @@ def _answer(task: bytes) -> tuple[bool, Any]:
     try:
         return True, pickle.loads(task)()  # a function of no arguments
     except Exception as error:
-        traceback.print_exc()
-        return False, "".join(traceback.format_exception_only(error)).strip()
+        what = "".join(traceback.format_exception_only(error)).strip()
+        last = "".join(traceback.format_tb(error.__traceback__)[-_LAST_CALLS:]).rstrip()
+        return False, f"{what}\n{last}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One process a backend and precision, watched from outside."""
 
 import collections
+import contextlib
 import os
 import pickle
 import queue
@@ -69,16 +70,14 @@ class Worker:
         process = self._process
         assert process is not None
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: the answer says how
             pickle.dump(task, process.stdin)
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: the answer says how
         try:
             good, answer = self._answers.get(timeout=self.time_limit)
         except queue.Empty:
-            self.close()
             text = self._with_last_lines(f"No answer within {self.time_limit:g} s; it was ended")
+            self.close()
             raise WorkerError(text, ended=True) from None
         except BaseException:  # Ctrl-C: nothing is left running
             self.close()
@@ -118,17 +117,15 @@ class Worker:
         """Ends the process and whatever it started."""
         if self._process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
+        assert self._log is not None
+        self._log.close()
         self._process = None
 
     def _with_last_lines(self, text: str) -> str:
@@ -206,7 +203,7 @@ def _how_it_ended(status: int) -> str:
 
 def _portable(task: Callable[[], Any], function: Callable[..., Any]) -> bytes:
     try:
-        return cloudpickle.dumps(task)
+        return bytes(cloudpickle.dumps(task))
     except Exception as error:
         raise ValueError(
             "What runs on another backend must not hold on to tensors, layers or models of this "
