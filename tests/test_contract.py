@@ -37,6 +37,13 @@ def test_every_builder_is_public_and_every_public_name_a_builder() -> None:
 
 
 @BUILDERS
+def test_the_closed_form_counts_its_parameters(name: str) -> None:
+    entry = registry.get(name)
+    assert entry.build(**entry.example).count_params() == entry.count(**entry.example)
+    assert entry.build().count_params() == entry.count()
+
+
+@BUILDERS
 def test_shape_and_finite_output(name: str) -> None:
     model = registry.get(name).build()
     outputs = ops.convert_to_numpy(model(example_input(model)))

@@ -17,8 +17,7 @@ def list_models() -> None:
     """Print every model with its parameter count, document section and recipe."""
     table = Table("model", "parameters by default", "in general", "section", "recipe")
     for name, entry in registry.models.items():
-        count = f"{entry.build().count_params():,}"
-        table.add_row(name, count, entry.parameters, entry.section, entry.recipe)
+        table.add_row(name, f"{entry.count():,}", entry.parameters, entry.section, entry.recipe)
     _print(table)
 
 

@@ -98,6 +98,21 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
     return None
 
 
+def load_model(path: str | Path) -> keras.Model:
+    """Loads a `.keras` file so that training can go on, whatever backend it was saved on.
+
+    A model that was compiled and saved under PyTorch names PyTorch's own optimizer class, and
+    `keras.saving.load_model` takes that on every backend; the first step then fails. This takes
+    the class of the backend in use, with the state that was saved.
+    """
+    classes = {
+        name: value
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
+    }
+    return keras.saving.load_model(path, custom_objects=classes)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Any]:
     """Opens a file that takes its name only once all of it is on the disk."""

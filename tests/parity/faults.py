@@ -304,9 +304,7 @@ class Attention(layers.Layer):
 
 @harmless
 def fused_against_unfused() -> keras.Model:
-    return between_dense_layers(
-        NormByHand(name="norm"), Attention(name="attention"), shape=(6, 3)
-    )
+    return between_dense_layers(NormByHand(name="norm"), Attention(name="attention"), shape=(6, 3))
 
 
 class AsPatches(layers.Conv2D):
@@ -316,9 +314,7 @@ class AsPatches(layers.Conv2D):
         if not faulty():
             return super().call(inputs)
         height, width = inputs.shape[1] - 2, inputs.shape[2] - 2
-        patches = [
-            inputs[:, i : i + height, j : j + width] for i in range(3) for j in range(3)
-        ]
+        patches = [inputs[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
         kernel = ops.reshape(self.kernel, (-1, self.filters))
         return ops.matmul(ops.concatenate(patches, -1), kernel) + self.bias
 

@@ -41,7 +41,7 @@ def run(folder: Path, dtype: str, *tasks: str) -> dict[str, Results]:
 def same_seed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     """What each backend makes of one seed."""
     folder = tmp_path_factory.mktemp("same seed")
-    return run(folder, "float32", "model", "augmented", "gradients", "ten_steps")
+    return run(folder, "float32", "model", "augmented", "ten_steps")
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -63,14 +63,6 @@ def test_augmented_pixels_are_the_same_bits(same_seed: dict[str, Results]) -> No
     for a, b in PAIRS:
         for step in results[a]:
             np.testing.assert_array_equal(results[a][step], results[b][step])
-
-
-def test_gradients(same_seed: dict[str, Results]) -> None:
-    """Measured: 7e-6 on this batch; 2.3e-4 on one where a pooling window had a near tie."""
-    results = same_seed["gradients"]
-    for a, b in PAIRS:
-        for name in results[a]:
-            assert distance(results[a][name], results[b][name]) < 3e-4, name
 
 
 def test_ten_training_steps(same_seed: dict[str, Results]) -> None:
@@ -119,20 +111,6 @@ def test_one_training_step_is_the_documents(tmp_path: Path, dtype: str) -> None:
     expected = {entry: tensor.numpy() for entry, tensor in net.state_dict().items()}
     for name in NAMES:
         assert_same_step(results[name], expected, dtype, name)
-
-
-@pytest.mark.parametrize("dtype", FRACTION_BEYOND)
-def test_a_run_goes_on_on_another_backend(tmp_path: Path, dtype: str) -> None:
-    """All nine pairs: the next step is the one that the first backend would have taken."""
-    begun = run(tmp_path, dtype, "begin")["begin"]
-    gone_on = run(tmp_path, dtype, "go_on")["go_on"]
-    for source in NAMES:
-        expected = dict(begun[source])
-        loss = expected.pop("loss")
-        for target in NAMES:
-            found = {name: gone_on[target][f"{source}:{name}"] for name in expected}
-            assert abs(gone_on[target][f"{source}:loss"] / loss - 1) < 1e-5
-            assert_same_step(found, expected, dtype, f"{source} to {target}")
 
 
 def test_weights_from_and_to_my_net(tmp_path: Path) -> None:

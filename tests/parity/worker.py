@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 import zoo
-from zoo import checkpoints, datasets, random, training
+from zoo import datasets, random, training
 from zoo.augment import ImageTransform
 from zoo.backends import backend, name
 from zoo.interop import pytorch
@@ -65,19 +64,6 @@ def augmented(folder: Path) -> Arrays:
     }
 
 
-def gradients(folder: Path) -> Arrays:
-    """Every parameter's gradient in the first step: what plain descent with rate 1 subtracts."""
-    session = Session()
-    before = session.weights()
-    session.optimizer = keras.optimizers.SGD(1.0)
-    session.optimizer.build(session.model.trainable_variables)
-    objective = training.classification_objective(session.model, session.transform, 0)
-    session.step = backend.train_step(session.model, session.optimizer, objective)
-    loss = session.take_step(0)
-    after = session.weights()
-    return {"loss": loss, **{name: before[name] - after[name] for name in before}}
-
-
 def ten_steps(folder: Path) -> Arrays:
     """The losses of ten training steps, dropout and augmentation on."""
     session = Session()
@@ -103,30 +89,6 @@ def one_step(folder: Path) -> Arrays:
     return pytorch.state_dict(model)
 
 
-def begin(folder: Path) -> Arrays:
-    """Three steps, a checkpoint, and the fourth step."""
-    session = Session()
-    for number in range(3):
-        session.take_step(number)
-    session.step.sync()
-    parts = {"model": session.model, "optimizer": session.optimizer}
-    checkpoints.save(folder / f"from-{name}", 3, {}, **parts)
-    return {"loss": session.take_step(3), **session.weights()}
-
-
-def go_on(folder: Path) -> Arrays:
-    """The fourth step after each backend's checkpoint."""
-    results: Arrays = {}
-    for source in zoo.backends.NAMES:
-        session = Session()
-        parts = {"model": session.model, "optimizer": session.optimizer}
-        progress = checkpoints.restore(folder / f"from-{source}", **parts)
-        assert progress == {"step": 3}
-        results[f"{source}:loss"] = session.take_step(3)
-        results |= {f"{source}:{path}": value for path, value in session.weights().items()}
-    return results
-
-
 def from_pytorch(folder: Path) -> Arrays:
     """Logits of the test images with the weights of each safetensors file; the way back, too."""
     session = Session()
@@ -144,8 +106,7 @@ def from_pytorch(folder: Path) -> Arrays:
 
 
 TASKS: dict[str, Callable[[Path], Arrays]] = {
-    task.__name__: task
-    for task in (model, augmented, gradients, ten_steps, one_step, begin, go_on, from_pytorch)
+    task.__name__: task for task in (model, augmented, ten_steps, one_step, from_pytorch)
 }
 
 if __name__ == "__main__":

@@ -68,7 +68,11 @@ def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
 def _curves_plot(report: Report) -> markupsafe.Markup:
     figure, (left, right) = _figure(2, height=3.2)
     precision = "float32" if "float32" in report.curves else next(iter(report.curves))
-    styles = {"tensorflow": "-", "torch": "--", "jax": ":"}  # so that equal curves can be told apart
+    styles = {
+        "tensorflow": "-",
+        "torch": "--",
+        "jax": ":",
+    }  # so that equal curves can be told apart
     for name, losses in report.curves[precision].items():
         steps = range(1, len(losses) + 1)
         left.plot(

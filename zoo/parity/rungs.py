@@ -466,7 +466,7 @@ RUNGS = {
             4,
             "loss and gradients",
             "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and up to 100 times "
-            "that if float64 agrees to 1e-10: a near tie in a maximum sends a gradient another way.",
+            "that if float64 agrees to 1e-10: a near tie in a maximum sends a gradient elsewhere.",
             (tasks.describe, tasks.outputs, tasks.gradients),
             _BOTH,
             gradients,

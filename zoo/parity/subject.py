@@ -71,7 +71,9 @@ class Subject:
         self.case = case
         self.folder = folder
         self.model = _built(case)
-        self.specs = _specs(case, self.model)  # what is like the inputs, nested as the model takes them
+        self.specs = _specs(
+            case, self.model
+        )  # what is like the inputs, nested as the model takes them
         self.parts = _parts(self.model)
         self.variables: dict[str, keras.Variable] = {}
         self.owners: dict[str, str] = {}  # the path of the layer that a variable belongs to

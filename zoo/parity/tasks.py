@@ -296,9 +296,7 @@ def train(case: Case, folder: Path) -> None:
     _write(folder, "losses", {"losses": np.array(losses)})
 
 
-def resume(
-    case: Case, folder: Path, sources: Sequence[str]
-) -> dict[str, list[tuple[str, float]]]:
+def resume(case: Case, folder: Path, sources: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
     """The fourth step after each backend's checkpoint, in a model that was built anew.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import os
 import pickle
 import queue
@@ -141,12 +142,15 @@ class Workers:
     Args:
         names: the backends to use; by default all that are installed.
         time_limit: seconds that a task may take.
+        least: backends that there have to be.
 
     Raises:
-        ValueError: for a name that is no backend or not installed, or fewer than two of them.
+        ValueError: for a name that is no backend or not installed, or fewer than `least` of them.
     """
 
-    def __init__(self, names: Sequence[str] | None = None, time_limit: float = 600.0):
+    def __init__(
+        self, names: Sequence[str] | None = None, time_limit: float = 600.0, least: int = 2
+    ):
         installed = backends.installed()
         chosen = tuple(dict.fromkeys(names if names is not None else installed))
         for name in chosen:
@@ -155,14 +159,14 @@ class Workers:
                     "`backends` must be among those installed here, "
                     f"{', '.join(installed)}. Received: backends={', '.join(chosen)}"
                 )
-        if len(chosen) < 2:
+        if len(chosen) < least:
             raise ValueError(
                 "`backends` must be two or three of tensorflow, torch, jax; install another one, "
                 f'such as `pip install "keras-zoo[jax]"`. Received: backends={", ".join(chosen)}'
             )
         if not time_limit > 0:
             raise ValueError(f"`time_limit` must be above 0. Received: time_limit={time_limit}")
-        self.names = chosen
+        self.names: tuple[str, ...] = chosen
         self._time_limit = time_limit
         self._workers: dict[tuple[str, str], Worker] = {}
 
@@ -171,6 +175,12 @@ class Workers:
         if key not in self._workers:
             self._workers[key] = Worker(*key, time_limit=self._time_limit)
         return self._workers[key]
+
+    def only(self, *names: str) -> "Workers":
+        """Some of the backends, in the same processes."""
+        some = copy.copy(self)
+        some.names = names
+        return some
 
     def __enter__(self) -> Self:
         return self

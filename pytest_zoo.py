@@ -1,0 +1,48 @@
+"""A pytest plugin that comes with keras-zoo: tests of your own on every backend installed.
+
+    def test_my_model(keras_backends):  # once for each two backends
+        assert_backends_agree(build_my_model, workers=keras_backends)
+
+    def test_my_function(keras_worker):  # once for each backend
+        assert keras_worker(my_function, 3) == pytest.approx(0.5)
+
+A process runs one backend, so what is tested runs in processes of its own, which all tests share.
+A module beside the package: pytest loads it in every run, and importing `zoo` would import Keras.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from zoo.parity import Worker, Workers
+
+_INSTALLED = [name for name in ("tensorflow", "torch", "jax") if importlib.util.find_spec(name)]
+_PAIRS = list(itertools.combinations(_INSTALLED, 2)) or [
+    pytest.param((), marks=pytest.mark.skip("needs two of tensorflow, torch, jax"))
+]
+
+
+@pytest.fixture(scope="session")
+def _all_keras_workers() -> Iterator[Workers]:
+    from zoo.parity import Workers
+
+    with Workers(_INSTALLED, least=1) as workers:
+        yield workers
+
+
+@pytest.fixture(params=_PAIRS, ids="-".join)
+def keras_backends(request: pytest.FixtureRequest, _all_keras_workers: Workers) -> Workers:
+    """Workers of two backends, for `check` and `assert_backends_agree`."""
+    return _all_keras_workers.only(*request.param)
+
+
+@pytest.fixture(params=_INSTALLED)
+def keras_worker(request: pytest.FixtureRequest, _all_keras_workers: Workers) -> Worker:
+    """A process of one backend: called with a function and its arguments, it returns the result."""
+    return _all_keras_workers[request.param, "float32"]

@@ -1,0 +1,151 @@
+"""Models that the tests of the check hand to workers."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from zoo import checkpoints, random
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scale(layers.Layer):
+    """A user's own layer: a learned factor for each channel."""
+
+    def build(self, shape: Any) -> None:
+        self.factor = self.add_weight(shape=shape[-1:], initializer="ones", name="factor")
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return inputs * self.factor
+
+
+def two_inputs(dropout: bool = False) -> keras.Model:
+    """A model of a user's own: batch normalization, a custom layer, an image and token ids."""
+    image = keras.Input((12, 12, 3), name="image")
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv")(image)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = Scale(name="scale")(ops.relu(x))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    if dropout:
+        x = layers.Dropout(0.5, name="drop")(x)
+    y = layers.Embedding(20, 8, name="embed")(tokens)
+    y = layers.GRU(8, name="gru")(y)
+    x = layers.Concatenate(name="both")([x, y])
+    return keras.Model({"image": image, "tokens": tokens}, layers.Dense(4, name="last")(x))
+
+
+def with_backends_own_randomness() -> keras.Model:
+    return two_inputs(dropout=True)
+
+
+def stateful() -> keras.Model:
+    sequence = keras.Input(batch_shape=(4, 5, 3), name="sequence")
+    x = layers.LSTM(6, stateful=True, name="lstm")(sequence)
+    return keras.Model(sequence, layers.Dense(2, name="last")(x), name="model")
+
+
+def generator() -> keras.Model:
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    x = layers.Embedding(16, 8, name="embed")(ids)
+    x = layers.GRU(8, return_sequences=True, name="gru")(x)
+    return keras.Model(ids, layers.Dense(16, name="logits")(x), name="generator")
+
+
+def keras_adam() -> keras.optimizers.Optimizer:
+    return keras.optimizers.Adam(1e-3)
+
+
+def _batch() -> tuple[Any, Any]:
+    x = {
+        "image": random.normal(random.key(0, "image"), (4, 12, 12, 3)),
+        "tokens": random.permutation(random.key(0, "tokens"), 20).reshape(4, 5),
+    }
+    return x, random.normal(random.key(0, "target"), (4, 4))
+
+
+def save_compiled(path: Path) -> float:
+    """Two steps of a compiled model, a `.keras` file, and the loss after the third."""
+    model = two_inputs()
+    model.compile("adam", "mean_squared_error")
+    for _ in range(2):
+        model.train_on_batch(*_batch())
+    model.save(path)
+    model.train_on_batch(*_batch())
+    return float(model.test_on_batch(*_batch()))
+
+
+def load_compiled(path: Path) -> float:
+    """The loss after the third step."""
+    model = checkpoints.load_model(path)
+    model.train_on_batch(*_batch())
+    return float(model.test_on_batch(*_batch()))
+
+
+def tokens_and_noise(model: keras.Model) -> dict[str, Any]:
+    """Greedy tokens after a prompt, and portable noise through the model's embedding."""
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    for _ in range(5):
+        logits = ops.convert_to_numpy(model(ids))
+        ids = np.concatenate([ids, logits[:, -1:].argmax(-1).astype(np.int32)], axis=1)
+    noise = random.normal(random.key(0, "noise"), (2, 4, 4, 3))
+    return {"tokens": ids, "image": noise}
+
+
+def on(*names: str) -> bool:
+    return keras.backend.backend() in names
+
+
+def small() -> keras.Model:
+    return keras.Sequential([keras.Input((3,)), layers.Dense(2, name="dense")], name="small")
+
+
+def without_input() -> keras.Model:
+    return keras.Sequential([layers.Dense(2, name="dense")], name="small")
+
+
+def crashes_on_jax() -> keras.Model:
+    if on("jax"):
+        print("about to end", flush=True)
+        os._exit(7)
+    return small()
+
+
+def raises_on_jax() -> keras.Model:
+    if on("jax"):
+        raise KeyError("no such thing here")
+    return small()
+
+
+def killed_on_jax() -> keras.Model:
+    if on("jax"):
+        os.kill(os.getpid(), 9)
+    return small()
+
+
+def hangs_on_jax() -> keras.Model:
+    if on("jax"):
+        print("waiting for ever", flush=True)
+        time.sleep(1000)
+    return small()
+
+
+def out_of_memory_on_jax() -> keras.Model:
+    if on("jax"):
+        np.ones(2**50)
+    return small()
+
+
+def wider_on_jax() -> keras.Model:
+    width = 3 if on("jax") else 2
+    return keras.Sequential([keras.Input((3,)), layers.Dense(width, name="dense")], name="small")
+
+
+def not_a_model() -> Any:
+    return layers.Dense(2)
