@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,14 +90,13 @@ def test_functions_that_cannot_be_imported(workers: Workers) -> None:
 
 
 def test_what_cannot_be_handed_over(workers: Workers) -> None:
-    layer = keras.layers.Dense(2)
-    layer.build((None, 3))
-    with pytest.raises(ValueError, match="must not hold on to tensors, layers or models"):
-        check(lambda: keras.Sequential([layer]), workers=workers, rungs="1")
+    lock = threading.Lock()
+    with pytest.raises(ValueError, match="must be picklable; make tensors, layers and the like"):
+        check(lambda: lock, workers=workers, rungs="1")
 
 
 def test_checkpoints_of_keras_own_optimizer_for_all_nine_pairs() -> None:
-    report = check(models.two_inputs, optimizer=models.keras_adam, rungs="9")
+    report = check(models.one_input, optimizer=models.keras_adam, rungs="9")
     assert report.agrees, report.troubles
     pairs = {row.between for row in report.rows if row.precision == "float64"}
     assert len(pairs) == 9

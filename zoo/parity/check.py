@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ class _Check:
         self._gone: dict[tuple[str, str], str] = {}  # workers that died or hung, and how
         self._reports: dict[int, RungReport] = {}
         self._comparing = threading.Lock()
+        self._stopping = threading.Event()
 
     def run(self) -> Report:
         started = time.perf_counter()
@@ -177,7 +178,8 @@ class _Check:
 
         def work(place: tuple[str, str]) -> None:
             for task in chosen[place[1]]:
-                self._ask(*place, task)
+                if not self._stopping.is_set():
+                    self._ask(*place, task)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             futures = [pool.submit(work, place) for place in places]
@@ -185,8 +187,11 @@ class _Check:
                 for future in futures:
                     future.result()
             except BaseException:  # Ctrl-C: nobody waits for the rest
-                self._workers.close()
-                pool.shutdown(cancel_futures=True)
+                self._stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                while not all(future.done() for future in futures):
+                    self._workers.close()
+                    wait(futures, timeout=0.2)
                 raise
 
     def _resume(self, precision: str) -> Callable[..., Any]:

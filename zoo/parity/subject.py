@@ -19,6 +19,7 @@ from zoo.parity.case import Case
 Tensor = Any
 Arrays = dict[str, np.ndarray]
 
+ELEMENTS = 2**18  # of each layer's output, so that the files of a large model fit on a disk
 BATCHES = 4  # different ones; training goes round
 
 
@@ -41,6 +42,23 @@ class Part:
         layer = self.layer
         generators = [generator.state for generator in layer._seed_generators]
         return [*layer._trainable_variables, *layer._non_trainable_variables, *generators]
+
+    @property
+    def has_own_randomness(self) -> bool:
+        """Whether it may draw from the backend's generator in a call of its own."""
+        layer = self.layer
+        return (
+            bool(layer._seed_generators) and not self.in_loop and not hasattr(layer, "random_key")
+        )
+
+    @property
+    def has_random_cell(self) -> bool:
+        """Whether it is a recurrent layer with dropout inside."""
+        if not isinstance(self.layer, keras.layers.RNN):
+            return False
+        cells = self.layer._flatten_layers(include_self=False)
+        rates = [getattr(c, name, 0) for c in cells for name in ("dropout", "recurrent_dropout")]
+        return any(rates)
 
     @property
     def hidden_variables(self) -> list[keras.Variable]:
@@ -116,7 +134,8 @@ class Subject:
         """Sets every variable to what `weights.npz` says."""
         with np.load(self.folder / "weights.npz") as shared:
             for path, variable in self.variables.items():
-                value = shared[path] if path in shared else None
+                value = shared.get(path, None)
+                # Another shape is for rung 1 to say; a backend's own generator keeps its own state.
                 if value is None or value.shape != tuple(variable.shape) or path in self.generators:
                     value = self.initial[path]
                 variable.assign(ops.convert_to_tensor(value, dtype=variable.dtype))
@@ -172,21 +191,13 @@ class Subject:
         Returns:
             Their paths.
         """
-        candidates = [part for part in self.parts if not hasattr(part.layer, "random_key")]
-
-        def states() -> list[list[np.ndarray]]:
-            return [
-                [to_numpy(generator.state.value) for generator in part.layer._seed_generators]
-                for part in candidates
-            ]
-
-        before = states()
-        self.outputs(training=True)
-        drew = [
-            part
-            for part, old, new in zip(candidates, before, states())
-            if any((a != b).any() for a, b in zip(old, new))
-        ]
+        drew: list[Part] = []
+        with contextlib.ExitStack() as stack:
+            for part in self.parts:
+                if part.has_own_randomness:
+                    stack.enter_context(_called_twice(part, drew))
+            self.outputs(training=True)
+        drew += [part for part in self.parts if part.has_random_cell]
         for part in drew:
             part.layer.__dict__["call"] = _in_inference_mode(part.layer.call)
         return [part.path for part in drew]
@@ -275,6 +286,26 @@ def _watched(part: Part, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
             part.layer.__dict__["call"] = before
 
 
+@contextlib.contextmanager
+def _called_twice(part: Part, drew: list[Part]) -> Iterator[None]:
+    """Notes a layer that gives two answers to one question."""
+    call = part.layer.call
+
+    @functools.wraps(call)
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        outputs, again = call(*args, **kwargs), call(*args, **kwargs)
+        pairs = zip(tree.flatten(outputs), tree.flatten(again))
+        if part not in drew and any((to_numpy(x) != to_numpy(y)).any() for x, y in pairs):
+            drew.append(part)
+        return outputs
+
+    part.layer.__dict__["call"] = twice
+    try:
+        yield
+    finally:
+        del part.layer.__dict__["call"]
+
+
 def _in_inference_mode(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def silenced(*args: Any, **kwargs: Any) -> Any:
@@ -296,9 +327,16 @@ def _terms(part: Part, args: Sequence[Any]) -> int:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """NumPy has no bfloat16; float32 holds its numbers."""
-    array = np.asarray(ops.convert_to_numpy(tensor))
+    """A copy, since PyTorch's arrays share the tensor's memory. NumPy has no bfloat16."""
+    array = np.array(ops.convert_to_numpy(tensor))
     return array if array.dtype.kind in "fiub" else array.astype(np.float32)
+
+
+def some_of(array: np.ndarray) -> np.ndarray:
+    """The array, or `ELEMENTS` of it at places drawn at random, the same on every backend."""
+    if array.size <= ELEMENTS:
+        return array
+    return array.ravel()[np.random.default_rng(0).integers(0, array.size, ELEMENTS)]
 
 
 def _concrete(output: Any) -> np.ndarray | None:

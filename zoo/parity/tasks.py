@@ -18,13 +18,12 @@ from zoo import backends, checkpoints, optimizers, random, training
 from zoo.backends import backend
 from zoo.parity.case import Case
 from zoo.parity.distance import distance
-from zoo.parity.subject import BATCHES, Subject, to_numpy
+from zoo.parity.subject import BATCHES, Subject, some_of, to_numpy
 
 Tensor = Any
 Arrays = dict[str, np.ndarray]
 
 SAVED_AFTER = 3  # steps
-ELEMENTS = 65_536  # of each tensor, evenly spaced, where one formula makes all of them
 
 
 def path_of(folder: Path, what: str, name: str, floatx: str) -> Path:
@@ -162,7 +161,7 @@ def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
     for mode in ("inference", "training"):
         subject.load()
         records = subject.record(training=mode == "training")
-        _write(folder, mode, {str(i): array for i, (_, _, array) in enumerate(records)})
+        _write(folder, mode, {str(i): some_of(array) for i, (_, _, array) in enumerate(records)})
         called[mode] = [
             (path, terms, math.prod(array.shape[:-1])) for path, terms, array in records
         ]
@@ -201,11 +200,11 @@ def sample(case: Case, folder: Path) -> None:
 
 
 OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-    "SGD with momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
-    "Adam": lambda: keras.optimizers.Adam(0.01),
-    "AdamW": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
-    "RMSprop": lambda: keras.optimizers.RMSprop(0.01),
-    "Adam with L2": lambda: optimizers.Adam(0.01, l2=0.1),
+    "SGD with momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(1e-3),
+    "AdamW": lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.1),
+    "RMSprop": lambda: keras.optimizers.RMSprop(1e-3),
+    "Adam with L2": lambda: optimizers.Adam(1e-3, l2=0.1),
 }
 
 
@@ -246,8 +245,7 @@ def optimizer_steps(case: Case, folder: Path) -> list[str]:
             step(*given)
         step.sync()
         for path, weight in zip(subject.trainable, weights):
-            value = to_numpy(weight.value).ravel()
-            arrays[f"{name}: {path}"] = value[:: max(1, value.size // ELEMENTS)]
+            arrays[f"{name}: {path}"] = some_of(to_numpy(weight.value))
     _write(folder, "optimizers", arrays)
     return list(choices)
 
@@ -325,7 +323,7 @@ def _after_a_step(run: _Training, loss: float) -> Arrays:
         if path not in subject.generators
     }
     for path, _, array in subject.record(training=False):
-        arrays[f"output of {path}"] = array
+        arrays[f"output of {path}"] = some_of(array)
     return arrays
 
 
@@ -349,4 +347,4 @@ def variants(case: Case, folder: Path) -> None:
 
 
 def _numbered(outputs: Any) -> Arrays:
-    return {str(i): to_numpy(output) for i, output in enumerate(tree.flatten(outputs))}
+    return {str(i): some_of(to_numpy(x)) for i, x in enumerate(tree.flatten(outputs))}

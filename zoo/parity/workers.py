@@ -116,21 +116,21 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process and whatever it started."""
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout, self._log):
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-        assert self._log is not None
-        self._log.close()
-        self._process = None
 
     def _with_last_lines(self, text: str) -> str:
         assert self._log is not None
+        if self._log.closed:  # ended from another thread
+            return text
         self._log.seek(0)
         lines = collections.deque(self._log, _LAST_LINES)
         return "\n".join([text, *(line.decode(errors="replace").rstrip() for line in lines)])
@@ -216,6 +216,6 @@ def _portable(task: Callable[[], Any], function: Callable[..., Any]) -> bytes:
         return bytes(cloudpickle.dumps(task))
     except Exception as error:
         raise ValueError(
-            "What runs on another backend must not hold on to tensors, layers or models of this "
-            f"one; make them inside the function. Received: {function!r} ({error})"
+            "What runs in another process must be picklable; make tensors, layers and the like "
+            f"inside the function. Received: {function!r} ({error})"
         ) from error
