@@ -73,6 +73,10 @@ class Backend(Protocol):
         """Makes `function(*arrays)`, which calls `model`, run without gradients and compiled."""
         ...
 
+    def compiled(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same by the library's compiler, also where that is not faster; for comparisons."""
+        ...
+
     def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
         """What a `zoo.layers.Conv2D` computes: convolution, bias, activation."""
         ...

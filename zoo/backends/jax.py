@@ -116,6 +116,9 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: compiled([variable.value for variable in variables], arrays)
 
 
+compiled = forward
+
+
 # ------------------------------------------------------------------ convolution on a CPU
 # XLA's own convolution takes twice as long there, mostly in its gradients.
 

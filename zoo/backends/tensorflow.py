@@ -97,6 +97,11 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
 
 
+def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    by_xla = tf.function(function, jit_compile=True)
+    return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))
+
+
 def adam_update(
     optimizer: Any,
     gradient: Tensor,

@@ -1,6 +1,7 @@
 """PyTorch: eager steps, the fused Adam kernel."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,6 +79,12 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arrays)
 
     return without_gradients
+
+
+def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The default compiler asks for a C++ compiler; without one, the graph is only traced."""
+    compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
+    return forward(model, torch.compile(function, backend=compiler))
 
 
 def adam_update(

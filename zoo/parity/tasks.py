@@ -335,15 +335,20 @@ def _checkpoint(folder: Path, name: str) -> Path:
 
 
 def variants(case: Case, folder: Path) -> None:
-    """The outputs in inference mode compiled, and with "mixed_bfloat16" layers."""
+    """The outputs in inference mode compiled, with "mixed_bfloat16" layers, and on the CPU."""
     subject, _ = _subject(case, folder)
     count = len(tree.flatten(subject.specs))
-    function = backend.forward(
+    function = backend.compiled(
         subject.model, lambda *arrays: subject.model(subject.inputs(arrays), training=False)
     )
-    _write(folder, "compiled", _numbered(function(*subject.batch()[:count])))
+    arrays = [backend.on_device(array) for array in subject.batch()[:count]]
+    _write(folder, "compiled", _numbered(function(*arrays)))
     rounded, _ = _subject(case, folder, "mixed_bfloat16")
     _write(folder, "bfloat16", _numbered(rounded.outputs(training=False)))
+    if backend.device() != "cpu":
+        with keras.device("cpu:0"):
+            on_cpu, _ = _subject(case, folder)
+            _write(folder, "CPU", _numbered(on_cpu.outputs(training=False)))
 
 
 def _numbered(outputs: Any) -> Arrays:

@@ -1,0 +1,75 @@
+"""Trains a model on every backend with several seeds and tests whether accuracies are equivalent.
+
+    python -m benchmarks.accuracy cnn_48x48 --seeds 5
+
+Needs the backends to be installed side by side. Runs that are finished are not repeated, so it can
+be stopped and started again. The numbers go to results/accuracy.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from zoo import backends
+from zoo.parity.equivalence import compare_accuracies
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "accuracy.json"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Rung 11 of the cross-backend check: accuracy over several seeds, at the quick setting."""
+
+    model: tyro.conf.Positional[str]
+    """What recipes/mnist.py trains."""
+    seeds: int = 5
+    """Runs a backend, with seeds 0, 1, ..."""
+    margin: float = 0.005
+    """The difference of mean accuracies that does not matter; 0.005 is half a point."""
+    runs: Path = Path("runs/accuracy")
+    """Where the run directories go."""
+
+
+def train(config: Config, backend: str, seed: int) -> float:
+    """The test accuracy of one run."""
+    folder = config.runs / f"{config.model}-{backend}-{seed}"
+    command = [sys.executable, str(ROOT / "recipes" / "mnist.py"), "--quick"]
+    command += ["--model", config.model, "--seed", str(seed), "--run-dir", str(folder)]
+    subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, check=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return float(metrics["test_accuracy"])
+
+
+def main(config: Config) -> None:
+    accuracies = {
+        name: [train(config, name, seed) for seed in range(config.seeds)]
+        for name in backends.installed()
+    }
+    found = compare_accuracies(accuracies, config.margin)
+    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    content[config.model] = found
+    RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n")
+    table = Table("between", "difference", "90 % interval", "effect size", "p", "equivalent")
+    for pair in found["pairs"]:
+        low, high = pair["interval"]
+        table.add_row(
+            " and ".join(pair["between"]),
+            f"{pair['difference']:+.2%}",
+            f"{low:+.2%} to {high:+.2%}",
+            f"{pair['effect_size']:+.2f}",
+            f"{pair['p_value']:.1e}",
+            "yes" if pair["equivalent"] else "no",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,73 @@
+"""Two one-sided tests against textbook arithmetic and simulated runs."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from zoo.parity.equivalence import compare_accuracies, equivalence
+
+
+def test_it_is_the_textbooks_arithmetic() -> None:
+    a, b, margin = [0.971, 0.969, 0.973, 0.970], [0.970, 0.972, 0.968, 0.969, 0.971], 0.005
+    va, vb = np.var(a, ddof=1) / 4, np.var(b, ddof=1) / 5
+    error = np.sqrt(va + vb)
+    freedom = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 4)
+    difference = np.mean(a) - np.mean(b)
+    found = equivalence(a, b, margin)
+    half = stats.t.ppf(0.95, freedom) * error
+    np.testing.assert_allclose(found["interval"], [difference - half, difference + half])
+    p = max(
+        stats.t.cdf((difference - margin) / error, freedom),
+        stats.t.sf((difference + margin) / error, freedom),
+    )
+    assert found["p_value"] == pytest.approx(p)
+    assert found["equivalent"]
+
+
+def test_the_interval_within_the_margin_is_equivalence() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        a, b = generator.normal(0.97, 0.003, (2, 5))
+        found = equivalence(a, b, 0.005)
+        low, high = found["interval"]
+        assert found["equivalent"] == (low > -0.005 and high < 0.005)
+
+
+def test_a_difference_as_large_as_the_margin_is_rarely_called_equivalent() -> None:
+    """In at most 5 % of the cases, which is what the test promises."""
+    generator = np.random.default_rng(0)
+    called = sum(
+        equivalence(
+            generator.normal(0.975, 0.002, 5), generator.normal(0.970, 0.002, 5), margin=0.005
+        )["equivalent"]
+        for _ in range(2000)
+    )
+    assert called <= 0.06 * 2000
+
+
+def test_few_noisy_runs_are_not_called_equivalent() -> None:
+    """They do not differ significantly either, which says nothing."""
+    assert not equivalence([0.95, 0.99], [0.99, 0.95], 0.005)["equivalent"]
+
+
+def test_equal_numbers() -> None:
+    assert equivalence([0.97, 0.97], [0.97, 0.97], 0.005)["equivalent"]
+    assert not equivalence([0.97, 0.97], [0.98, 0.98], 0.005)["equivalent"]
+
+
+def test_every_two_backends() -> None:
+    found = compare_accuracies({"a": [0.9, 0.91], "b": [0.9, 0.91], "c": [0.5, 0.6]}, 0.005)
+    assert [pair["between"] for pair in found["pairs"]] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert found["test_accuracy"]["c"] == [0.5, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (([0.9, 0.9], [0.9, 0.9], 0.0), "`margin` must be above 0. Received: margin=0.0"),
+        (([0.9], [0.9, 0.9], 0.01), "`first` must have at least two numbers. Received: 1"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        equivalence(*arguments)

@@ -1,0 +1,78 @@
+"""Rung 11: are models trained on two backends equally accurate?
+
+That a test finds no difference says little: with few runs it rarely does. Equivalence is claimed
+the other way round, by two one-sided tests: that the difference is below the margin, and that it is
+above minus the margin. Both hold at 5 % where the 90 % interval of the difference lies within the
+margin.
+
+Source: Schuirmann, "A comparison of the two one-sided tests procedure", 1987; with Welch's
+variances, since backends may differ in theirs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def equivalence(first: Sequence[float], second: Sequence[float], margin: float) -> dict[str, Any]:
+    """Two one-sided tests on the means of two samples.
+
+    Args:
+        first: accuracies in [0, 1], one a seed, at least two.
+        second: likewise.
+        margin: the largest difference that does not matter, above 0.
+
+    Returns:
+        `difference` of the means, its 90 % `interval`, the `p_value` of the weaker of the two
+        tests, `effect_size` (the difference in pooled standard deviations, Cohen's d) and whether
+        the two are `equivalent` at 5 %.
+
+    Raises:
+        ValueError: for a margin that is not above 0, or fewer than two numbers.
+    """
+    if not margin > 0:
+        raise ValueError(f"`margin` must be above 0. Received: margin={margin}")
+    for name, values in (("first", first), ("second", second)):
+        if len(values) < 2:
+            raise ValueError(f"`{name}` must have at least two numbers. Received: {len(values)}")
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    difference = float(a.mean() - b.mean())
+    spread = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    if spread == 0:
+        within = abs(difference) < margin
+        interval, p_value, effect = [difference] * 2, float(not within), 0.0
+    else:
+        test = stats.ttest_ind(a, b, equal_var=False)
+        interval = [float(x) for x in test.confidence_interval(0.9)]
+        below = stats.ttest_ind(a - margin, b, equal_var=False, alternative="less").pvalue
+        above = stats.ttest_ind(a + margin, b, equal_var=False, alternative="greater").pvalue
+        p_value, effect = float(max(below, above)), difference / spread
+    return {
+        "difference": difference,
+        "interval": interval,
+        "p_value": p_value,
+        "effect_size": effect,
+        "equivalent": p_value < 0.05,
+    }
+
+
+def compare_accuracies(accuracies: Mapping[str, Sequence[float]], margin: float) -> dict[str, Any]:
+    """Every two backends' accuracies, as `zoo.parity.Report.accuracy` holds them.
+
+    Args:
+        accuracies: one a seed, by backend.
+        margin: as for `equivalence`.
+    """
+    pairs = [
+        {"between": [a, b], **equivalence(accuracies[a], accuracies[b], margin)}
+        for a, b in combinations(accuracies, 2)
+    ]
+    return {
+        "test_accuracy": {name: list(values) for name, values in accuracies.items()},
+        "margin": margin,
+        "pairs": pairs,
+    }
