@@ -250,6 +250,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "zoo", "check", "tests.parity.models:hangs_on_jax"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
+        # A test run in the background ignores Ctrl-C and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

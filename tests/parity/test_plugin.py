@@ -15,10 +15,11 @@ pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 
 
-def run_tests(folder: Path, **files: str) -> subprocess.CompletedProcess[str]:
+def run_tests(folder: Path, *arguments: str, **files: str) -> subprocess.CompletedProcess[str]:
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
-    command = [sys.executable, "-m", "pytest", "-v", "-W", "error", "-p", "no:cacheprovider", "."]
+    command = [sys.executable, "-m", "pytest", "-v", "-W", "error", "-p", "no:cacheprovider"]
+    command += [*arguments, "."]
     return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
 
 
@@ -39,10 +40,9 @@ def test_the_readmes_very_text(tmp_path: Path) -> None:
         assert f"[{pair}] PASSED" in result.stdout
 
     broken = package.replace("Dense(4,", "Dense(4 + (keras.backend.backend() == 'jax'),")
-    result = run_tests(tmp_path, mypackage=broken)
+    result = run_tests(tmp_path, "-k", "torch-jax", mypackage=broken)
     assert result.returncode == 1
     assert "shape (8, 4) and (8, 5)" in result.stdout
-    assert result.stdout.count("PASSED") == 1  # TensorFlow and PyTorch
 
 
 def test_a_function_runs_on_each_backend(tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ class Rows(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         if tag == "table":
             self._table = dict(attributes)["class"] or ""
+            self.count[self._table] = self.count.get(self._table, 0) - 1  # not the head
         if tag == "tr":
-            self.count[self._table] = self.count.get(self._table, -1) + 1  # but the head
+            self.count[self._table] += 1
 
 
 def has_colour(pixels: np.ndarray, colour: str) -> int:

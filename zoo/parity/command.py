@@ -96,7 +96,7 @@ def run(config: Check) -> int:
     return 1 if 1 in statuses else max(statuses)
 
 
-def rewrite(report: Path, page: Path) -> None:
+def rewrite(report: tyro.conf.Positional[Path], page: tyro.conf.Positional[Path]) -> None:
     """Make the HTML page of a report from its JSON.
 
     Args:
