@@ -1,9 +1,11 @@
 import contextlib
+import json
 import os
 import resource
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import keras
@@ -159,3 +161,27 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path) -> None:
     assert "step-000000001.npz; make room and run the same command again" in text
     assert os.listdir(tmp_path) == ["step-000000001.npz"]
     assert checkpoints.restore(tmp_path, **make(units=10)) == {"step": 1}
+
+
+def test_keras_files_go_on_training(tmp_path: Path) -> None:
+    """Also where the file names another backend's optimizer class, as PyTorch's does."""
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")], name="m")
+    model.compile("adam", "mean_squared_error")
+    model.train_on_batch(x, y)
+    model.save(tmp_path / "model.keras")
+    path = tmp_path / "from-pytorch.keras"
+    with zipfile.ZipFile(tmp_path / "model.keras") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                module = "keras.src.backend.torch.optimizers.torch_adam"
+                config["compile_config"]["optimizer"]["module"] = module
+                content = json.dumps(config).encode()
+            target.writestr(name, content)
+    loaded = checkpoints.load_model(path)
+    expected, found = (float(m.train_on_batch(x, y)) for m in (model, loaded))
+    assert found == pytest.approx(expected, rel=1e-6)
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-5)
