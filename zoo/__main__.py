@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from zoo import cli, registry, summary
@@ -18,7 +17,7 @@ def list_models() -> None:
     table = Table("model", "parameters by default", "in general", "section", "recipe")
     for name, entry in registry.models.items():
         table.add_row(name, f"{entry.count():,}", entry.parameters, entry.section, entry.recipe)
-    _print(table)
+    cli.console().print(table)
 
 
 def show(name: tyro.conf.Positional[str]) -> None:
@@ -41,14 +40,7 @@ def show_model(model: keras.Model) -> None:
     table.columns[-1].justify = "right"
     table.add_section()
     table.add_row("total", "", "", "", f"{model.count_params():,}")
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to keep to
-        console = Console(width=160)
-    console.print(table)
+    cli.console().print(table)
 
 
 def main(arguments: Sequence[str]) -> int | None:

@@ -33,6 +33,12 @@ def run(command: Callable[[], Any]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def console() -> Console:
+    """Standard output; a file or a pipe has no width to keep to."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
 def _complain(text: str, status: int) -> int:
     Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
     return status

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.spinner import Spinner
 
-from zoo import registry
+from zoo import cli, registry
 from zoo.parity import html
 from zoo.parity.check import Progress, check, parse_rungs
 from zoo.parity.report import Report, RungReport, read_json, rung_table, write_json
@@ -77,7 +77,7 @@ def run(config: Check) -> int:
         if ":" not in name:
             registry.get(name)  # wrong names are told before anything starts
     backends = config.backends.split(",") if config.backends else None
-    console = Console()
+    console = cli.console()
     reports: list[Report] = []
     with Workers(backends, config.time_limit) as workers:
         for name in names:
