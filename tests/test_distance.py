@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from zoo.parity.distance import distance
+from zoo.parity.distance import distance, typical_distance
 
 NAN, INF = float("nan"), float("inf")
 
@@ -37,3 +37,15 @@ def test_differences_are_taken_in_float64() -> None:
     a = np.array([1.0], np.float32)
     assert distance(a, a + np.float32(2**-23)) == pytest.approx(2.0**-23, rel=1e-6)
     assert distance(np.array([1], np.int32), np.array([1], np.uint32)) == 0.0
+
+
+def test_a_typical_distance_hardly_sees_one_number_of_many() -> None:
+    a = np.ones(10_000)
+    b = a.copy()
+    b[0] = 2.0
+    assert distance(a, b) == 0.5
+    assert typical_distance(a, b) == pytest.approx(0.01, rel=1e-3)
+    assert typical_distance(a, -a) == 2.0
+    assert typical_distance(a, a[:-1]) == INF
+    assert typical_distance(a, np.full_like(a, NAN)) == INF
+    assert typical_distance(np.zeros(2), np.zeros(2)) == 0.0

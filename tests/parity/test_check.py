@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -15,17 +14,11 @@ import pytest
 
 from tests.parity import models
 from zoo import backends
-from zoo.parity import Worker, Workers, assert_backends_agree, check
+from zoo.parity import Workers, assert_backends_agree, check
 from zoo.parity.report import read_json, write_json
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
 NAMES = ("torch", "jax")
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with Workers(NAMES) as shared:
-        yield shared
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,9 +33,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 # ------------------------------------------------------------------ models nobody here wrote
 
 
-def test_a_users_own_model_with_two_inputs(tmp_path: Path) -> None:
+def test_a_users_own_model_with_two_inputs(everywhere: Workers, tmp_path: Path) -> None:
     """On all three backends, every rung but 8."""
-    report = assert_backends_agree(models.two_inputs, folder=tmp_path)
+    report = assert_backends_agree(models.two_inputs, workers=everywhere, folder=tmp_path)
     assert set(report.environments) == set(backends.NAMES)
     assert [rung.number for rung in report.rungs] == list(range(1, 11))
     assert [rung.number for rung in report.rungs if rung.status == "ruled out"] == [8]
@@ -95,22 +88,21 @@ def test_what_cannot_be_handed_over(workers: Workers) -> None:
         check(lambda: lock, workers=workers, rungs="1")
 
 
-def test_checkpoints_of_keras_own_optimizer_for_all_nine_pairs() -> None:
-    report = check(models.one_input, optimizer=models.keras_adam, rungs="9")
+def test_checkpoints_of_keras_own_optimizer_for_all_nine_pairs(everywhere: Workers) -> None:
+    report = check(models.one_input, optimizer=models.keras_adam, workers=everywhere, rungs="9")
     assert report.agrees, report.troubles
     pairs = {row.between for row in report.rows if row.precision == "float64"}
     assert len(pairs) == 9
 
 
-def test_compiled_models_saved_here_go_on_there(tmp_path: Path) -> None:
+def test_compiled_models_saved_here_go_on_there(everywhere: Workers, tmp_path: Path) -> None:
     """`.keras` files, for all nine pairs; Keras' own loader fails on those from PyTorch."""
-    with Workers() as workers:
-        for source in workers.names:
-            path = tmp_path / f"{source}.keras"
-            expected = workers[source, "float32"](models.save_compiled, path)
-            for target in workers.names:
-                found = workers[target, "float32"](models.load_compiled, path)
-                assert found == pytest.approx(expected, rel=1e-5), (source, target)
+    for source in everywhere.names:
+        path = tmp_path / f"{source}.keras"
+        expected = everywhere[source, "float32"](models.save_compiled, path)
+        for target in everywhere.names:
+            found = everywhere[target, "float32"](models.load_compiled, path)
+            assert found == pytest.approx(expected, rel=1e-5), (source, target)
 
 
 # ------------------------------------------------------------------ workers that fail
@@ -166,13 +158,10 @@ def test_what_cannot_be_built(build: object, text: str, workers: Workers) -> Non
     assert text in report.rows[0].detail
 
 
-def test_a_worker_runs_any_function() -> None:
-    worker = Worker("jax", "float64")
-    try:
-        assert worker(lambda: keras.backend.backend()) == "jax"
-        assert worker(lambda: str(keras.ops.ones(1).dtype)) == "float64"
-    finally:
-        worker.close()
+def test_a_worker_runs_any_function(workers: Workers) -> None:
+    worker = workers["jax", "float64"]
+    assert worker(lambda: keras.backend.backend()) == "jax"
+    assert worker(lambda: str(keras.ops.ones(1).dtype)) == "float64"
 
 
 # ------------------------------------------------------------------ arguments

@@ -1,19 +1,11 @@
 """The check sees every planted fault on the right rung and in the right place, and no others."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.parity.faults import FAULTS, FAULTY, HARMLESS
+from tests.parity.faults import FAULTS, HARMLESS
 from zoo.parity import Workers, check
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with Workers(("torch", FAULTY)) as shared:
-        yield shared
 
 
 @pytest.mark.parametrize("name", FAULTS)

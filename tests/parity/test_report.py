@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.parity import models
-from zoo.parity import Report, check
+from zoo.parity import Report, Workers, check
 from zoo.parity.html import BACKEND_COLOURS, PAIR_COLOURS, page
 from zoo.parity.report import RungReport
 
@@ -62,9 +62,9 @@ def has_colour(pixels: np.ndarray, colour: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def reports() -> list[Report]:
-    good = check(models.two_inputs, rungs="1-4,6", backends=["torch", "jax"])
-    bad = check(models.wider_on_jax, rungs="1-2", backends=["torch", "jax"])
+def reports(workers: Workers) -> list[Report]:
+    good = check(models.two_inputs, rungs="1-4,6", workers=workers)
+    bad = check(models.wider_on_jax, rungs="1-2", workers=workers)
     assert (good.exit_status, bad.exit_status) == (0, 1)
     return [good, bad]
 

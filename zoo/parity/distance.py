@@ -25,3 +25,18 @@ def distance(a: np.ndarray, b: np.ndarray, least_scale: float = 0.0) -> float:
     difference = np.abs(a.astype(np.float64) - b)
     scale = max(np.abs(a).max(), np.abs(b).max(), least_scale)
     return float(difference.max() / scale) if scale else 0.0
+
+
+def typical_distance(a: np.ndarray, b: np.ndarray, least_scale: float = 0.0) -> float:
+    """The root mean square of the differences, relative to that of the numbers.
+
+    A few numbers that are far off, such as behind the kink of a ReLU, hardly count.
+    """
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+
+    def size(x: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+
+    scale = max(size(a), size(b), least_scale)
+    return size(a.astype(np.float64) - b) / scale if scale else 0.0

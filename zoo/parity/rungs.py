@@ -21,7 +21,7 @@ import numpy as np
 
 from zoo.parity import tasks
 from zoo.parity.case import Case
-from zoo.parity.distance import distance
+from zoo.parity.distance import distance, typical_distance
 from zoo.parity.report import STATUSES, Row, Status
 
 U = {"float32": 2.0**-24, "float64": 2.0**-53}
@@ -73,6 +73,7 @@ class Reading(NamedTuple):
     distance: float
     tolerance: float
     rounding_limit: float  # how far beyond is still rounding if float64 agrees
+    typical: float | None = None  # what is held against that limit; by default the distance
 
 
 def judge(
@@ -88,7 +89,8 @@ def judge(
     def status(reading: Reading) -> Status:
         if reading.distance <= reading.tolerance:
             return "agrees"
-        if agrees_in_float64 and reading.distance <= reading.rounding_limit:
+        typical = reading.distance if reading.typical is None else reading.typical
+        if agrees_in_float64 and typical <= reading.rounding_limit:
             return "rounding"
         return "differs"
 
@@ -190,19 +192,18 @@ def layer_readings(evidence: Evidence, mode: str, a: str, b: str, precision: str
     return readings
 
 
-def _own_rounding(evidence: Evidence, what: str, task: str = "outputs") -> dict[str, float]:
+def _own_rounding(evidence: Evidence, what: str) -> dict[str, float]:
     """How far float32 is from float64 in each array, on the backend where it is least far.
 
     Ill-conditioned numbers amplify rounding, on all backends alike; a mistake is on one.
     """
     least: dict[str, float] = {}
-    for name in evidence.done(task, "float32"):
-        if name not in evidence.done(task, "float64"):
+    for name in evidence.done("outputs", "float32"):
+        if name not in evidence.done("outputs", "float64"):
             continue
         single, double = (evidence.arrays(what, name, p) for p in ("float32", "float64"))
-        floor = _gradient_floor(double) if what == "gradients" else 0.0
         for key in single.keys() & double.keys():
-            off = distance(single[key].astype(np.float64), double[key], floor)
+            off = distance(single[key].astype(np.float64), double[key])
             least[key] = min(off, least.get(key, math.inf))
     return least
 
@@ -232,17 +233,13 @@ def gradients(evidence: Evidence) -> Iterator[Row]:
         if precision == "float32":
             tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + places)
         floor = _gradient_floor(first)
-        own = _own_rounding(evidence, "gradients", "gradients") if precision == "float32" else {}
-        return [
-            Reading(
-                path,
-                distance(first[path], second[path], floor if path != "loss" else 0.0),
-                tolerance,
-                # A near tie in one pooling window, or a number next to the kink of a ReLU.
-                max(100 * tolerance, 16 * own.get(path, 0.0)),
-            )
-            for path in order
-        ]
+        result = []
+        for path in order:
+            x, y = first[path], second[path]
+            least = 0.0 if path == "loss" else floor
+            off, typical = distance(x, y, least), typical_distance(x, y, least)
+            result.append(Reading(path, off, tolerance, 100 * tolerance, typical))
+        return result
 
     yield from _compared(evidence, "gradients", "loss and gradients", readings)
 
@@ -478,10 +475,10 @@ RUNGS = {
         Rung(
             4,
             "loss and gradients",
-            "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and up to 100 times "
-            "that, or 16 times what float32 is off from float64 where that is least, if float64 "
-            "agrees to 1e-10: a near tie in a maximum, or a number next to the kink of a ReLU, "
-            "sends a gradient elsewhere.",
+            "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and 100 times that "
+            "for the root mean square if float64 agrees to 1e-10: a near tie in a maximum, or a "
+            "number next to the kink of a ReLU, sends a few gradients elsewhere (measured: up to "
+            "0.08 in MobileNetV2).",
             (tasks.describe, tasks.outputs, tasks.gradients),
             _BOTH,
             gradients,
