@@ -15,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
         ([1.0, NAN, -INF], [1.0, NAN, -INF], 0.0),
         ([1.0, NAN], [1.0, 2.0], INF),
         ([1.0, INF], [1.0, -INF], INF),
-        ([NAN], [NAN], 0.0),
+        ([NAN], [NAN], INF),  # nothing to compare
         ([[1.0, 2.0]], [1.0, 2.0], INF),  # another shape
         ([1, 2], [1, 2], 0.0),
         ([1, 2], [1, 3], INF),

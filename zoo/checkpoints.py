@@ -110,7 +110,8 @@ def load_model(path: str | Path) -> keras.Model:
         for name, value in vars(keras.optimizers).items()
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
     }
-    return keras.saving.load_model(path, custom_objects=classes)
+    with keras.saving.custom_object_scope(classes):  # also where the optimizer is looked up
+        return keras.saving.load_model(path)
 
 
 @contextlib.contextmanager

@@ -253,7 +253,7 @@ class Forgetful(layers.Layer):
         return inputs - mean
 
 
-@fault(9, "variable norm/mean[0]", what="saved on torch, resumed on torch")
+@fault(9, "variable norm/mean[0]", what="resumed on")
 def stale_statistic_after_resume() -> keras.Model:
     return between_dense_layers(Forgetful(name="norm"))
 

@@ -53,6 +53,65 @@ def with_backends_own_randomness() -> keras.Model:
     return two_inputs(dropout=True)
 
 
+def with_stochastic_depth() -> keras.Model:
+    """Half of a batch of four is kept or not: two draws are often alike."""
+    image = keras.Input((4, 4, 3), name="image")
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    x = layers.Dropout(0.1, noise_shape=(None, 1, 1, 1), name="depth")(x)
+    return keras.Model(image, layers.Flatten(name="flat")(x), name="model")
+
+
+class Sampling(layers.Layer):
+    """As in Keras' example of a variational autoencoder: noise in inference mode, too."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return inputs + keras.random.normal(ops.shape(inputs), seed=self.seed_generator)
+
+
+def with_sampling() -> keras.Model:
+    inputs = keras.Input((4,), name="inputs")
+    x = Sampling(name="sampling")(layers.Dense(4, name="dense")(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="last")(x), name="model")
+
+
+def stacked_cells() -> keras.Model:
+    cells = [layers.LSTMCell(4, name="one"), layers.GRUCell(4, dropout=0.5, name="two")]
+    sequence = keras.Input((5, 3), name="sequence")
+    return keras.Model(sequence, layers.RNN(cells, name="stacked")(sequence), name="model")
+
+
+def in_float32_at_the_end() -> keras.Model:
+    inputs = keras.Input((4,), name="inputs")
+    x = layers.Dense(8, name="dense")(inputs)
+    return keras.Model(inputs, layers.Dense(2, dtype="float32", name="last")(x), name="model")
+
+
+def with_an_unused_weight() -> keras.Model:
+    inputs = keras.Input((4,), name="inputs")
+    x = layers.Dense(3, name="used")(inputs)
+    unused = layers.Dense(3, name="unused")(inputs)
+    return keras.Model(inputs, x + 0 * ops.stop_gradient(unused), name="model")
+
+
+def renamed_on_jax() -> keras.Model:
+    name = "other" if on("jax") else "dense"
+    return keras.Sequential([keras.Input((3,)), layers.Dense(2, name=name)], name="small")
+
+
+def not_a_number() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((3,)), layers.Dense(2, name="dense"), layers.Lambda(_nan, name="nan")]
+    )
+
+
+def _nan(x: Tensor) -> Tensor:
+    return ops.sqrt(-1 - ops.square(x))
+
+
 def stateful() -> keras.Model:
     sequence = keras.Input(batch_shape=(4, 5, 3), name="sequence")
     x = layers.LSTM(6, stateful=True, name="lstm")(sequence)
@@ -109,6 +168,19 @@ def on(*names: str) -> bool:
 
 def small() -> keras.Model:
     return keras.Sequential([keras.Input((3,)), layers.Dense(2, name="dense")], name="small")
+
+
+def _refuse() -> None:
+    raise ValueError("not here")
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def unreadable() -> Unreadable:
+    return Unreadable()
 
 
 def without_input() -> keras.Model:

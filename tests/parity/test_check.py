@@ -14,7 +14,7 @@ import pytest
 
 from tests.parity import models
 from zoo import backends
-from zoo.parity import Workers, assert_backends_agree, check
+from zoo.parity import WorkerError, Workers, assert_backends_agree, check
 from zoo.parity.report import read_json, write_json
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
@@ -55,6 +55,41 @@ def test_randomness_of_the_backends_own_is_named_and_ruled_out(workers: Workers)
     assert by_number[4].status in ("agrees", "rounding")
     assert "drop: drawn from the backend's own generator" in report.notes[0]
     assert "rung 6" in report.notes[0]
+
+
+def test_layers_that_are_hard_to_see_through(workers: Workers) -> None:
+    """Draws that are rare, in every mode, in a loop; a layer in float32; a weight without use."""
+    report = check(models.with_stochastic_depth, workers=workers, rungs="2,6")
+    assert report.agrees, report.troubles
+    assert report.rungs[1].rows[0].where == "depth"
+    report = check(models.with_sampling, workers=workers, rungs="1-5")
+    assert report.agrees, report.troubles
+    assert [r.number for r in report.rungs if r.status == "ruled out"] == [2, 3, 4]
+    assert "sampling: drawn from the backend's own generator in inference mode" in report.notes[0]
+    report = check(models.stacked_cells, workers=workers, rungs="1-7")
+    assert report.agrees, report.troubles
+    assert report.rungs[5].rows[0].where == "stacked"
+    report = check(models.in_float32_at_the_end, workers=workers, rungs="1-9")
+    assert report.agrees, report.troubles
+    assert "last: computed in float32" in report.notes[0]
+    report = check(models.with_an_unused_weight, workers=workers, rungs="4,6,9")
+    assert report.agrees, report.troubles
+
+
+def test_models_that_differ_wholly(workers: Workers) -> None:
+    report = check(models.renamed_on_jax, workers=workers)
+    assert report.exit_status == 1
+    assert report.rungs[0].rows[0].detail == "only on torch"
+    report = check(models.not_a_number, workers=workers, rungs="2-4")
+    assert report.exit_status == 1
+    assert report.rungs[0].rows[0].where == "nan"
+
+
+def test_an_answer_that_cannot_be_read(workers: Workers) -> None:
+    worker = workers["jax", "float32"]
+    with pytest.raises(WorkerError, match="The answer cannot be read here: ValueError: not here"):
+        worker(models.unreadable)
+    assert worker(len, "ok") == 2
 
 
 def test_recurrent_state(workers: Workers) -> None:

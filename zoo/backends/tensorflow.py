@@ -63,7 +63,11 @@ class TrainStep:
             variables = model.trainable_variables
             with tf.GradientTape() as tape:
                 loss, metrics = objective(*arrays)
-            gradients = tape.gradient(loss, [variable.value for variable in variables])
+            weights = [variable.value for variable in variables]
+            # A weight that the loss does not depend on has the gradient 0, as under JAX.
+            gradients = tape.gradient(
+                loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
             optimizer.apply(gradients, variables)
             return {"loss": loss, **metrics}
 

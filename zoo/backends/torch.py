@@ -49,7 +49,10 @@ class TrainStep:
     def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
         variables = self._model.trainable_variables
         loss, metrics = self._objective(*arrays)
-        gradients = torch.autograd.grad(loss, [variable.value for variable in variables])
+        weights = [variable.value for variable in variables]
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        # A weight that the loss does not depend on has the gradient 0, as under JAX.
+        gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights)]
         with torch.no_grad():
             self._optimizer.apply(gradients, variables)
         return {"loss": loss.detach(), **metrics}

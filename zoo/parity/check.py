@@ -206,21 +206,25 @@ class _Check:
     def _ask(self, name: str, precision: str, task: Callable[..., Any]) -> None:
         key = task.__name__, name, precision
         evidence = self._evidence
-        if (name, precision) in self._gone:
-            evidence.errors[key] = self._gone[name, precision]
-            return
         with self._comparing:
+            if (name, precision) in self._gone:
+                evidence.errors[key] = self._gone[name, precision]
+                return
             done = [self._reports[number] for number in sorted(self._reports)]
             self._progress(f"{name}, {precision}: {task.__name__.replace('_', ' ')}", done)
+        result = error = None
         try:
-            evidence.results[key] = self._workers[name, precision](
-                task, evidence.case, evidence.folder
-            )
-        except WorkerError as error:
-            evidence.errors[key] = str(error)
-            if error.ended:
-                self._gone[name, precision] = str(error)
+            result = self._workers[name, precision](task, evidence.case, evidence.folder)
+        except WorkerError as raised:
+            error = raised
         with self._comparing:
+            if error is None:
+                evidence.results[key] = result
+            else:
+                evidence.errors[key] = str(error)
+                # A compiler that fails says nothing of the rest.
+                if error.ended and task is not tasks.variants:
+                    self._gone[name, precision] = str(error)
             self._compare([rung for rung in self._rungs if self._can_be_compared(rung)])
 
     # -------------------------------------------------------------- answering
@@ -238,23 +242,31 @@ class _Check:
     def _compare(self, wanted: Sequence[Rung]) -> None:
         for rung in wanted:
             if rung.number not in self._reports:
-                rows = tuple(self._rows(rung))
+                rows = tuple(self._rows_or_failure(rung))
                 self._reports[rung.number] = RungReport(rung.number, rung.title, rung.reason, rows)
+
+    def _rows_or_failure(self, rung: Rung) -> Iterator[Row]:
+        try:
+            yield from self._rows(rung)
+        except Exception as error:  # models that differ much cannot always be compared
+            detail = f"could not be compared: {type(error).__name__}: {error}"
+            yield Row(rung.title, self._evidence.names, "", "failed", detail=detail)
 
     def _rows(self, rung: Rung) -> Iterator[Row]:
         evidence = self._evidence
-        if not evidence.results:
-            for (task, name, precision), error in evidence.errors.items():
-                yield Row(task, (name,), precision, "failed", detail=error)
-            return
         if rung.number == 8 and evidence.case.sample is None:
             detail = "no `sample` was given: the model generates nothing"
             yield Row("generated", evidence.names, "", "ruled out", detail=detail)
             return
-        if rung.number == 6 and self._silenced():
+        if not evidence.results:
+            for (task, name, precision), error in evidence.errors.items():
+                yield Row(task, (name,), precision, "failed", detail=error)
+            return
+        live, silenced = self._found("live"), self._found("silenced")
+        if (live and rung.number not in (1, 5)) or (silenced and rung.number == 6):
             detail = "these layers draw numbers of the backend's own generator"
-            where = ", ".join(self._silenced())
-            yield Row("training", evidence.names, "", "ruled out", where=where, detail=detail)
+            where = ", ".join(live or silenced)
+            yield Row(rung.title, evidence.names, "", "ruled out", where=where, detail=detail)
             return
         wanted = {task.__name__ for task in rung.tasks}
         for (task, name, precision), error in evidence.errors.items():
@@ -263,20 +275,32 @@ class _Check:
                 yield Row(what, (name,), precision, "failed", detail=error)
         yield from rung.compare(evidence)
 
-    def _silenced(self) -> list[str]:
+    def _found(self, what: str) -> list[str]:
+        """What `describe` says on any backend."""
         found: dict[str, None] = {}
         for (task, _, _), result in self._evidence.results.items():
             if task == "describe":
-                found |= dict.fromkeys(result["silenced"])
+                found |= dict.fromkeys(result[what])
         return list(found)
 
     def _notes(self) -> Iterator[str]:
-        if self._silenced():
+        own = "drawn from the backend's own generator"
+        if silenced := self._found("silenced"):
             yield (
-                f"{', '.join(self._silenced())}: drawn from the backend's own generator in "
-                "training, so these layers were put into inference mode. Rungs 2, 3, 4, 7 and 9 "
-                "compare everything else; rung 6, training with its randomness, is ruled out. "
-                "`zoo.random.Dropout` draws the same numbers on every backend."
+                f"{', '.join(silenced)}: {own} in training, so these layers were put into "
+                "inference mode. Rungs 2, 3, 4, 7 and 9 compare everything else; rung 6, training "
+                "with its randomness, is ruled out. `zoo.random.Dropout` draws the same numbers on "
+                "every backend."
+            )
+        if live := self._found("live"):
+            yield (
+                f"{', '.join(live)}: {own} in inference mode, too, so only rungs 1 and 5 can be "
+                "compared. `zoo.random` draws the same numbers on every backend."
+            )
+        if single := self._evidence.single:
+            yield (
+                f"{', '.join(single)}: computed in float32 although the model is in float64, so "
+                "float64 cannot tell rounding from a mistake to more digits than float32 has."
             )
 
     def _environments(self) -> dict[str, dict[str, str]]:
@@ -300,7 +324,11 @@ class _Check:
 
     def _curves(self) -> dict[str, dict[str, list[float]]]:
         evidence = self._evidence
-        if self._silenced() or not any(rung.number == 6 for rung in self._rungs):
+        if (
+            self._found("silenced")
+            or self._found("live")
+            or not any(rung.number == 6 for rung in self._rungs)
+        ):
             return {}
         return {
             precision: {

@@ -88,10 +88,13 @@ def run(config: Check) -> int:
             line = f"{report.model} {report.verdict} ({report.seconds:.0f} s)"
             console.print(line, style=("green", "red", "magenta")[report.exit_status])
             reports.append(report)
-    if config.json is not None:
-        write_json(reports, config.json)
-    if config.html is not None:
-        config.html.write_text(html.page(reports))
+    try:
+        if config.json is not None:
+            write_json(reports, config.json)
+        if config.html is not None:
+            config.html.write_text(html.page(reports))
+    except OSError as error:  # which is not that the backends differ
+        raise ValueError(f"Could not write {error.filename}: {error.strerror}") from error
     statuses = {report.exit_status for report in reports}
     return 1 if 1 in statuses else max(statuses)
 

@@ -7,7 +7,8 @@ def distance(a: np.ndarray, b: np.ndarray, least_scale: float = 0.0) -> float:
     """The largest difference, relative to the largest number of the two or to `least_scale`.
 
     Equal integers, and infinities or NaNs in the same places, are at distance 0. Arrays of
-    different shapes, unequal integers and NaNs in different places are at infinity.
+    different shapes, without a finite number, with unequal integers, or with NaNs in different
+    places are at infinity.
     """
     if a.shape != b.shape:
         return float("inf")
@@ -20,8 +21,8 @@ def distance(a: np.ndarray, b: np.ndarray, least_scale: float = 0.0) -> float:
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
             return float("inf")
         a, b = a[finite], b[finite]
-        if a.size == 0:
-            return 0.0
+        if a.size == 0:  # that both are NaN throughout is no agreement
+            return float("inf")
     difference = np.abs(a.astype(np.float64) - b)
     scale = max(np.abs(a).max(), np.abs(b).max(), least_scale)
     return float(difference.max() / scale) if scale else 0.0

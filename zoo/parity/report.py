@@ -164,8 +164,13 @@ class Report:
             title: [(path, float(found), float(allowed)) for path, found, allowed in points]
             for title, points in data["layers"].items()
         }
+        curves = {
+            precision: {name: [float(loss) for loss in losses] for name, losses in found.items()}
+            for precision, found in data["curves"].items()
+        }
+        notes = tuple(data["notes"])
         return Report(
-            **{**data, "rungs": tuple(rungs), "layers": layers, "notes": tuple(data["notes"])}
+            **{**data, "rungs": tuple(rungs), "layers": layers, "curves": curves, "notes": notes}
         )
 
     def __rich__(self) -> Group:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,23 +45,6 @@ class Part:
         return [*layer._trainable_variables, *layer._non_trainable_variables, *generators]
 
     @property
-    def has_own_randomness(self) -> bool:
-        """Whether it may draw from the backend's generator in a call of its own."""
-        layer = self.layer
-        return (
-            bool(layer._seed_generators) and not self.in_loop and not hasattr(layer, "random_key")
-        )
-
-    @property
-    def has_random_cell(self) -> bool:
-        """Whether it is a recurrent layer with dropout inside."""
-        if not isinstance(self.layer, keras.layers.RNN):
-            return False
-        cells = self.layer._flatten_layers(include_self=False)
-        rates = [getattr(c, name, 0) for c in cells for name in ("dropout", "recurrent_dropout")]
-        return any(rates)
-
-    @property
     def hidden_variables(self) -> list[keras.Variable]:
         """Attributes that `Layer.variables` does not know of, such as a recurrent layer's state."""
         known = {id(variable) for variable in self.layer.variables}
@@ -89,9 +73,8 @@ class Subject:
         self.case = case
         self.folder = folder
         self.model = _built(case)
-        self.specs = _specs(
-            case, self.model
-        )  # what is like the inputs, nested as the model takes them
+        self.specs = _specs(case, self.model)
+        self.images = image_inputs(case, self.specs)
         self.parts = _parts(self.model)
         self.variables: dict[str, keras.Variable] = {}
         self.owners: dict[str, str] = {}  # the path of the layer that a variable belongs to
@@ -147,7 +130,7 @@ class Subject:
         if not self._data:
             with np.load(self.folder / "data.npz") as file:
                 self._data = dict(file)
-        size = len(self._data["input 0"]) // BATCHES
+        size = len(next(iter(self._data.values()))) // BATCHES
         start = number % BATCHES * size
         arrays = [array[start : start + size] for array in self._data.values()]
         floatx = keras.config.floatx()
@@ -156,8 +139,8 @@ class Subject:
     def inputs(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Any:
         """A batch's inputs as the model takes them. With a key, images are augmented."""
         prepared = [
-            _pixels(array, key) if _is_image(array) else ops.convert_to_tensor(array)
-            for array in arrays[: len(tree.flatten(self.specs))]
+            _pixels(array, key) if i in self.images else ops.convert_to_tensor(array)
+            for i, array in enumerate(arrays[: len(tree.flatten(self.specs))])
         ]
         return tree.pack_sequence_as(self.specs, prepared)
 
@@ -166,10 +149,10 @@ class Subject:
         return self.model(self.inputs(self.batch()), training=training)
 
     def loss(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Tensor:
-        """The mean loss of a batch in training mode, summed over the outputs."""
+        """The mean loss of a batch in training mode, summed over the outputs, and the model's."""
         outputs = tree.flatten(self.model(self.inputs(arrays, key), training=True))
         targets = map(ops.convert_to_tensor, arrays[len(arrays) - len(outputs) :])
-        total = 0.0
+        total = sum(self.model.losses)  # regularizers, and what layers add
         for target, output in zip(targets, outputs):
             total = total + ops.mean(self._losses(target, output))
         return total
@@ -183,24 +166,30 @@ class Subject:
 
     # -------------------------------------------------------------- layers
 
-    def silence(self) -> list[str]:
+    def silence(self) -> tuple[list[str], list[str]]:
         """Puts layers that draw a backend's own numbers in training into inference mode for good.
 
-        A layer whose numbers are the same everywhere has a `random_key`, as `zoo.random.Dropout`.
-
         Returns:
-            Their paths.
+            Their paths, and those of layers that draw in inference mode, too.
         """
-        drew: list[Part] = []
-        with contextlib.ExitStack() as stack:
-            for part in self.parts:
-                if part.has_own_randomness:
-                    stack.enter_context(_called_twice(part, drew))
-            self.outputs(training=True)
-        drew += [part for part in self.parts if part.has_random_cell]
+        drew = self._drawing()
         for part in drew:
-            part.layer.__dict__["call"] = _in_inference_mode(part.layer.call)
-        return [part.path for part in drew]
+            if "training" in inspect.signature(part.layer.call).parameters:
+                part.layer.__dict__["call"] = _in_inference_mode(part.layer.call)
+        live = self._drawing()
+        return [p.path for p in drew if p not in live], [p.path for p in live]
+
+    def _drawing(self) -> list[Part]:
+        """The layers in whose call, in training mode, numbers of the backend's own are drawn."""
+        drew: list[Part] = []
+        stack = [self.parts[-1]]
+        with contextlib.ExitStack() as contexts:
+            for part in self.parts:
+                if not part.in_loop:
+                    contexts.enter_context(_stacked(part, stack))
+            contexts.enter_context(_noted_draws(lambda: drew.append(stack[-1])))
+            self.outputs(training=True)
+        return [part for part in self.parts if part in drew]
 
     def record(self, training: bool) -> list[tuple[str, int, np.ndarray]]:
         """Every layer's output on the first batch, in the order in which they are ready.
@@ -259,25 +248,24 @@ def _parts(model: keras.Model) -> list[Part]:
         for child in layer._flatten_layers(include_self=False, recursive=False):
             if id(child) not in found and not isinstance(child, keras.layers.InputLayer):
                 found[id(child)] = Part(prefix + child.name, child, in_loop)
-                walk(child, f"{prefix}{child.name}/", isinstance(child, keras.layers.RNN))
+                recurrent = isinstance(child, keras.layers.RNN)
+                walk(child, f"{prefix}{child.name}/", in_loop or recurrent)
 
     walk(model, "", False)
     return [*found.values(), Part(model.name, model, False)]
 
 
 @contextlib.contextmanager
-def _watched(part: Part, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
-    """Notes what a layer's `call` gives; Keras looks it up on the instance at each call."""
+def _wrapped(part: Part, around: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function around a layer's `call`, which Keras looks up on the instance."""
     before = part.layer.__dict__.get("call")
     call = part.layer.call
 
     @functools.wraps(call)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        outputs = call(*args, **kwargs)
-        seen.append((part.path, _terms(part, args), outputs))
-        return outputs
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(call, *args, **kwargs)
 
-    part.layer.__dict__["call"] = watched
+    part.layer.__dict__["call"] = wrapped
     try:
         yield
     finally:
@@ -287,29 +275,66 @@ def _watched(part: Part, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _called_twice(part: Part, drew: list[Part]) -> Iterator[None]:
-    """Notes a layer that gives two answers to one question."""
-    call = part.layer.call
+def _watched(part: Part, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
+    """Notes what a layer's `call` gives."""
 
-    @functools.wraps(call)
-    def twice(*args: Any, **kwargs: Any) -> Any:
-        outputs, again = call(*args, **kwargs), call(*args, **kwargs)
-        pairs = zip(tree.flatten(outputs), tree.flatten(again))
-        if part not in drew and any((to_numpy(x) != to_numpy(y)).any() for x, y in pairs):
-            drew.append(part)
+    def noted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        seen.append((part.path, _terms(part, args), outputs))
         return outputs
 
-    part.layer.__dict__["call"] = twice
+    with _wrapped(part, noted):
+        yield
+
+
+@contextlib.contextmanager
+def _stacked(part: Part, stack: list[Part]) -> Iterator[None]:
+    """Keeps the layer on top of the stack while it is called."""
+
+    def pushed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        stack.append(part)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            stack.pop()
+
+    with _wrapped(part, pushed):
+        yield
+
+
+@contextlib.contextmanager
+def _noted_draws(note: Callable[[], None]) -> Iterator[None]:
+    """Notes every draw from the backend's own generator; all of Keras' go through this module."""
+    module = keras.src.backend.random
+    names = (
+        "normal uniform categorical randint truncated_normal dropout shuffle gamma binomial beta"
+    )
+    before = {name: getattr(module, name) for name in names.split()}
+
+    def noted(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def draw_and_note(*args: Any, **kwargs: Any) -> Any:
+            note()
+            return draw(*args, **kwargs)
+
+        return draw_and_note
+
+    for name, draw in before.items():
+        setattr(module, name, noted(draw))
     try:
         yield
     finally:
-        del part.layer.__dict__["call"]
+        for name, draw in before.items():
+            setattr(module, name, draw)
 
 
 def _in_inference_mode(call: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(call)
+
     @functools.wraps(call)
     def silenced(*args: Any, **kwargs: Any) -> Any:
-        return call(*args, **{**kwargs, "training": False})
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = False
+        return call(*bound.args, **bound.kwargs)
 
     return silenced
 
@@ -349,8 +374,17 @@ def _concrete(output: Any) -> np.ndarray | None:
         return None
 
 
-def _is_image(array: Any) -> bool:
-    return len(array.shape) == 4 and keras.backend.standardize_dtype(array.dtype) == "uint8"
+def image_inputs(case: Case, specs: Any) -> set[int]:
+    """The inputs that the check draws as images: (B, H, W, 1 or 3), float."""
+    if case.inputs is not None:
+        return set()
+    return {
+        i
+        for i, spec in enumerate(tree.flatten(specs))
+        if len(spec.shape) == 4
+        and spec.shape[-1] in (1, 3)
+        and "float" in keras.backend.standardize_dtype(spec.dtype)
+    }
 
 
 def _pixels(images: Tensor, key: random.Key | None) -> Tensor:

@@ -37,13 +37,15 @@ def _write(folder: Path, what: str, arrays: Mapping[str, Any]) -> None:
     )
 
 
-def _subject(case: Case, folder: Path, policy: str = "") -> tuple[Subject, list[str]]:
+def _subject(
+    case: Case, folder: Path, policy: str = ""
+) -> tuple[Subject, tuple[list[str], list[str]]]:
     """The model as all backends begin with it, and the layers with no portable randomness."""
     subject = Subject(case, folder, policy)
     subject.load()
-    silenced = subject.silence()
+    randomness = subject.silence()
     subject.load()
-    return subject, silenced
+    return subject, randomness
 
 
 # ------------------------------------------------------------------ the same beginning
@@ -60,7 +62,9 @@ def prepare(case: Case, folder: Path) -> None:
     for path, value in subject.initial.items():
         if value.dtype.kind == "f" and value.size and (value == value.flat[0]).all():
             key = random.key(case.seed, "weights", path)
-            value = value + random.uniform(key, value.shape, -0.1, 0.1)
+            move = random.uniform(key, value.shape, -0.1, 0.1)
+            # A statistic such as a variance is not to fall below 0.
+            value = value + (move if path in subject.trainable else abs(move))
         weights[path] = value
     np.savez(folder / "weights.npz", allow_pickle=False, **weights)
 
@@ -89,8 +93,8 @@ def _inputs(subject: Subject) -> list[np.ndarray]:
             if limit == 2 and len(shape) > 1:
                 ids[:, 0] = 1  # a padding mask never hides everything
             arrays.append(ids.astype(dtype))
-        elif len(shape) == 4 and shape[-1] in (1, 3):
-            arrays.append((random.bits(key, shape) & 255).astype(np.uint8))  # an image
+        elif i in subject.images:
+            arrays.append((random.bits(key, shape) & 255).astype(np.uint8))
         else:
             arrays.append(random.normal(key, shape))
     return arrays
@@ -124,7 +128,7 @@ def _targets(case: Case, number: int, shape: Sequence[int]) -> np.ndarray:
 
 def describe(case: Case, folder: Path) -> dict[str, Any]:
     """The model's variables, and what the check has to know of its layers."""
-    subject, silenced = _subject(case, folder)
+    subject, (silenced, live) = _subject(case, folder)
     weights = set(subject.trainable)
     keys: dict[bytes, list[str]] = {}
     for part in subject.parts:
@@ -145,6 +149,13 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
         },
         "generators": sorted(subject.generators),
         "silenced": silenced,
+        "live": live,
+        "single": [
+            part.path
+            for part in subject.parts
+            if part.layer.compute_dtype != keras.config.floatx()
+            and not isinstance(part.layer, keras.Model)
+        ],
         "shared streams": [paths for paths in keys.values() if len(paths) > 1],
     }
 

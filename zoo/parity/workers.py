@@ -56,7 +56,7 @@ class Worker:
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function in the process and waits for what it returns.
@@ -71,11 +71,10 @@ class Worker:
         process = self._process
         assert process is not None
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: the answer says how
-            pickle.dump(task, process.stdin)
-            process.stdin.flush()
+        # A process that is stuck reads nothing, and the pipe holds little.
+        threading.Thread(target=_send, args=(task, process.stdin), daemon=True).start()
         try:
-            good, answer = self._answers.get(timeout=self.time_limit)
+            answer = self._answers.get(timeout=self.time_limit)
         except queue.Empty:
             text = self._with_last_lines(f"No answer within {self.time_limit:g} s; it was ended")
             self.close()
@@ -83,13 +82,18 @@ class Worker:
         except BaseException:  # Ctrl-C: nothing is left running
             self.close()
             raise
-        if answer is None and not good:
+        if answer is None:
             text = self._with_last_lines(_how_it_ended(process.wait()))
             self.close()
             raise WorkerError(text, ended=True)
+        try:
+            good, result = pickle.loads(answer)
+        except Exception as error:
+            text = f"The answer cannot be read here: {type(error).__name__}: {error}"
+            raise WorkerError(text, ended=False) from error
         if not good:
-            raise WorkerError(answer, ended=False)
-        return answer
+            raise WorkerError(result, ended=False)
+        return result
 
     def _start(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -99,6 +103,8 @@ class Worker:
             "KERAS_BACKEND": self.backend,
             "JAX_ENABLE_X64": str(int(self.floatx == "float64")),
             "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # several processes share a GPU
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             **self._environment,
         }
@@ -190,16 +196,23 @@ class Workers:
 
     def close(self) -> None:
         """Ends every process."""
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             worker.close()
 
 
-def _receive(stream: IO[bytes], answers: "queue.SimpleQueue[Any]") -> None:
+def _send(task: bytes, stream: IO[bytes]) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it has ended: the answer says how
+        pickle.dump(task, stream)
+        stream.flush()
+
+
+def _receive(stream: IO[bytes], answers: "queue.SimpleQueue[bytes | None]") -> None:
+    """Hands on pickled answers, and None when the process has ended."""
     while True:
         try:
             answers.put(pickle.load(stream))
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
-            answers.put((False, None))
+        except Exception:  # of a stream that broke off in the middle
+            answers.put(None)
             return
 
 
