@@ -177,7 +177,10 @@ def test_keras_files_go_on_training(tmp_path: Path) -> None:
             if name == "config.json":
                 config = json.loads(content)
                 module = "keras.src.backend.torch.optimizers.torch_adam"
-                config["compile_config"]["optimizer"]["module"] = module
+                config["compile_config"]["optimizer"] |= {
+                    "module": module,
+                    "registered_name": "Adam",
+                }
                 content = json.dumps(config).encode()
             target.writestr(name, content)
     loaded = checkpoints.load_model(path)
