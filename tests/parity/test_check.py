@@ -149,16 +149,16 @@ def test_compiled_models_saved_here_go_on_there(everywhere: Workers, tmp_path: P
         (models.crashes_on_jax, ["exit status 7", "about to end"]),
         (models.raises_on_jax, ["KeyError: 'no such thing here'", "in raises_on_jax"]),
         (models.killed_on_jax, ["killed (signal 9), as the system does when memory runs out"]),
-        (models.hangs_on_jax, ["No answer within 5 s; it was ended", "waiting for ever"]),
+        (models.hangs_on_jax, ["No answer within 20 s; it was ended", "waiting for ever"]),
         (models.out_of_memory_on_jax, ["MemoryError", "Unable to allocate"]),
     ],
 )
 def test_a_worker_that_fails_is_a_row(build: object, texts: list[str]) -> None:
-    with Workers(NAMES, time_limit=5 if build is models.hangs_on_jax else 60) as workers:
+    with Workers(NAMES, time_limit=20 if build is models.hangs_on_jax else 60) as workers:
         workers["jax", "float32"](time.time)  # so that the limit does not count its imports
         started = time.monotonic()
         report = check(build, workers=workers, rungs="1-2")
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 90
         assert report.exit_status == 2
         failed = [row for row in report.rows if row.status == "failed"]
         assert failed

@@ -14,7 +14,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
-from zoo.backends.common import keep_float64 as keep_float64
 
 Tensor = Any
 
@@ -39,6 +38,38 @@ def make_deterministic() -> None:
 
 def use_full_precision() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def keep_float64() -> None:
+    """As on PyTorch; and attention's softmax, which JAX takes in float32, is taken in float64."""
+    common.keep_float64()
+    jax.nn.dot_product_attention = _attention
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    **_: Any,
+) -> Tensor:
+    """query: (B, T, N, H); key, value: (B, S, K, H), K divides N; mask: (B, 1 or N, T, S)."""
+    groups = query.shape[2] // key.shape[2]
+    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+    scores = jnp.einsum("btnh,bsnh->bnts", query, key)
+    scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias
+    if is_causal:
+        causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        mask = causal if mask is None else mask & causal
+    if mask is not None:
+        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(scores.dtype).max)
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value)
 
 
 class TrainStep:
