@@ -241,7 +241,9 @@ class Forgetful(layers.Layer):
     def build(self, shape: Any) -> None:
         # As Keras does with a recurrent layer's state: in a list that is not tracked.
         self.__dict__["statistics"] = [
-            keras.Variable(np.zeros(shape[-1]), trainable=False, name="mean")
+            keras.Variable(
+                np.zeros(shape[-1]), dtype=self.variable_dtype, trainable=False, name="mean"
+            )
         ]
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:

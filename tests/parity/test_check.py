@@ -66,13 +66,13 @@ def test_layers_that_are_hard_to_see_through(workers: Workers) -> None:
     assert report.agrees, report.troubles
     assert [r.number for r in report.rungs if r.status == "ruled out"] == [2, 3, 4]
     assert "sampling: drawn from the backend's own generator in inference mode" in report.notes[0]
-    report = check(models.stacked_cells, workers=workers, rungs="1-7")
+    report = check(models.stacked_cells, workers=workers, rungs="2,6")
     assert report.agrees, report.troubles
-    assert report.rungs[5].rows[0].where == "stacked"
-    report = check(models.in_float32_at_the_end, workers=workers, rungs="1-9")
+    assert report.rungs[1].rows[0].where == "stacked"
+    report = check(models.in_float32_at_the_end, workers=workers, rungs="3-4")
     assert report.agrees, report.troubles
     assert "last: computed in float32" in report.notes[0]
-    report = check(models.with_an_unused_weight, workers=workers, rungs="4,6,9")
+    report = check(models.with_an_unused_weight, workers=workers, rungs="4,6")
     assert report.agrees, report.troubles
 
 
