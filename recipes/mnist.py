@@ -34,7 +34,7 @@ class Config:
     data_dir: Path | None = None
     """Where TensorFlow Datasets keeps its data; by default its own folder."""
     model: str = "cnn_48x48"
-    """The network, a name that `python -m zoo list` shows."""
+    """The network: cnn_48x48, mlp, simple_rnn, lstm or gru; the last three read rows of pixels."""
     epochs: int | None = None
     """Passes over the training images; by default 5, with --quick 1."""
     train_examples: int | None = None
@@ -83,7 +83,7 @@ NOT_RESULTS = ("run_dir", "data_dir", "quick", "checkpoint_steps", "deterministi
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = Console()
-    entry = registry.get(config.model)
+    classifier = registry.get_classifier(config.model)
     path = config.run_dir or Path("runs") / f"mnist-{datetime.now():%Y%m%d-%H%M%S}"
     decisive = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
     run = Run(path, {"recipe": "mnist", **decisive})
@@ -94,9 +94,16 @@ def main(config: Config) -> dict[str, Any]:
         backends.backend.make_deterministic()
 
     counts = config.train_examples, config.test_examples
-    data = datasets.load(config.dataset, 48, *counts, config.data_dir)
-    transform = ImageTransform(data.mean, data.std)
-    model = entry.build(data.num_classes, seed=config.seed, dtype=config.dtype_policy)
+    images = classifier.images
+    data = datasets.load(config.dataset, images.size, *counts, config.data_dir)
+    shape = images.shape(data.x_train.shape[-1])
+    transform = ImageTransform(data.mean, data.std, shape=shape)
+    model = classifier.build(
+        num_classes=data.num_classes,
+        seed=config.seed,
+        dtype=config.dtype_policy,
+        **({} if images.channels else {"input_shape": shape}),
+    )
     epochs = config.epochs or 5
     steps = epochs * math.ceil(len(data.x_train) / config.batch_size)
     rate = schedule(config.schedule, config.learning_rate, steps)
@@ -115,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
         model,
         optimizer,
         training.classification_objective(model, transform, config.seed),
-        (data.x_train, data.y_train),
+        training.InMemory(data.x_train, data.y_train),
         run,
         epochs=epochs,
         batch_size=config.batch_size,

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,20 +13,32 @@ import zoo
 from zoo import registry
 from zoo.optimizers import Adam
 
-BUILDERS = pytest.mark.parametrize("name", registry.models)
+EXAMPLES = {
+    example: (registry.get(name), arguments)
+    for name in registry.models
+    for example, arguments in registry.examples(name).items()
+}
+BUILDERS = pytest.mark.parametrize("name", EXAMPLES)
 # JAX has float64 only where the process asked for it at its start.
 DTYPES = ["mixed_bfloat16", "bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
 
 
+def build(name: str, **options: Any) -> keras.Model:
+    entry, arguments = EXAMPLES[name]
+    return entry.build(**{**arguments, **options})
+
+
 def example_input(model: keras.Model, batch: int = 4) -> np.ndarray:
     generator = np.random.default_rng(0)
-    return generator.normal(size=(batch, *model.input.shape[1:])).astype(model.input.dtype)
+    shape = (batch, *(size or 6 for size in model.input.shape[1:]))
+    if "int" in model.input.dtype:
+        return generator.integers(0, model.output.shape[-1], shape).astype(model.input.dtype)
+    return generator.normal(size=shape).astype(model.input.dtype)
 
 
 def example_target(model: keras.Model, batch: int = 4) -> np.ndarray:
-    return np.arange(np.prod((batch, *model.output.shape[1:-1]))).reshape(
-        batch, *model.output.shape[1:-1]
-    ) % int(model.output.shape[-1])
+    shape = model(example_input(model, batch)).shape
+    return np.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % int(shape[-1])
 
 
 def test_every_builder_is_public_and_every_public_name_a_builder() -> None:
@@ -38,16 +51,21 @@ def test_every_builder_is_public_and_every_public_name_a_builder() -> None:
 
 @BUILDERS
 def test_the_closed_form_counts_its_parameters(name: str) -> None:
+    entry, arguments = EXAMPLES[name]
+    assert build(name).count_params() == entry.count(**arguments)
+
+
+@pytest.mark.parametrize("name", registry.models)
+def test_the_defaults_are_counted(name: str) -> None:
     entry = registry.get(name)
-    assert entry.build(**entry.example).count_params() == entry.count(**entry.example)
     assert entry.build().count_params() == entry.count()
 
 
 @BUILDERS
 def test_shape_and_finite_output(name: str) -> None:
-    model = registry.get(name).build()
+    model = build(name)
     outputs = ops.convert_to_numpy(model(example_input(model)))
-    assert outputs.shape == (4, *model.output.shape[1:])
+    assert outputs.shape == (4, *(size or 6 for size in model.output.shape[1:]))
     assert np.isfinite(outputs).all()
     assert not model.compiled
 
@@ -55,14 +73,14 @@ def test_shape_and_finite_output(name: str) -> None:
 @BUILDERS
 def test_layers_are_named(name: str) -> None:
     """By hand, not by a counter: weights are matched by path."""
-    first, second = registry.get(name).build(), registry.get(name).build()
+    first, second = build(name), build(name)
     assert [v.path for v in first.variables] == [v.path for v in second.variables]
     assert len({v.path for v in first.variables}) == len(first.variables)
 
 
 @BUILDERS
 def test_configuration_round_trip(name: str) -> None:
-    model = registry.get(name).build()
+    model = build(name)
     again = keras.Model.from_config(model.get_config())
     assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
     for a, b in zip(model.get_weights(), again.get_weights()):
@@ -71,21 +89,21 @@ def test_configuration_round_trip(name: str) -> None:
 
 @BUILDERS
 def test_save_and_load(name: str, tmp_path: Path) -> None:
-    model = registry.get(name).build()
+    model = build(name)
     x = example_input(model)
     expected = ops.convert_to_numpy(model(x))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(ops.convert_to_numpy(loaded(x)), expected)
     model.save_weights(tmp_path / "model.weights.h5")
-    other = registry.get(name).build(seed=1)
+    other = build(name, seed=1)
     other.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(ops.convert_to_numpy(other(x)), expected)
 
 
 @BUILDERS
 def test_training_lowers_the_loss_and_every_weight_takes_part(name: str) -> None:
-    model = registry.get(name).build()
+    model = build(name)
     x, y = example_input(model), example_target(model)
     before = [np.array(w) for w in model.get_weights()]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -100,7 +118,7 @@ def test_training_lowers_the_loss_and_every_weight_takes_part(name: str) -> None
 
 @BUILDERS
 def test_fit_takes_any_batch_size(name: str) -> None:
-    model = registry.get(name).build()
+    model = build(name)
     x, y = example_input(model, 5), example_target(model, 5)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(x, y, batch_size=2, verbose=0)
@@ -110,10 +128,10 @@ def test_fit_takes_any_batch_size(name: str) -> None:
 
 @BUILDERS
 def test_keras_may_be_set_to_channels_first(name: str) -> None:
-    expected = [v.shape for v in registry.get(name).build().variables]
+    expected = [v.shape for v in build(name).variables]
     keras.config.set_image_data_format("channels_first")
     try:
-        assert [v.shape for v in registry.get(name).build().variables] == expected
+        assert [v.shape for v in build(name).variables] == expected
     finally:
         keras.config.set_image_data_format("channels_last")
 
@@ -121,7 +139,7 @@ def test_keras_may_be_set_to_channels_first(name: str) -> None:
 @BUILDERS
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtype_policies(name: str, dtype: str) -> None:
-    model = registry.get(name).build(dtype=dtype)
+    model = build(name, dtype=dtype)
     outputs = model(example_input(model))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
     model.compile(Adam(1e-3, l2=1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -50,7 +50,7 @@ def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) 
         model,
         Adam(1e-2),
         objective,
-        data,
+        training.InMemory(*data),
         Run(folder, {}),
         epochs=epochs,
         batch_size=arguments.get("batch_size", BATCH),

@@ -3,5 +3,8 @@
 from zoo import backends as backends  # first: it checks that the backend asked for is there
 from zoo._version import __version__ as __version__
 from zoo.cnn import cnn_48x48 as cnn_48x48
+from zoo.mlp import mlp as mlp
+from zoo.rnn import rnn_classifier as rnn_classifier
+from zoo.rnn import rnn_language_model as rnn_language_model
 
-__all__ = ["cnn_48x48"]
+__all__ = ["cnn_48x48", "mlp", "rnn_classifier", "rnn_language_model"]

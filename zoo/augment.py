@@ -1,9 +1,9 @@
 """Images in, network input out: the document's three transforms.
 
-Each takes uint8 images, (B, H, W, 1) or (B, H, W, 3), and gives float32, (B, H, W, 3). They run
-inside the compiled training step, on the device, in integer arithmetic: an augmented pixel is a
-grey level, as in Pillow, which torchvision's transforms use. So the same key gives the same pixels,
-to the bit, on every backend.
+Each takes uint8 images, (B, H, W, 1) or (B, H, W, 3), and gives float32, (B, H, W, 3) or the shape
+that a network wants. They run inside the compiled training step, on the device, in integer
+arithmetic: an augmented pixel is a grey level, as in Pillow, which torchvision's transforms use. So
+the same key gives the same pixels, to the bit, on every backend.
 
 Resizing is done once, when data is loaded.
 
@@ -74,6 +74,8 @@ class ImageTransform:
             outside is black. Nearest neighbour, as torchvision's `RandomRotation` does by default.
         brightness, contrast: training images' brightness, then contrast, change by up to this
             fraction either way. (torchvision's `ColorJitter` draws the order, too.)
+        shape: of one image as the network takes it, such as (28, 28, 1), or (28, 28) for a sequence
+            of rows; by default (H, W, 3), grey three times over.
 
     Raises:
         ValueError: if a number lies outside its range.
@@ -84,6 +86,7 @@ class ImageTransform:
     rotation: float = 10.0
     brightness: float = 0.2
     contrast: float = 0.2
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -104,16 +107,30 @@ class ImageTransform:
                 )
 
     def base(self, images: Tensor) -> Tensor:
-        """Grey levels as numbers in [0, 1], three channels."""
-        return _look_up(images, _levels((0.0,), (1.0,)))
+        """Grey levels as numbers in [0, 1]."""
+        return self._shaped(_look_up(images, _levels((0.0,), (1.0,))))
 
     def test(self, images: Tensor) -> Tensor:
-        """Normalised, three channels."""
-        return _look_up(images, _levels(tuple(self.mean), tuple(self.std)))
+        """Normalised."""
+        return self._shaped(_look_up(images, _levels(tuple(self.mean), tuple(self.std))))
 
     def training(self, images: Tensor, key: random.Key) -> Tensor:
-        """Augmented and normalised, three channels; the draws depend on the key alone."""
+        """Augmented and normalised; the draws depend on the key alone."""
         return self.test(self.augment(images, key))
+
+    def _shaped(self, pixels: Tensor) -> Tensor:
+        size = pixels.shape[1] * pixels.shape[2]
+        channels = 3 if self.shape is None else math.prod(self.shape) // size
+        if pixels.shape[-1] == 1 and channels == 3:
+            pixels = ops.repeat(pixels, 3, axis=-1)
+        if self.shape is None:
+            return pixels
+        if pixels.shape[-1] * size != math.prod(self.shape):
+            raise ValueError(
+                f"`shape` must hold as many numbers as an image, {tuple(pixels.shape[1:])}. "
+                f"Received: shape={self.shape}"
+            )
+        return ops.reshape(pixels, (-1, *self.shape))
 
     def augment(self, images: Tensor, key: random.Key) -> Tensor:
         """Rotation, brightness, contrast: uint8 images in, grey levels as int32 out."""
@@ -141,8 +158,7 @@ def _look_up(pixels: Tensor, table: np.ndarray) -> Tensor:
     pixels = ops.cast(pixels, "int32")
     columns = table.shape[1]
     if columns == 1:
-        pixels = ops.take(table[:, 0], pixels, axis=0)
-        return pixels if pixels.shape[-1] == 3 else ops.repeat(pixels, 3, axis=-1)
+        return ops.take(table[:, 0], pixels, axis=0)
     return ops.take(
         table.reshape(-1), pixels * columns + ops.arange(columns, dtype="int32"), axis=0
     )

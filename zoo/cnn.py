@@ -22,8 +22,8 @@ Source: the document's sections "Convolutional Neural Networks" and "Exemple de 
 import keras
 
 from zoo import random
-from zoo.layers import Conv2D, MaxPooling2D
-from zoo.registry import register
+from zoo.layers import Conv2D, MaxPooling2D, check_dropout, check_sizes
+from zoo.registry import ImageInput, register
 
 
 @register(
@@ -31,6 +31,7 @@ from zoo.registry import register
     recipe="recipes/mnist.py",
     parameters="9,530,944 + 513·num_classes",
     count=lambda num_classes=32, **_: 9_530_944 + 513 * num_classes,
+    images=ImageInput(48, channels=3),
 )
 def cnn_48x48(
     num_classes: int = 32,
@@ -55,10 +56,8 @@ def cnn_48x48(
     Raises:
         ValueError: if `num_classes` is not at least 1 or `dropout` lies outside [0, 1).
     """
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be at least 1. Received: num_classes={num_classes}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1). Received: dropout={dropout}")
+    check_sizes(num_classes=num_classes)
+    check_dropout(dropout)
 
     def start(layer: str, fan_in: int) -> dict[str, object]:
         return {

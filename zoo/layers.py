@@ -1,7 +1,7 @@
-"""Layers that two families or more use.
+"""Layers and arguments that two families or more use.
 
-They are Keras' own layers, with the same weights and the same numbers; only how they are computed
-is chosen for each backend, in `zoo.backends`.
+The layers are Keras' own, with the same weights and the same numbers; only how they are computed is
+chosen for each backend, in `zoo.backends`.
 """
 
 from typing import Any
@@ -27,3 +27,50 @@ class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
 
     def call(self, inputs: Tensor) -> Tensor:
         return backend.max_pool2d(self, inputs)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Embedding(keras.layers.Embedding):  # type: ignore[misc]
+    """`keras.layers.Embedding` that refuses ids outside the vocabulary: (B, T) to (B, T, width).
+
+    What a backend does with such an id is its own: an error without a word of the id, NaN, another
+    row.
+
+    Raises:
+        ValueError: where the ids are known; the text names one and the size. In compiled code it is
+            the backend's own error with the same text; XLA on TensorFlow drops the check.
+    """
+
+    def call(self, inputs: Tensor) -> Tensor:
+        inputs = backend.checked_ids(inputs, self.input_dim, self.name)
+        return super().call(inputs)
+
+
+def known_activation(name: str) -> str:
+    """The name, if Keras has an activation of it that keeps the width and takes no arguments.
+
+    Raises:
+        ValueError: if not; the text lists them all.
+    """
+    others = ("deserialize", "get", "glu", "serialize", "threshold")
+    known = [n for n in dir(keras.activations) if not n.startswith("_") and n not in others]
+    if name not in known:
+        raise ValueError(
+            f"`activation` must be one of {', '.join(known)}. Received: activation={name}"
+        )
+    return name
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raises ValueError unless each is a whole number of at least 1."""
+    for argument, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"`{argument}` must be a whole number of at least 1. Received: {argument}={size}"
+            )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises ValueError unless it lies in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1). Received: dropout={dropout}")

@@ -2,11 +2,34 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, ParamSpec
+from functools import partial
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import keras
 
 P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """How a classifier takes an image.
+
+    Attributes:
+        size: height and width.
+        channels: 3 for colour, whatever is stored. None takes what is stored, and the builder an
+            `input_shape`.
+        rows: whether an image is a sequence of its rows.
+    """
+
+    size: int
+    channels: int | None = None
+    rows: bool = False
+
+    def shape(self, stored: int) -> tuple[int, ...]:
+        """Of one image as the network takes it, from an image with so many channels."""
+        channels = self.channels or stored
+        return (self.size, self.size * channels) if self.rows else (self.size, self.size, channels)
 
 
 @dataclass(frozen=True)
@@ -14,13 +37,15 @@ class Entry:
     """A builder, and what is said and checked of it.
 
     Attributes:
-        build: the builder. It must work without arguments, or with those of `example`.
+        build: the builder. It must work without arguments.
         section: of the document.
         recipe: that trains it, a path from the repository's root.
         parameters: the closed form of the parameter count, in words.
         count: the same in numbers, from the builder's arguments.
         loss: what the model is trained with: "cross_entropy" of logits, "mean_squared_error".
-        example: arguments of a small one.
+        images: how it takes images, if it classifies them.
+        sample: what it generates, for the cross-backend check: see `zoo.parity.Case`.
+        examples: arguments of the small models that are tested and checked, by name.
     """
 
     build: Callable[..., keras.Model]
@@ -29,7 +54,17 @@ class Entry:
     parameters: str
     count: Callable[..., int]
     loss: Literal["cross_entropy", "mean_squared_error"] = "cross_entropy"
-    example: Mapping[str, Any] = field(default_factory=dict)
+    images: ImageInput | None = None
+    sample: Callable[[keras.Model], Mapping[str, Any]] | None = None
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network for images: a builder that is yet to hear of classes, seed and the like."""
+
+    build: Callable[..., keras.Model]
+    images: ImageInput
 
 
 models: dict[str, Entry] = {}
@@ -51,8 +86,45 @@ def get(name: str) -> Entry:
     Raises:
         ValueError: if there is no such model; the text lists those there are.
     """
-    if name not in models:
+    return _look_up(models, name)
+
+
+def examples(name: str) -> dict[str, dict[str, Any]]:
+    """Arguments of the small models of a builder, by "name/example".
+
+    Args:
+        name: of a builder, for all of its examples, or "name/example" for that one.
+    """
+    builder, _, example = name.partition("/")
+    named = {
+        "/".join(filter(None, (builder, key))): dict(arguments)
+        for key, arguments in get(builder).examples.items()
+    }
+    return {name: _look_up(named, name)} if example else named
+
+
+def classifiers() -> dict[str, Classifier]:
+    """The networks that classify images; of a builder with several examples, each of them."""
+    return {
+        example or name: Classifier(partial(entry.build, **arguments), entry.images)
+        for name, entry in models.items()
+        if entry.images
+        for example, arguments in entry.examples.items()
+    }
+
+
+def get_classifier(name: str) -> Classifier:
+    """The one of a name.
+
+    Raises:
+        ValueError: if there is no such classifier; the text lists those there are.
+    """
+    return _look_up(classifiers(), name)
+
+
+def _look_up(known: Mapping[str, T], name: str) -> T:
+    if name not in known:
         raise ValueError(
-            f"`model` must be one of {', '.join(sorted(models))}. Received: model={name}"
+            f"`model` must be one of {', '.join(sorted(known))}. Received: model={name}"
         )
-    return models[name]
+    return known[name]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import keras
 import numpy as np
@@ -67,8 +67,38 @@ class State:
         return self.timed_examples / self.timed_seconds if self.timed_seconds else None
 
 
+class Examples(Protocol):
+    """What `fit` trains on."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def __call__(self, indices: np.ndarray) -> tuple[Any, ...]:
+        """What the objective is given of the examples with these indices, (B,) int32."""
+        ...
+
+
+class InMemory:
+    """Arrays that stay on the device; the objective is given all of them and the indices.
+
+    Args:
+        arrays: of the same length, an example a row.
+    """
+
+    def __init__(self, *arrays: np.ndarray):
+        self._length = len(arrays[0])
+        self._arrays = tuple(backend.on_device(array) for array in arrays)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __call__(self, indices: np.ndarray) -> tuple[Any, ...]:
+        return (*self._arrays, indices)
+
+
 def classification_objective(model: keras.Model, transform: ImageTransform, seed: int) -> Objective:
-    """Cross-entropy on logits of augmented images, for `fit`.
+    """Cross-entropy on logits of augmented images, for `fit` over `InMemory` images and labels.
 
     Returns:
         A function of (images, labels, indices, step): all images (N, H, W, C) uint8 and labels (N,)
@@ -81,13 +111,33 @@ def classification_objective(model: keras.Model, transform: ImageTransform, seed
         labels = ops.take(labels, indices, axis=0)
         inputs = transform.training(images, random.fold_in(augmentation, step))
         logits = model(inputs, training=True)
-        if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
-            logits = ops.cast(logits, "float32")
-        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
         correct = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
-        return ops.mean(losses), {"accuracy": ops.mean(ops.cast(correct, "float32"))}
+        loss = _cross_entropy(labels, logits)
+        return loss, {"accuracy": ops.mean(ops.cast(correct, "float32"))}
 
     return objective
+
+
+def language_objective(model: keras.Model) -> Objective:
+    """Cross-entropy of each token given those before it, in nats a token, for `fit`.
+
+    Returns:
+        A function of (ids, step): ids (B, T + 1) int32, of which all but the last are read and all
+        but the first predicted.
+    """
+
+    def objective(ids: Any, step: Any) -> Any:
+        ids = ops.convert_to_tensor(ids)
+        return _cross_entropy(ids[:, 1:], model(ids[:, :-1], training=True)), {}
+
+    return objective
+
+
+def _cross_entropy(labels: Any, logits: Any) -> Any:
+    """The mean; 16 bits are too few for it."""
+    if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
+        logits = ops.cast(logits, "float32")
+    return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
 
 
 def batch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
@@ -100,7 +150,7 @@ def fit(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     objective: Objective,
-    data: tuple[Any, ...],
+    data: Examples,
     run: Run,
     *,
     epochs: int,
@@ -115,8 +165,8 @@ def fit(
     Args:
         model: restored and updated in place.
         optimizer: likewise.
-        objective: of (*data, indices, step), gives the batch's mean loss and mean metrics.
-        data: arrays of the same length; they stay on the device.
+        objective: of (*data(indices), step), gives the batch's mean loss and mean metrics.
+        data: the examples: `InMemory`, or what reads each batch when it is wanted.
         run: where checkpoints and the history go.
         epochs: passes over the data. The last batch of each may be smaller.
         batch_size: examples of a step.
@@ -138,7 +188,7 @@ def fit(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
-    examples = len(data[0])
+    examples = len(data)
     steps_per_epoch = math.ceil(examples / batch_size)
     optimizer.build(model.trainable_variables)
     run.begin()
@@ -178,13 +228,13 @@ class _Loop:
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         objective: Objective,
-        data: tuple[Any, ...],
+        data: Examples,
         run: Run,
         state: State,
     ):
         self._parts = {"model": model, "optimizer": optimizer}
         self._train_step = backend.train_step(model, optimizer, objective)
-        self._data = tuple(backend.on_device(array) for array in data)
+        self._data = data
         self._run = run
         self._state = state
         self._pending: list[tuple[int, int, Mapping[str, Any]]] = []
@@ -212,7 +262,7 @@ class _Loop:
         if compiles:
             self._flush()
         started = time.perf_counter()
-        metrics = self._train_step(*self._data, indices, np.int32(state.step))
+        metrics = self._train_step(*self._data(indices), np.int32(state.step))
         state.step += 1
         self._pending.append((state.step, len(indices), metrics))
         if compiles:

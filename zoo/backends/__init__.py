@@ -7,13 +7,16 @@ the rest of the package may rely on, is the protocol `Backend`.
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
+
+import numpy as np
 
 NAMES = ("tensorflow", "torch", "jax")
 
 Tensor = Any
 Objective = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
+Gates = Callable[..., tuple[Tensor, ...]]
 
 
 class TrainStep(Protocol):
@@ -85,6 +88,35 @@ class Backend(Protocol):
         """What a `zoo.layers.MaxPooling2D` computes."""
         ...
 
+    def checked_ids(self, ids: Tensor, size: int, layer: str) -> Tensor:
+        """The ids, if all lie in [0, size); else an error that names the layer."""
+        ...
+
+    def recurrent(
+        self,
+        cell: str,
+        gates: Gates,
+        inputs: Tensor,
+        states: Sequence[Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Runs a recurrent layer over time.
+
+        Args:
+            cell: "simple_rnn", "lstm" or "gru", as `gates` defines it.
+            gates: one step: (W·x + b, U·h + b, *states) to the new states, h first.
+            inputs: (B, T, features).
+            states: to begin with, each (B, units).
+            weights: kernel W (features, k), recurrent kernel U (units, k), bias (k,), or (2, k) if
+                U·h has one, too.
+            mask: (B, T) bool; where it is false a step leaves the states as they are.
+
+        Returns:
+            h at every step, (B, T, units), and the last states.
+        """
+        ...
+
     def adam_update(
         self,
         optimizer: Any,
@@ -131,3 +163,49 @@ except ModuleNotFoundError as error:  # Keras' own configuration chose what is n
 name: str = keras.config.backend()
 _check_choice(name)
 backend = cast(Backend, importlib.import_module(f"zoo.backends.{name}"))
+
+
+def gradients(
+    model: Any, x: Any, y: Any, loss: Callable[[Tensor, Tensor], Tensor], training: bool = True
+) -> dict[str, np.ndarray]:
+    """Every parameter's gradient, by backpropagation, on whatever backend Keras runs.
+
+    Args:
+        model: a built Keras model with one input.
+        x: a batch of inputs.
+        y: the targets.
+        loss: a function of (targets, outputs) such as those of `keras.losses`; the mean of what it
+            gives is taken, and the model's own losses (regularizers) are added.
+        training: whether dropout and the like are at work.
+
+    Returns:
+        For the path of each trainable variable, such as "hidden1/kernel", an array of its shape;
+        zeros where the loss does not depend on it.
+    """
+
+    def objective(x: Tensor, y: Tensor) -> Tensor:
+        return keras.ops.mean(loss(y, model(x, training=training))) + sum(model.losses)
+
+    _, found = loss_and_gradients(model, objective, x, y)
+    return found
+
+
+def loss_and_gradients(
+    model: Any, objective: Callable[..., Tensor], *arrays: Any
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The same for any `objective(*arrays)` that calls the model and gives a number.
+
+    Returns:
+        The number, and its gradient by the path of each trainable variable.
+    """
+    tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
+    loss, found = backend.gradients(model, objective)(*tensors)
+    named: dict[str, np.ndarray] = {}
+    for variable, gradient in zip(model.trainable_variables, found):
+        path = variable.path
+        while path in named:  # layers of a model that is no graph may share a name
+            path += "'"
+        if gradient is None:
+            gradient = keras.ops.zeros(variable.shape, variable.dtype)
+        named[path] = keras.ops.convert_to_numpy(gradient)
+    return keras.ops.convert_to_numpy(loss), named

@@ -36,6 +36,16 @@ def keep_float64() -> None:
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
 
 
+def check_range(low: int, high: int, size: int, layer: str) -> None:
+    """Raises ValueError unless ids between `low` and `high` lie in [0, size)."""
+    low, high = int(low), int(high)
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. "
+            f"Received: id {low if low < 0 else high}"
+        )
+
+
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.Conv2D.call(layer, inputs)
 

@@ -1,7 +1,7 @@
 """TensorFlow: steps as graphs, XLA on an accelerator only, the fused Adam kernel."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -104,6 +104,87 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     by_xla = tf.function(function, jit_compile=True)
     return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))
+
+
+def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+    low, high = tf.reduce_min(ids), tf.reduce_max(ids)
+    if tf.executing_eagerly():
+        if tf.size(ids):
+            common.check_range(low, high, size, layer)
+        return ids
+    good = tf.logical_or(tf.equal(tf.size(ids), 0), tf.logical_and(low >= 0, high < size))
+    text = f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. Received: id"
+    with tf.control_dependencies([tf.debugging.Assert(good, [text, tf.where(low < 0, low, high)])]):
+        return tf.identity(ids)
+
+
+# ------------------------------------------------------------------ recurrent layers
+# What does not depend on the step before is left out of the loop: W·x for all steps at once, and
+# the gradient of U, which is one product over all steps.
+
+
+def recurrent(
+    cell: str,
+    gates: Callable[..., Any],
+    inputs: Tensor,
+    states: Sequence[Tensor],
+    weights: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    # A custom gradient takes tensors only, not variables.
+    kernel, recurrent_kernel, bias = map(tf.convert_to_tensor, weights)
+    input_bias, recurrent_bias = tf.unstack(bias) if len(bias.shape) == 2 else (bias, 0 * bias)
+    projected = tf.transpose(tf.tensordot(inputs, kernel, 1) + input_bias, [1, 0, 2])  # (T, B, k)
+    counts = () if mask is None else (tf.transpose(mask)[..., None],)  # (T, B, 1)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def loop(projected: Tensor, kernel: Tensor, bias: Tensor, *states: Tensor) -> Any:
+        def forward(carried: Any, at: Any) -> Any:
+            before = carried[:-1]
+            h = tf.matmul(before[0], kernel) + bias
+            x, *counted = at
+            after = gates(x, h, *before)
+            for c in counted:
+                after = [tf.where(c, new, old) for new, old in zip(after, before)]
+            return (*after, h)
+
+        *after, h = tf.scan(forward, (projected, *counts), (*states, projected[0]))
+
+        def gradient(output_gradients: Tensor, *last_gradients: Tensor) -> Any:
+            before = [tf.concat([s[None], a[:-1]], 0) for s, a in zip(states, after)]
+
+            def backward(carried: Any, at: Any) -> Any:
+                x, h, output_gradient, *rest = at
+                before, counted = rest[: len(states)], rest[len(states) :]
+                coming = [carried[0] + output_gradient, *carried[1 : len(states)]]
+                passed = [tf.zeros_like(g) for g in coming]
+                for c in counted:
+                    passed = [tf.where(c, tf.zeros_like(g), g) for g in coming]
+                    coming = [tf.where(c, g, tf.zeros_like(g)) for g in coming]
+                with tf.GradientTape() as tape:
+                    tape.watch([x, h, *before])
+                    outputs = gates(x, h, *before)
+                x_gradient, h_gradient, *going = tape.gradient(
+                    outputs, [x, h, *before], coming, tf.UnconnectedGradients.ZERO
+                )
+                going[0] += tf.matmul(h_gradient, kernel, transpose_b=True)
+                return (*(g + p for g, p in zip(going, passed)), x_gradient, h_gradient)
+
+            blank = tf.zeros_like(projected[0])
+            *state_gradients, x_gradient, h_gradient = tf.scan(
+                backward,
+                (projected, h, output_gradients, *before, *counts),
+                (*last_gradients, blank, blank),
+                reverse=True,
+            )
+            kernel_gradient = tf.tensordot(before[0], h_gradient, [[0, 1], [0, 1]])
+            bias_gradient = tf.reduce_sum(h_gradient, [0, 1])
+            return x_gradient, kernel_gradient, bias_gradient, *(g[0] for g in state_gradients)
+
+        return (after[0], *(a[-1] for a in after)), gradient
+
+    outputs, *last = loop(projected, recurrent_kernel, recurrent_bias, *states)
+    return tf.transpose(outputs, [1, 0, 2]), last
 
 
 def adam_update(

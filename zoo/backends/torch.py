@@ -1,14 +1,15 @@
-"""PyTorch: eager steps, the fused Adam kernel."""
+"""PyTorch: eager steps, the fused Adam and recurrent kernels."""
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import torch
 from torch.optim.adam import adam
 
+from zoo.backends import common
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
@@ -88,6 +89,71 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The default compiler asks for a C++ compiler; without one, the graph is only traced."""
     compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     return forward(model, torch.compile(function, backend=compiler))
+
+
+def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+    # Keras asks for shapes on the device "meta", which has no numbers.
+    if ids.numel() and ids.device.type != "meta" and not torch.compiler.is_compiling():
+        low, high = torch.aminmax(ids)
+        common.check_range(int(low), int(high), size, layer)
+    return ids
+
+
+# ------------------------------------------------------------------ recurrent layers
+# A loop over time in Python takes twice as long as PyTorch's own kernels.
+
+_KERNELS = {"simple_rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}
+
+
+def recurrent(
+    cell: str,
+    gates: Callable[..., Any],
+    inputs: Tensor,
+    states: Sequence[Tensor],
+    weights: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    parameters = _parameters(cell, *weights)
+    before = [state.contiguous()[None] for state in states]
+    first = before if cell == "lstm" else before[0]
+    # has_biases, num_layers, dropout, train, bidirectional
+    options = True, 1, 0.0, torch.is_grad_enabled(), False
+    if mask is None:
+        outputs, *after = _KERNELS[cell](inputs, first, parameters, *options, True)
+        return outputs, [state[0] for state in after]
+    # The kernels take sequences that end early, so the steps that count come first.
+    order = torch.argsort(~mask, dim=1, stable=True)
+    steps = torch.gather(inputs, 1, order[..., None].expand(inputs.shape))
+    counts = mask.sum(1)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        steps, counts.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+    )
+    sorting = packed.sorted_indices
+    first = [state[:, sorting] for state in before]
+    first = first if cell == "lstm" else first[0]
+    data, *after = _KERNELS[cell](packed.data, packed.batch_sizes, first, parameters, *options)
+    unsorted = packed.unsorted_indices
+    packed = packed._replace(data=data)
+    outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(
+        packed, batch_first=True, total_length=inputs.shape[1]
+    )
+    # A step that does not count repeats the last one that does, or the beginning.
+    place = mask.cumsum(1)
+    outputs = torch.cat([states[0][:, None], outputs], dim=1)
+    outputs = torch.gather(outputs, 1, place[..., None].expand(*place.shape, outputs.shape[-1]))
+    empty = (counts == 0)[:, None]
+    after = [torch.where(empty, s, a[0][unsorted]) for s, a in zip(states, after)]
+    return outputs, after
+
+
+def _parameters(cell: str, kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor) -> list[Tensor]:
+    """Keras' weights as PyTorch has them: transposed, two biases, GRU's first two gates swapped."""
+    biases = bias if bias.ndim == 2 else torch.stack([bias, torch.zeros_like(bias)])
+    found = [kernel.T, recurrent_kernel.T, *biases]
+    if cell == "gru":
+        gates = (array.chunk(3) for array in found)
+        found = [torch.cat([reset, update, new]) for update, reset, new in gates]
+    return [array.contiguous() for array in found]
 
 
 def adam_update(

@@ -77,7 +77,8 @@ class Case:
     ) -> "Case":
         """The case of a builder with its arguments, of an address, or of a model of the zoo's.
 
-        What the zoo promises of its own models is filled in. Other options win.
+        A model of the zoo's is "name" or "name/example", by default its first example. What the zoo
+        promises of its own models is filled in. Other options win.
         """
         arguments = arguments or {}
         if isinstance(model, str) and ":" in model:
@@ -86,11 +87,13 @@ class Case:
         if callable(model):
             build = partial(model, **arguments) if arguments else model
             return Case(build, **{"name": getattr(model, "__name__", "model"), **options})
-        entry = registry.get(model)
-        arguments = {**entry.example, **arguments}
+        (name, example), *_ = registry.examples(model).items()
+        entry = registry.get(model.partition("/")[0])
+        arguments = {**example, **arguments}
         promised: dict[str, Any] = {
-            "name": model,
+            "name": name,
             "loss": entry.loss,
+            "sample": entry.sample,
             "parameters": entry.count(**arguments),
             "portable": True,
         }

@@ -1,6 +1,7 @@
 """`python -m zoo check`: the check on the command line, with a live table."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Check:
     """
 
     model: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names that `list` shows, or package.module:function for a model of your own."""
+    """Names that `list` shows (of rnn_classifier/lstm and its like, also one alone), or
+    package.module:function for a model of your own."""
     all: bool = False
     """Every model that `list` shows."""
     rungs: str = "1-10"
@@ -62,7 +64,12 @@ class Check:
 
 def run(config: Check) -> int:
     """Checks, shows, writes; returns the exit status."""
-    names = dict.fromkeys([*config.model, *(registry.models if config.all else ())])
+    # Wrong names are told before anything starts; one of the zoo's stands for all its examples.
+    names = dict.fromkeys(
+        example
+        for name in [*config.model, *(registry.models if config.all else ())]
+        for example in ([name] if ":" in name else registry.examples(name))
+    )
     if not names:
         raise ValueError(
             f"Name a model, one of {', '.join(registry.models)}, or package.module:function, or "
@@ -73,15 +80,12 @@ def run(config: Check) -> int:
             raise ValueError(f"There is no folder {path.parent} to write {path} to")
     options = _options(config)
     parse_rungs(config.rungs)
-    for name in names:
-        if ":" not in name:
-            registry.get(name)  # wrong names are told before anything starts
     backends = config.backends.split(",") if config.backends else None
     console = cli.console()
     reports: list[Report] = []
     with Workers(backends, config.time_limit) as workers:
         for name in names:
-            folder = config.folder / name.replace(":", "-") if config.folder else None
+            folder = config.folder / re.sub("[:/]", "-", name) if config.folder else None
             with _live(console, name) as progress:
                 report = check(name, workers=workers, folder=folder, progress=progress, **options)
             console.print(report)

@@ -184,19 +184,11 @@ def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
 def gradients(case: Case, folder: Path) -> None:
     """The loss in training mode, and its gradient by every weight."""
     subject, _ = _subject(case, folder)
-    function = backend.gradients(subject.model, lambda *arrays: subject.loss(arrays))
-    _write(folder, "gradients", _gradient_arrays(subject, function))
-
-
-def _gradient_arrays(subject: Subject, function: Callable[..., Any]) -> Arrays:
-    loss, found = function(*subject.batch())
-    arrays = {"loss": to_numpy(loss)}
-    for path, gradient in zip(subject.trainable, found):
-        if gradient is None:
-            arrays[path] = np.zeros(subject.variables[path].shape)
-        else:
-            arrays[path] = to_numpy(gradient)
-    return arrays
+    loss, found = backends.loss_and_gradients(
+        subject.model, lambda *arrays: subject.loss(arrays), *subject.batch()
+    )
+    arrays = {"loss": loss, **dict(zip(subject.trainable, found.values()))}
+    _write(folder, "gradients", {path: to_numpy(array) for path, array in arrays.items()})
 
 
 def sample(case: Case, folder: Path) -> None:
