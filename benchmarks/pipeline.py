@@ -18,7 +18,8 @@ import numpy as np
 import tyro
 from keras import ops
 
-from benchmarks.train_step import write_json, zoo_step
+from benchmarks.contenders import write_json
+from benchmarks.train_step import zoo_step
 from zoo import random
 from zoo.augment import ImageTransform
 from zoo.backends import backend, name

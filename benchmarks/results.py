@@ -98,7 +98,7 @@ def tables() -> dict[str, str]:
     speed = [
         (
             name,
-            f"{step['images_per_second']:.0f}",
+            f"{step['examples_per_second']:.0f}",
             f"{step['ratio']:.2f}",
             f"{machine['pipeline'][name]['share_of_step']:.1%}"
             if name in machine["pipeline"]

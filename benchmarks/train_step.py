@@ -2,21 +2,13 @@
 
     python -m benchmarks.train_step --rounds 30
 
-Each contender is a process of its own. They take their steps in turn, one at a time, so that a
-machine that slows down slows all of them down; a ratio is the median over the rounds of the
-document's seconds divided by the contender's in the same round. The zoo's step includes the
-augmentation of its batch; the document's begins with a batch that is ready. The zoo keeps the C
-library from handing large freed blocks back to the system, which helps the document's code as much:
-it stands in the table both ways.
+The zoo's step includes the augmentation of its batch; the document's begins with a batch that is
+ready. The zoo keeps the C library from handing large freed blocks back to the system, which helps
+the document's code as much: it stands in the table both ways.
 """
 
 import importlib.util
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +16,9 @@ from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
-BACKENDS = ("tensorflow", "torch", "jax")
+from benchmarks.contenders import BACKENDS, Contender, race, serve, write_json
+
 DOCUMENT = ("document", "document, freed memory kept")
 
 
@@ -86,92 +76,21 @@ def zoo_step(batch_size: int) -> Callable[[], Any]:
     return lambda: float(step(images, labels, indices, np.int32(next(number)))["loss"])
 
 
-def work(contender: str, batch_size: int) -> None:
-    """Takes a step for each line that comes in and answers with its seconds."""
-    if contender in DOCUMENT:
-        step = document_step(batch_size, keep_memory=contender == DOCUMENT[1])
-    else:
-        step = zoo_step(batch_size)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        step()
-        print(time.perf_counter() - started, flush=True)
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Adds figures to those that the file holds already."""
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**earlier, **figures}, indent=2) + "\n")
-
-
-class Contender:
-    """A worker process."""
-
-    def __init__(self, name: str, batch_size: int):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        if name not in DOCUMENT:
-            environment["KERAS_BACKEND"] = name
-        command = [sys.executable, __file__, "--worker", name, "--batch-size", str(batch_size)]
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.seconds: list[float] = []
-
-    def step(self) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def main(config: Config) -> dict[str, Any]:
+    if config.worker in DOCUMENT:
+        serve(document_step(config.batch_size, keep_memory=config.worker == DOCUMENT[1]))
+        return {}
     if config.worker:
-        work(config.worker, config.batch_size)
+        serve(zoo_step(config.batch_size))
         return {}
     names = [*DOCUMENT, *(name for name in BACKENDS if importlib.util.find_spec(name))]
     if "torch" not in names:
         raise SystemExit("The document's code needs PyTorch: install the extra `torch`")
-    contenders = {name: Contender(name, config.batch_size) for name in names}
-    for contender in contenders.values():
-        for _ in range(config.warmup):
-            contender.step()
-    for _ in range(config.rounds):
-        for contender in contenders.values():
-            contender.seconds.append(contender.step())
-    for contender in contenders.values():
-        contender.stop()
-
-    reference = contenders["document"].seconds
-    results = {}
-    table = Table("contender", "seconds a step", "images/s", "ratio", "its quartiles")
-    for name, contender in contenders.items():
-        seconds = statistics.median(contender.seconds)
-        ratios = [ours / theirs for ours, theirs in zip(reference, contender.seconds)]
-        low, ratio, high = statistics.quantiles(ratios, n=4)
-        results[name] = {
-            "seconds": seconds,
-            "images_per_second": config.batch_size / seconds,
-            "ratio": ratio,
-            "ratio_quartiles": [low, high],
-        }
-        table.add_row(
-            name,
-            f"{seconds:.3f}",
-            f"{config.batch_size / seconds:.0f}",
-            f"{ratio:.2f}",
-            f"{low:.2f} to {high:.2f}",
-        )
-    Console().print(table)
+    command = ("-m", "benchmarks.train_step", "--batch-size", str(config.batch_size), "--worker")
+    contenders = {
+        name: Contender([*command, name], None if name in DOCUMENT else name) for name in names
+    }
+    results = race(contenders, "document", config.warmup, config.rounds, config.batch_size)
     if config.json:
         write_json(config.json, results)
     return results

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -97,3 +98,43 @@ def test_not_a_safetensors_file(tmp_path: Path) -> None:
         pytorch.load(zoo.cnn_48x48(10), tmp_path / "weights.pt")
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         pytorch.load(zoo.cnn_48x48(10), tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+def test_recurrent_layers_are_one_stack_there(cell: str) -> None:
+    """Names and shapes of PyTorch's; biases add up, a GRU's gates change places."""
+    model = zoo.rnn_classifier((None, 3), 2, cell, 4, num_layers=2, bidirectional=True)
+    state = pytorch.state_dict(model)
+    gates = {"simple_rnn": 1, "lstm": 4, "gru": 3}[cell]
+    shapes = {"output.weight": (2, 8), "output.bias": (2,)}
+    for level, width in ((0, 3), (1, 8)):
+        for direction in ("", "_reverse"):
+            end = f"_l{level}{direction}"
+            shapes |= {
+                f"rnn.weight_ih{end}": (gates * 4, width),
+                f"rnn.weight_hh{end}": (gates * 4, 4),
+                f"rnn.bias_ih{end}": (gates * 4,),
+                f"rnn.bias_hh{end}": (gates * 4,),
+            }
+    assert {name: array.shape for name, array in state.items()} == shapes
+    generator = np.random.default_rng(0)
+    state = {name: generator.normal(size=a.shape).astype(np.float32) for name, a in state.items()}
+    pytorch.load(model, state)
+    back = pytorch.state_dict(model)
+    for name, array in state.items():
+        if cell == "gru" or "bias_" not in name:
+            np.testing.assert_array_equal(back[name], array)
+        elif "bias_ih" in name:
+            other = name.replace("bias_ih", "bias_hh")
+            np.testing.assert_array_equal(back[name] + back[other], array + state[other])
+    if cell == "gru":
+        kernel = model.get_layer("rnn1_both").forward_layer.cell.kernel
+        first_gate = ops.convert_to_numpy(kernel.value)[:, :4]  # update: the second there
+        np.testing.assert_array_equal(first_gate, state["rnn.weight_ih_l0"][4:8].T)
+
+
+def test_a_recurrent_layer_without_its_place() -> None:
+    sequence = keras.Input((5, 3))
+    model = keras.Model(sequence, zoo.rnn.LSTM(4, name="memory")(sequence))
+    with pytest.raises(ValueError, match=r"such as rnn1.*Received: memory, a LSTM"):
+        pytorch.state_dict(model)

@@ -231,6 +231,7 @@ def rnn_classifier(
     dropout: float = 0.0,
     bidirectional: bool = False,
     padding_value: float | None = None,
+    mask: bool = False,
     seed: int = 0,
     dtype: str | None = None,
     name: str = "rnn_classifier",
@@ -246,17 +247,20 @@ def rnn_classifier(
         dropout: fraction dropped between the layers and before the output, in [0, 1).
         bidirectional: whether a second stack reads from the end, its states beside the first's.
         padding_value: steps all of whose features are this number are padding and are skipped,
-            wherever they are. `model(x, mask=...)` takes a mask, (B, steps) bool, as well.
+            wherever they are.
+        mask: whether a second input, (B, steps) bool, says which steps count.
         seed: of the initial weights and the dropout masks; the same on every backend.
         dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: of the model.
 
     Returns:
-        An uncompiled model from (B, steps, features) to logits, (B, num_classes).
+        An uncompiled model from (B, steps, features), or that and a mask, to logits,
+        (B, num_classes).
 
     Raises:
         ValueError: for a size that is not at least 1, an unknown cell (the text lists the three),
-            `dropout` outside [0, 1), and a mask of another shape than the sequences.
+            `dropout` outside [0, 1), both `padding_value` and `mask`, and, when it is called, for
+            a mask of another shape than the sequences.
     """
     _check_cell(cell)
     if len(input_shape) != 2:
@@ -268,8 +272,14 @@ def rnn_classifier(
     check_sizes(input_shape=features)
     check_sizes(num_classes=num_classes, units=units, num_layers=num_layers)
     check_dropout(dropout)
+    if mask and padding_value is not None:
+        raise ValueError(
+            "`padding_value` and `mask` both say which steps count; give one. Received: "
+            f"padding_value={padding_value}, mask={mask}"
+        )
 
     sequence = keras.Input((steps, features), name="sequence")
+    counts = {"mask": keras.Input((steps,), dtype="bool", name="mask")} if mask else {}
     x = sequence
     if padding_value is not None:
         x = keras.layers.Masking(padding_value, dtype=dtype, name="padding")(x)
@@ -283,11 +293,12 @@ def rnn_classifier(
             layer = keras.layers.Bidirectional(
                 layer, backward_layer=back, dtype=dtype, name=f"rnn{i}_both"
             )
-        x = layer(x)
+        x = layer(x, **counts)
         if dropout:
             x = random.Dropout(dropout, seed, dtype=dtype, name=f"dropout{i}")(x)
     width = 2 * units if bidirectional else units
-    return keras.Model(sequence, _dense(num_classes, width, seed, dtype)(x), name=name)
+    logits = _dense(num_classes, width, seed, dtype)(x)
+    return keras.Model([sequence, *counts.values()] if mask else sequence, logits, name=name)
 
 
 # ------------------------------------------------------------------ the next word

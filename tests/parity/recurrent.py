@@ -1,0 +1,41 @@
+"""Recurrent networks as PyTorch has them and as a worker loads them."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+import zoo
+from zoo.interop import pytorch
+
+CELLS = ("simple_rnn", "lstm", "gru")
+FEATURES, UNITS, CLASSES, WORDS = 5, 7, 3, 11
+LENGTHS = [6, 4, 1, 3]
+CASES = list(itertools.product(CELLS, (1, 2), (False, True)))  # cell, layers, bidirectional
+
+Case = tuple[str, int, bool]
+State = dict[str, np.ndarray]
+
+
+def classified(case: Case, state: State, x: np.ndarray) -> tuple[np.ndarray, State]:
+    """Logits of padded sequences with PyTorch's weights, and the weights on their way back."""
+    cell, num_layers, bidirectional = case
+    model = zoo.rnn_classifier(
+        (None, FEATURES), CLASSES, cell, UNITS, num_layers,
+        bidirectional=bidirectional, mask=True,
+    )  # fmt: skip
+    pytorch.load(model, state)
+    mask = np.arange(x.shape[1]) < np.array(LENGTHS)[:, None]
+    return to_numpy(model([x, mask])), pytorch.state_dict(model)
+
+
+def predicted(cell: str, state: State, ids: np.ndarray) -> tuple[np.ndarray, State]:
+    """Logits of the next word at every step, likewise."""
+    model = zoo.rnn_language_model(WORDS, cell, FEATURES, UNITS, 2)
+    pytorch.load(model, state)
+    return to_numpy(model(ids)), pytorch.state_dict(model)
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    return np.array(ops.convert_to_numpy(ops.stop_gradient(tensor)))

@@ -1,0 +1,77 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from zoo import mlp
+
+FUNCTIONS = {
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+    "relu": lambda z: np.maximum(z, 0),
+    "softmax": lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("activation", [["sigmoid", "tanh"], ["relu", "softmax"]])
+def test_it_is_weighted_sums_and_activations(activation: list[str]) -> None:
+    model = mlp((2, 3), 4, (8, 5), activation)
+    x = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    weights = dict(zip([v.path for v in model.variables], model.get_weights()))
+    z = x.reshape(7, 6)
+    for layer, function in zip(("hidden1", "hidden2"), activation):
+        z = FUNCTIONS[function](z @ weights[f"{layer}/kernel"] + weights[f"{layer}/bias"])
+    expected = z @ weights["output/kernel"] + weights["output/bias"]
+    np.testing.assert_allclose(ops.convert_to_numpy(model(x)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "softmax"])
+def test_probabilities_when_asked(output: str) -> None:
+    x = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    logits = ops.convert_to_numpy(mlp((6,), 4)(x))
+    found = ops.convert_to_numpy(mlp((6,), 4, output_activation=output)(x))
+    np.testing.assert_allclose(found, FUNCTIONS[output](logits), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ({}, (784 + 1) * 512 + (512 + 1) * 10),
+        ({"hidden_units": ()}, (784 + 1) * 10),
+        ({"input_shape": (3,), "hidden_units": (4, 5), "num_classes": 2}, 4 * 4 + 5 * 5 + 6 * 2),
+    ],
+)
+def test_parameters(arguments: dict, count: int) -> None:
+    assert mlp(**arguments).count_params() == count
+
+
+def test_every_keras_activation_of_one_argument() -> None:
+    with pytest.raises(ValueError, match="must be one of") as error:
+        mlp(activation="glu")
+    names = str(error.value).partition("one of ")[2].partition(". Received")[0].split(", ")
+    assert {"sigmoid", "relu", "tanh", "softmax", "gelu", "silu", "leaky_relu"} <= set(names)
+    for name in names:
+        model = mlp((4,), 2, (3,), activation=name)
+        assert model.get_layer("hidden1").activation is keras.activations.get(name)
+        assert model.output.shape == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            {"activation": "rely"},
+            "`activation` must be one of .*sigmoid.*. Received: activation=re",
+        ),
+        ({"activation": ("relu",), "hidden_units": (3, 3)}, r"one for each. .*\('relu',\).*\(3, 3"),
+        ({"hidden_units": (0,)}, "`hidden_units` must be a whole number of at least 1.*=0"),
+        ({"hidden_units": (-3,)}, "hidden_units=-3"),
+        ({"input_shape": (28, None)}, "`input_shape` must be.*input_shape=None"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"dropout": 1.0}, r"`dropout` must lie in \[0, 1\). Received: dropout=1.0"),
+        ({"output_activation": "relu"}, "logits.*Received: output_activation=relu"),
+    ],
+)
+def test_wrong_arguments(arguments: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        mlp(**arguments)
