@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -38,6 +39,22 @@ class Config:
     """Where the run directories go."""
 
 
+HEAD = ("between", "difference", "90 % interval", "effect size", "p", "equivalent")
+
+
+def cells(pair: dict[str, Any]) -> tuple[str, ...]:
+    """A row of a table under `HEAD`."""
+    low, high = pair["interval"]
+    return (
+        " and ".join(pair["between"]),
+        f"{pair['difference']:+.2%}",
+        f"{low:+.2%} to {high:+.2%}",
+        f"{pair['effect_size']:+.2f}",
+        f"{pair['p_value']:.1e}",
+        "yes" if pair["equivalent"] else "no",
+    )
+
+
 def train(config: Config, backend: str, seed: int) -> float:
     """The test accuracy of one run."""
     folder = config.runs / f"{config.model}-{backend}-{seed}"
@@ -57,17 +74,9 @@ def main(config: Config) -> None:
     content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     content[config.model] = found
     RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n")
-    table = Table("between", "difference", "90 % interval", "effect size", "p", "equivalent")
+    table = Table(*HEAD)
     for pair in found["pairs"]:
-        low, high = pair["interval"]
-        table.add_row(
-            " and ".join(pair["between"]),
-            f"{pair['difference']:+.2%}",
-            f"{low:+.2%} to {high:+.2%}",
-            f"{pair['effect_size']:+.2f}",
-            f"{pair['p_value']:.1e}",
-            "yes" if pair["equivalent"] else "no",
-        )
+        table.add_row(*cells(pair))
     Console().print(table)
 
 

@@ -2,18 +2,22 @@
 
     python -m benchmarks.results cpu-2-cores --runs runs/a runs/b
     python -m benchmarks.results cpu-2-cores --train-step step.json --pipeline pipeline.json
+    python -m benchmarks.results cpu-2-cores --recurrent-step recurrent.json
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
+results/accuracy.json is what benchmarks/accuracy.py wrote.
 """
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+
+from benchmarks.accuracy import HEAD, cells
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,37 +34,37 @@ class Config:
     """What benchmarks/train_step.py wrote."""
     pipeline: Path | None = None
     """What benchmarks/pipeline.py wrote."""
+    recurrent_step: Path | None = None
+    """What benchmarks/recurrent_step.py wrote."""
 
 
-SETTING = (
-    "recipe", "model", "dataset", "backend", "device", "seed", "train_examples", "epochs",
-    "schedule", "batch_size", "learning_rate", "weight_decay", "dtype_policy",
-)  # fmt: skip
-
-ORDER = ("recipe", "train_examples", "epochs", "backend")
+ORDER = ("recipe", "model", "cell", "train_examples", "epochs", "backend")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """A run's metrics, the settings that led to them, and its history."""
+    """A run's settings, metrics and history."""
     config = json.loads((folder / "config.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     if len(metrics["backends"]) > 1:
         raise SystemExit(f"{folder} was made on several backends: {metrics['backends']}")
     with open(folder / "history.csv", newline="") as file:
         rows = [{k: round(float(v), 6) for k, v in row.items()} for row in csv.DictReader(file)]
-    settings = {name: config[name] for name in SETTING if name in config}
-    return {**settings, **metrics, "history": rows}
+    return {"settings": config, **metrics, "history": rows}
 
 
 def update(machine: str, config: Config) -> None:
     path = ROOT / "results" / f"{machine}.json"
     content = json.loads(path.read_text())
+
+    def place(run: dict[str, Any]) -> list[Any]:
+        return [run.get(name, "") for name in ORDER]
+
     for folder in config.runs:
         run = read_run(folder)
-        key = [run.get(name) for name in SETTING]
-        kept = [other for other in content["runs"] if [other.get(n) for n in SETTING] != key]
-        content["runs"] = sorted([*kept, run], key=lambda r: [r[name] for name in ORDER])
-    for name in ("train_step", "pipeline"):
+        key = run["settings"], run["backend"]
+        kept = [other for other in content["runs"] if (other["settings"], other["backend"]) != key]
+        content["runs"] = sorted([*kept, run], key=place)
+    for name in ("train_step", "pipeline", "recurrent_step"):
         file = getattr(config, name)
         if file:
             content[name] = json.loads(file.read_text())
@@ -73,47 +77,124 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(lines)
 
 
-def tables() -> dict[str, str]:
-    """The README's tables by name, in Markdown."""
-    machines = [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/*.json"))]
-    accuracy = [
-        (
-            f"{run['train_examples']:,}",
-            str(run["epochs"]),
-            run["schedule"],
-            run["backend"],
-            f"**{run['test_accuracy']:.2%}**",
-            f"{run['test_loss']:.4f}",
-            f"{run['examples_per_second']:.0f}",
-            f"{run['wall_seconds']:.0f}",
-            machine["name"],
-        )
-        for machine in machines
-        for run in machine["runs"]
-    ]
+def machines() -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/*.json"))]
+    return [content for content in found if "description" in content]
+
+
+def runs(recipe: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """A recipe's runs, each with the name of its machine."""
+    for machine in machines():
+        for run in machine["runs"]:
+            if run["recipe"] == recipe:
+                yield run, machine["name"]
+
+
+def accuracy() -> str:
     head = (
-        "training images", "epochs", "schedule", "backend", "test accuracy", "test loss",
-        "images/s", "seconds", "machine",
+        "model", "training images", "epochs", "backend", "test accuracy", "test loss", "images/s",
+        "seconds", "machine",
     )  # fmt: skip
-    speed = [
+    return table(
+        head,
+        (
+            (
+                run["model"],
+                f"{run['train_examples']:,}",
+                str(run["epochs"]),
+                run["backend"],
+                f"**{run['test_accuracy']:.2%}**",
+                f"{run['test_loss']:.4f}",
+                f"{run['examples_per_second']:.0f}",
+                f"{run['wall_seconds']:.0f}",
+                machine,
+            )
+            for run, machine in runs("mnist")
+        ),
+    )
+
+
+def speed() -> str:
+    head = ("", "images/s", "against the document's code", "of it augmentation", "machine")
+    return table(
+        head,
+        (
+            (
+                name,
+                f"{step['examples_per_second']:.0f}",
+                f"{step['ratio']:.2f}",
+                f"{machine['pipeline'][name]['share_of_step']:.1%}"
+                if name in machine["pipeline"]
+                else "",
+                machine["name"],
+            )
+            for machine in machines()
+            if "train_step" in machine and "pipeline" in machine
+            for name, step in machine["train_step"].items()
+        ),
+    )
+
+
+def recurrent() -> str:
+    """Seconds and ratios of recurrent steps: a row a contender, two columns a cell."""
+    rows = [
         (
             name,
-            f"{step['examples_per_second']:.0f}",
-            f"{step['ratio']:.2f}",
-            f"{machine['pipeline'][name]['share_of_step']:.1%}"
-            if name in machine["pipeline"]
-            else "",
+            *(
+                cell
+                for found in machine["recurrent_step"].values()
+                for cell in (f"{1000 * found[name]['seconds']:.0f}", f"{found[name]['ratio']:.2f}")
+            ),
             machine["name"],
         )
-        for machine in machines
-        if "train_step" in machine and "pipeline" in machine
-        for name, step in machine["train_step"].items()
+        for machine in machines()
+        if "recurrent_step" in machine
+        for name in next(iter(machine["recurrent_step"].values()))
     ]
-    speed_head = ("", "images/s", "against the document's code", "of it augmentation", "machine")
+    cells = next(m["recurrent_step"] for m in machines() if "recurrent_step" in m)
+    columns = [text for cell in cells for text in (f"{cell}, ms", "against PyTorch's own")]
+    return table(("", *columns, "machine"), rows)
+
+
+def words() -> str:
+    head = (
+        "cell", "training tokens", "epochs", "backend", "test perplexity", "bigrams'", "unigrams'",
+        "minutes", "machine",
+    )  # fmt: skip
+    return table(
+        head,
+        (
+            (
+                run["cell"],
+                f"{run['train_examples'] * run['settings']['length']:,}",
+                str(run["epochs"]),
+                run["backend"],
+                f"**{run['test_perplexity']:.1f}**",
+                f"{run['bigram_perplexity']:.1f}",
+                f"{run['unigram_perplexity']:.1f}",
+                f"{run['wall_seconds'] / 60:.1f}",
+                machine,
+            )
+            for run, machine in runs("next_word")
+        ),
+    )
+
+
+def equivalence() -> str:
+    found = json.loads((ROOT / "results" / "accuracy.json").read_text())
+    rows = [(model, *cells(pair)) for model, about in found.items() for pair in about["pairs"]]
+    return table(("model", *HEAD), rows)
+
+
+def tables() -> dict[str, str]:
+    """The README's tables by name, in Markdown."""
     return {
-        "accuracy": table(head, accuracy),
-        "speed": table(speed_head, speed),
-        "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines),
+        "accuracy": accuracy(),
+        "equivalence": equivalence(),
+        "words": words(),
+        "speed": speed(),
+        "recurrent": recurrent(),
+        "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
     }
 
 
