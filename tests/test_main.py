@@ -1,10 +1,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 import zoo
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,8 +27,8 @@ def test_list_names_every_model() -> None:
         assert entry.recipe in line
 
 
-def test_show_works_the_counts_out() -> None:
-    output = run("show", "cnn_48x48", "--num-classes", "43").stdout
+def test_show_works_the_counts_out(in_process: Run) -> None:
+    output = in_process("zoo", "show", "cnn_48x48", "--num-classes", "43").stdout
     for name, shape, arithmetic, count in (
         ("conv1", "(B, 48, 48, 32)", "(3·3·3 + 1)·32", "896"),
         ("conv2", "(B, 48, 48, 64)", "(3·3·32 + 1)·64", "18,496"),
@@ -49,8 +52,15 @@ def test_show_works_the_counts_out() -> None:
         (["sow"], "sow"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], text: str) -> None:
-    result = run(*arguments)
+def test_wrong_arguments(in_process: Run, arguments: list[str], text: str) -> None:
+    result = in_process("zoo", *arguments)
     assert result.returncode == 2
     assert text in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
+
+
+def test_wrong_arguments_end_a_process_in_words() -> None:
+    result = run("show", "alexnet")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `model` must be one of cnn_48x48. Received: model=")
+    assert not result.stdout
