@@ -28,8 +28,8 @@ RECIPE = ROOT / "recipes" / "mnist.py"
 SMALL = ["--quick", "--train-examples", "40", "--test-examples", "20", "--batch-size", "4"]
 # A checkpoint after every other one, and the same bits whenever it is run.
 RESTARTED = [*SMALL, "--deterministic", "--checkpoint-steps", "2"]
-# 60 steps, enough to learn from.
-LEARNS = ["--quick", "--train-examples", "960", "--test-examples", "1000", "--batch-size", "16"]
+# Thirty steps, enough to learn from.
+LEARNS = ["--quick", "--train-examples", "1920", "--test-examples", "1000"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -83,7 +83,7 @@ def test_it_learns_and_says_so(finished: tuple[Path, str]) -> None:
         "device": backend.device(),
         "seed": 0,
         "parameters": 9_536_074,
-        "train_examples": 960,
+        "train_examples": 1920,
         "epochs": 1,
     }
     assert {name: metrics[name] for name in expected} == expected
@@ -111,7 +111,7 @@ def test_the_run_directory_is_complete(finished: tuple[Path, str]) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["learning_rate"] == 1e-3
     assert config["weight_decay"] == 1e-4
-    assert config["batch_size"] == 16
+    assert config["batch_size"] == 64
 
 
 def test_a_finished_run_says_so(finished: tuple[Path, str], in_process: Run) -> None:

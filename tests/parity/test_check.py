@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -18,7 +19,8 @@ from zoo.parity import WorkerError, Workers, assert_backends_agree, check
 from zoo.parity.report import read_json, write_json
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
-NAMES = ("torch", "jax")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -130,14 +132,23 @@ def test_checkpoints_of_keras_own_optimizer_for_all_nine_pairs(everywhere: Worke
     assert len(pairs) == 9
 
 
-def test_compiled_models_saved_here_go_on_there(everywhere: Workers, tmp_path: Path) -> None:
+# float64 tells rounding from a mistake. Measured over ten seeds and all pairs, of the loss after
+# one more step: 2e-14 in float64; 1.3e-5 in float32, where Adam divides a gradient by its size, so
+# rounding decides the step of a weight whose gradient is about 0. Without its state Adam is at
+# least 1e-3 off.
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 1e-4)])
+def test_compiled_models_saved_here_go_on_there(
+    everywhere: Workers, tmp_path: Path, precision: str, tolerance: float
+) -> None:
     """`.keras` files, for all nine pairs; Keras' own loader fails on those from PyTorch."""
     for source in everywhere.names:
         path = tmp_path / f"{source}.keras"
-        expected = everywhere[source, "float32"](models.save_compiled, path)
+        expected = everywhere[source, precision](models.save_compiled, path)
         for target in everywhere.names:
-            found = everywhere[target, "float32"](models.load_compiled, path)
-            assert found == pytest.approx(expected, rel=1e-5), (source, target)
+            found = everywhere[target, precision](models.load_compiled, path)
+            assert found == pytest.approx(expected, rel=tolerance), (source, target)
+        lost = everywhere[source, precision](models.load_without_optimizer, path)
+        assert lost != pytest.approx(expected, rel=tolerance), source  # it would be seen
 
 
 # ------------------------------------------------------------------ workers that fail
@@ -149,23 +160,27 @@ def test_compiled_models_saved_here_go_on_there(everywhere: Workers, tmp_path: P
         (models.crashes_on_jax, ["exit status 7", "about to end"]),
         (models.raises_on_jax, ["KeyError: 'no such thing here'", "in raises_on_jax"]),
         (models.killed_on_jax, ["killed (signal 9), as the system does when memory runs out"]),
-        (models.hangs_on_jax, ["No answer within 20 s; it was ended", "waiting for ever"]),
+        (models.hangs_on_jax, ["No answer within 5 s; it was ended", "waiting for ever"]),
         (models.out_of_memory_on_jax, ["MemoryError", "Unable to allocate"]),
     ],
 )
-def test_a_worker_that_fails_is_a_row(build: object, texts: list[str]) -> None:
-    with Workers(NAMES, time_limit=20 if build is models.hangs_on_jax else 60) as workers:
-        workers["jax", "float32"](time.time)  # so that the limit does not count its imports
-        started = time.monotonic()
-        report = check(build, workers=workers, rungs="1-2")
-        assert time.monotonic() - started < 90
-        assert report.exit_status == 2
-        failed = [row for row in report.rows if row.status == "failed"]
-        assert failed
-        assert all(row.between == ("jax",) for row in failed)
-        for text in texts:
-            assert text in failed[0].detail
-        assert check(models.small, workers=workers, rungs="1").agrees  # the next one is not hurt
+def test_a_worker_that_fails_is_a_row(
+    build: object, texts: list[str], workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = workers["jax", "float32"]
+    assert check(models.small, workers=workers, rungs="1").agrees  # imports are not in the limit
+    monkeypatch.setattr(worker, "time_limit", 5 if build is models.hangs_on_jax else 60)
+    started = time.monotonic()
+    report = check(build, workers=workers, rungs="1-2")
+    assert time.monotonic() - started < 90
+    assert report.exit_status == 2
+    failed = [row for row in report.rows if row.status == "failed"]
+    assert failed
+    assert all(row.between == ("jax",) for row in failed)
+    for text in texts:
+        assert text in failed[0].detail
+    monkeypatch.undo()
+    assert check(models.small, workers=workers, rungs="1").agrees  # the next one is not hurt
 
 
 def test_shapes_that_differ(workers: Workers) -> None:
@@ -233,11 +248,18 @@ def test_wrong_arguments(options: dict[str, object], text: str) -> None:
         (["cnn_48x48", "--backends", "torch"], "`backends` must be two or three"),
     ],
 )
-def test_wrong_commands(arguments: list[str], text: str) -> None:
-    result = run(*arguments)
+def test_wrong_commands(arguments: list[str], text: str, in_process: Run) -> None:
+    result = in_process("zoo", "check", *arguments)
     assert result.returncode == 2
     assert text in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_command_ends_a_process_in_words() -> None:
+    result = run("cnn_48x48", "--rungs", "12")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `rungs` must be")
+    assert not result.stdout
 
 
 def test_the_command_on_a_model_of_ones_own(tmp_path: Path) -> None:
@@ -264,8 +286,9 @@ def test_the_command_on_a_model_of_ones_own(tmp_path: Path) -> None:
     assert (tmp_path / "again.html").read_text() == page
 
 
-def test_the_command_says_that_something_differs() -> None:
-    result = run("tests.parity.models:wider_on_jax", "--rungs", "1", "--backends", "torch,jax")
+def test_the_command_says_that_something_differs(in_process: Run) -> None:
+    address = "tests.parity.models:wider_on_jax"
+    result = in_process("zoo", "check", address, "--rungs", "1", "--backends", "torch,jax")
     assert result.returncode == 1
     assert "shape (3, 2) and (3, 3)" in " ".join(result.stdout.split())
 

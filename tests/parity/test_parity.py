@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -37,11 +38,68 @@ def run(folder: Path, dtype: str, *tasks: str) -> dict[str, Results]:
     return results
 
 
+class Document(NamedTuple):
+    """What the document's own code makes, for the backends to begin with and to compare with."""
+
+    folder: Path  # random.safetensors, trained.safetensors and batch.npz
+    x: np.ndarray  # (64, 48, 48, 3), a batch
+    y: np.ndarray
+    images: Any  # (64, 3, 48, 48), what the workers test with
+    logits: dict[str, np.ndarray]  # of those images, with the random and the trained weights
+
+
+def make_net() -> Any:
+    import torch
+
+    from benchmarks.document import MY_NET
+
+    torch.manual_seed(0)
+    return MY_NET(10)
+
+
+def logits_of(net: Any, images: Any) -> np.ndarray:
+    import torch
+
+    net.eval()
+    with torch.no_grad():
+        return net(images).numpy()
+
+
 @pytest.fixture(scope="module")
-def same_seed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
-    """What each backend makes of one seed."""
-    folder = tmp_path_factory.mktemp("same seed")
-    return run(folder, "float32", "model", "augmented", "ten_steps")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
+    import torch
+    from safetensors.torch import save_file
+
+    from benchmarks.document import make_step
+
+    def pixels(images: np.ndarray) -> torch.Tensor:
+        levels = np.float32((np.arange(256) / 255 - 0.1307) / 0.3081)
+        return torch.from_numpy(np.repeat(levels[images].transpose(0, 3, 1, 2), 3, axis=1))
+
+    folder = tmp_path_factory.mktemp("document")
+    (folder / "back").mkdir()
+    data = load("mnist", 48, train_examples=320, test_examples=64)
+    assert ImageTransform(data.mean, data.std) == ImageTransform((0.1307,), (0.3081,))
+    x = np.repeat((data.x_train[:64] / 255 - 0.1307) / 0.3081, 3, axis=-1)
+    np.savez(folder / "batch.npz", x=x, y=data.y_train[:64])
+    images = pixels(data.x_test)
+    net = make_net()
+    save_file(net.state_dict(), folder / "random.safetensors")
+    logits = {"random": logits_of(net, images)}
+    step = make_step(net)
+    for start in range(0, 320, 32):
+        labels = torch.from_numpy(data.y_train[start : start + 32]).long()
+        step(pixels(data.x_train[start : start + 32]), labels)
+    save_file(net.state_dict(), folder / "trained.safetensors")
+    logits["trained"] = logits_of(net, images)
+    return Document(folder, x, data.y_train[:64], images, logits)
+
+
+@pytest.fixture(scope="module")
+def results(document: Document) -> dict[str, Results]:
+    """What each backend makes of one seed, and of the document's weights."""
+    tasks = ("model", "augmented", "ten_steps", "one_step", "from_pytorch")
+    return run(document.folder, "float32", *tasks)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,26 +107,26 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def test_parameters_weights_and_outputs(same_seed: dict[str, Results]) -> None:
-    results = same_seed["model"]
+def test_parameters_weights_and_outputs(results: dict[str, Results]) -> None:
+    found = results["model"]
     for a, b in PAIRS:
-        assert results[a]["count"] == results[b]["count"] == 9_536_074
-        for name in set(results[a]) - {"logits"}:  # initial weights: the same bits
-            np.testing.assert_array_equal(results[a][name], results[b][name])
-        assert distance(results[a]["logits"], results[b]["logits"]) < 1e-5
+        assert found[a]["count"] == found[b]["count"] == 9_536_074
+        for name in set(found[a]) - {"logits"}:  # initial weights: the same bits
+            np.testing.assert_array_equal(found[a][name], found[b][name])
+        assert distance(found[a]["logits"], found[b]["logits"]) < 1e-5
 
 
-def test_augmented_pixels_are_the_same_bits(same_seed: dict[str, Results]) -> None:
-    results = same_seed["augmented"]
+def test_augmented_pixels_are_the_same_bits(results: dict[str, Results]) -> None:
+    found = results["augmented"]
     for a, b in PAIRS:
-        for step in results[a]:
-            np.testing.assert_array_equal(results[a][step], results[b][step])
+        for step in found[a]:
+            np.testing.assert_array_equal(found[a][step], found[b][step])
 
 
-def test_ten_training_steps(same_seed: dict[str, Results]) -> None:
-    results = same_seed["ten_steps"]
+def test_ten_training_steps(results: dict[str, Results]) -> None:
+    found = results["ten_steps"]
     for a, b in PAIRS:
-        relative = np.abs(results[a]["losses"] / results[b]["losses"] - 1)
+        relative = np.abs(found[a]["losses"] / found[b]["losses"] - 1)
         print(f"{a} and {b}:", " ".join(f"{value:.0e}" for value in relative))
         assert (relative[:5] < 1e-5).all(), (a, b, relative)
         assert (relative < 1e-3).all(), (a, b, relative)
@@ -90,64 +148,39 @@ def assert_same_step(found: dict, expected: dict, dtype: str, what: str) -> None
 
 
 @pytest.mark.parametrize("dtype", FRACTION_BEYOND)
-def test_one_training_step_is_the_documents(tmp_path: Path, dtype: str) -> None:
+def test_one_training_step_is_the_documents(
+    document: Document, results: dict[str, Results], dtype: str
+) -> None:
     """From the same weights and batch, without dropout, against its own code and `optim.Adam`."""
     import torch
-    from safetensors.torch import save_file
 
-    from benchmarks.document import MY_NET, make_step
+    from benchmarks.document import make_step
 
-    data = load("mnist", 48, train_examples=64, test_examples=1)
-    x = np.repeat((data.x_train / 255 - 0.1307) / 0.3081, 3, axis=-1)
-    np.savez(tmp_path / "batch.npz", x=x, y=data.y_train)
-    torch.manual_seed(0)
-    net = MY_NET(10)
-    save_file(net.state_dict(), tmp_path / "start.safetensors")
-    results = run(tmp_path, dtype, "one_step")["one_step"]
+    if dtype == "float32":
+        found = results["one_step"]
+    else:
+        found = run(document.folder, dtype, "one_step")["one_step"]
+    net = make_net()
     net.dropout.p = 0.0
     net.to(getattr(torch, dtype))
-    images = torch.from_numpy(x.transpose(0, 3, 1, 2).astype(dtype))
-    make_step(net)(images, torch.from_numpy(data.y_train).long())
+    images = torch.from_numpy(document.x.transpose(0, 3, 1, 2).astype(dtype))
+    make_step(net)(images, torch.from_numpy(document.y).long())
     expected = {entry: tensor.numpy() for entry, tensor in net.state_dict().items()}
     for name in NAMES:
-        assert_same_step(results[name], expected, dtype, name)
+        assert_same_step(found[name], expected, dtype, name)
 
 
-def test_weights_from_and_to_my_net(tmp_path: Path) -> None:
+def test_weights_from_and_to_my_net(document: Document, results: dict[str, Results]) -> None:
+    """And after ten training steps here, back."""
     import torch
     from safetensors.numpy import load_file
-    from safetensors.torch import save_file
 
-    from benchmarks.document import MY_NET, make_step
-
-    data = load("mnist", 48, train_examples=320, test_examples=64)
-    levels = np.float32((np.arange(256) / 255 - 0.1307) / 0.3081)
-
-    def batch(images: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.repeat(levels[images].transpose(0, 3, 1, 2), 3, axis=1))
-
-    assert ImageTransform(data.mean, data.std) == ImageTransform((0.1307,), (0.3081,))
-    torch.manual_seed(0)
-    net = MY_NET(10)
-    expected = {}
-    (tmp_path / "back").mkdir()
-    for weights in ("random", "trained"):
-        save_file(net.state_dict(), tmp_path / f"{weights}.safetensors")
-        net.eval()
-        with torch.no_grad():
-            expected[weights] = net(batch(data.x_test)).numpy()
-        step = make_step(net)
-        for start in range(0, 320, 32):
-            labels = torch.from_numpy(data.y_train[start : start + 32]).long()
-            step(batch(data.x_train[start : start + 32]), labels)
-    results = run(tmp_path, "float32", "from_pytorch")["from_pytorch"]
+    net = make_net()
     for name in NAMES:
-        for weights, logits in expected.items():
-            found = results[name][weights]
+        for weights, logits in document.logits.items():
+            found = results["from_pytorch"][name][weights]
             np.testing.assert_allclose(found, logits, atol=1e-5, err_msg=f"{name}, {weights}")
-        state = load_file(tmp_path / "back" / f"{name}.safetensors")
+        state = load_file(document.folder / "back" / f"{name}.safetensors")
         net.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
-        net.eval()
-        with torch.no_grad():
-            logits = net(batch(data.x_test)).numpy()
-        np.testing.assert_allclose(results[name]["trained here"], logits, atol=1e-5)
+        found = results["ten_steps"][name]["logits"]
+        np.testing.assert_allclose(found, logits_of(net, document.images), atol=1e-5)

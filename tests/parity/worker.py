@@ -38,6 +38,12 @@ class Session:
         metrics = self.step(*self.arrays, indices, np.int32(number))
         return float(metrics["loss"])
 
+    def logits(self) -> np.ndarray:
+        """Of the test images."""
+        inputs = self.transform.test(self.data.x_test)
+        # A copy: PyTorch's arrays share the tensor's memory.
+        return np.array(ops.convert_to_numpy(self.model(inputs, training=False)))
+
     def weights(self) -> Arrays:
         self.step.sync()
         variables = self.model.trainable_variables
@@ -47,9 +53,8 @@ class Session:
 def model(folder: Path) -> Arrays:
     """Parameters, initial weights, and logits of the test images."""
     session = Session()
-    inputs = session.transform.test(session.data.x_test)
-    logits = ops.convert_to_numpy(session.model(inputs, training=False))
-    return {"count": session.model.count_params(), "logits": logits, **session.weights()}
+    count = session.model.count_params()
+    return {"count": count, "logits": session.logits(), **session.weights()}
 
 
 def augmented(folder: Path) -> Arrays:
@@ -65,17 +70,23 @@ def augmented(folder: Path) -> Arrays:
 
 
 def ten_steps(folder: Path) -> Arrays:
-    """The losses of ten training steps, dropout and augmentation on."""
+    """The losses of ten training steps, dropout and augmentation on; what came of them.
+
+    The weights go to `back/` as PyTorch names them, and the logits of the test images come along.
+    """
     session = Session()
-    return {"losses": np.array([session.take_step(number) for number in range(10)])}
+    losses = np.array([session.take_step(number) for number in range(10)])
+    session.step.sync()
+    pytorch.save(session.model, folder / "back" / f"{name}.safetensors")
+    return {"losses": losses, "logits": session.logits()}
 
 
 def one_step(folder: Path) -> Arrays:
-    """The weights of `start.safetensors` after one step on the batch of `batch.npz`, no dropout."""
+    """`random.safetensors` after one step on the batch of `batch.npz`, no dropout."""
     with np.load(folder / "batch.npz") as batch:
         x, y = batch["x"].astype(DTYPE), batch["y"]
     model = zoo.cnn_48x48(10, dropout=0.0, dtype=DTYPE)
-    pytorch.load(model, folder / "start.safetensors")
+    pytorch.load(model, folder / "random.safetensors")
     optimizer = Adam(1e-3, l2=1e-4)
     optimizer.build(model.trainable_variables)
 
@@ -90,18 +101,12 @@ def one_step(folder: Path) -> Arrays:
 
 
 def from_pytorch(folder: Path) -> Arrays:
-    """Logits of the test images with the weights of each safetensors file; the way back, too."""
+    """Logits of the test images with the weights of each safetensors file."""
     session = Session()
-    inputs = session.transform.test(session.data.x_test)
     results = {}
     for path in sorted(folder.glob("*.safetensors")):
         pytorch.load(session.model, path)
-        results[path.stem] = ops.convert_to_numpy(session.model(inputs, training=False))
-    for number in range(5):
-        session.take_step(number)
-    session.step.sync()
-    pytorch.save(session.model, folder / "back" / f"{name}.safetensors")
-    results["trained here"] = ops.convert_to_numpy(session.model(inputs, training=False))
+        results[path.stem] = session.logits()
     return results
 
 
