@@ -50,21 +50,28 @@ def test_families_know_no_recipes_and_recipes_no_backends() -> None:
         assert not imported(path) & BACKENDS, path
 
 
-def modules(code: str) -> set[str]:
-    result = run(f"{code}; import sys, json; print(json.dumps(list(sys.modules)))")
-    return {name.split(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+def what_importing_zoo_adds() -> tuple[float, set[str]]:
+    """Seconds and packages, in a process that has imported Keras."""
+    result = run(
+        "import keras, json, sys, time; before = list(sys.modules); start = time.perf_counter(); "
+        "import zoo; seconds = time.perf_counter() - start; "
+        "print(json.dumps([seconds, before, list(sys.modules)]))"
+    )
+    seconds, *modules = json.loads(result.stdout.splitlines()[-1])
+    before, after = ({name.split(".")[0] for name in names} for names in modules)
+    return seconds, after - before
 
 
 def test_importing_zoo_loads_nothing_but_keras() -> None:
     """No second backend, nothing that plots, reports or downloads."""
-    added = modules("import zoo") - modules("import keras")
+    _, added = what_importing_zoo_adds()
+    assert "zoo" in added
     assert added <= {"zoo", "PIL", "ctypes", "_ctypes", "statistics", "_statistics"}
 
 
 def test_importing_zoo_adds_at_most_a_fifth_of_a_second() -> None:
-    code = "import keras, time; t = time.perf_counter(); import zoo; print(time.perf_counter() - t)"
-    seconds = [float(run(code).stdout.splitlines()[-1]) for _ in range(3)]
-    assert min(seconds) < 0.2
+    """In one of three attempts: others may use the machine."""
+    assert any(what_importing_zoo_adds()[0] < 0.2 for _ in range(3))
 
 
 def test_public_names() -> None:

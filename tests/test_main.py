@@ -62,5 +62,5 @@ def test_wrong_arguments(in_process: Run, arguments: list[str], text: str) -> No
 def test_wrong_arguments_end_a_process_in_words() -> None:
     result = run("show", "alexnet")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: `model` must be one of cnn_48x48. Received: model=")
+    assert "\nerror: `model` must be one of cnn_48x48. Received: model=" in f"\n{result.stderr}"
     assert not result.stdout

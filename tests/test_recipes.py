@@ -129,7 +129,7 @@ def test_another_configuration_is_refused(finished: tuple[Path, str]) -> None:
     assert result.returncode == 2
     text = "belongs to another configuration: seed was 0 and is 1, test_examples was 1000 and is"
     assert text in result.stderr
-    assert result.stderr.startswith("error: ")
+    assert "\nerror: " in f"\n{result.stderr}"
     assert "Traceback" not in result.stderr
     assert (folder / "metrics.json").exists()
 
