@@ -258,7 +258,7 @@ def test_wrong_commands(arguments: list[str], text: str, in_process: Run) -> Non
 def test_a_wrong_command_ends_a_process_in_words() -> None:
     result = run("cnn_48x48", "--rungs", "12")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: `rungs` must be")
+    assert "\nerror: `rungs` must be" in f"\n{result.stderr}"
     assert not result.stdout
 
 
