@@ -136,8 +136,10 @@ def _batch(number: int) -> tuple[Any, Any]:
 
 
 def _after_the_third_step(model: keras.Model) -> float:
+    """The loss that the fourth step begins with; for a test step, another function is compiled."""
     model.train_on_batch(*_batch(2))
-    return float(model.test_on_batch(*_batch(2)))
+    model.reset_metrics()  # what is returned is their mean over the calls
+    return float(model.train_on_batch(*_batch(3)))
 
 
 def save_compiled(path: Path) -> float:

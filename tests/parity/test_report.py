@@ -66,15 +66,19 @@ def reports(workers: Workers) -> list[Report]:
     good = check(models.two_inputs, rungs="1-4,6", workers=workers)
     bad = check(models.wider_on_jax, rungs="1-2", workers=workers)
     assert (good.exit_status, bad.exit_status) == (0, 1)
-    return [good, bad]
+    return [Report.from_dict({**good.as_dict(), "accuracy": ACCURACY}), bad]
 
 
-def test_the_page_in_a_browser(reports: list[Report], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def text(reports: list[Report]) -> str:
+    return page(reports)
+
+
+def test_the_page_in_a_browser(reports: list[Report], text: str, tmp_path: Path) -> None:
     """No console error, tables with all rows, plots with every curve's colour."""
     good, bad = reports
-    with_accuracy = Report.from_dict({**good.as_dict(), "accuracy": ACCURACY})
     path = tmp_path / "report.html"
-    path.write_text(page([with_accuracy, bad]))
+    path.write_text(text)
     shot = tmp_path / "shot.png"
     result = browse(path, f"--screenshot={shot}", "--window-size=1200,4200")
     assert ":CONSOLE" not in result.stderr
@@ -103,15 +107,14 @@ def test_a_console_error_would_be_seen(tmp_path: Path) -> None:
     assert ":CONSOLE" in browse(path, f"--screenshot={tmp_path / 'shot.png'}").stderr
 
 
-def test_the_page_asks_the_network_for_nothing(reports: list[Report]) -> None:
-    text = page(reports)
+def test_the_page_asks_the_network_for_nothing(text: str) -> None:
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
     assert addresses
     assert all(address.startswith("#") for address in addresses)
     assert "<script" not in text
 
 
-def test_what_users_wrote_is_escaped(reports: list[Report]) -> None:
+def test_what_users_wrote_is_escaped() -> None:
     rung = RungReport(1, "<b>", "a & b", ())
     text = page([Report("<script>alert(1)</script>", {}, {}, ("<i>",), (rung,))])
     assert "<script>" not in text
