@@ -159,7 +159,7 @@ def test_help_explains_every_flag_with_its_default(in_process: Run) -> None:
     ("arguments", "text"),
     [
         (["--dataset", "no_such_data"], "dataset=no_such_data"),
-        (["--model", "no_such_model"], "must be one of cnn_48x48. Received: model=no_such_model"),
+        (["--model", "no_such_model"], "lstm, mlp, simple_rnn. Received: model=no_such_model"),
         (["--epochs", "0"], "`epochs` must be at least 1. Received: epochs=0"),
         (["--batch-size", "0"], "Received: batch_size=0"),
         (["--learning-rate", "-0.1"], "Received: learning_rate=-0.1"),
