@@ -5,12 +5,11 @@ data = zoo.datasets.load("visual_domain_decathlon/gtsrb", image_size=48, data_di
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -155,16 +154,27 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def _mnist() -> dict[str, Any]:
-    file = resources.files("zoo").joinpath("data", "mnist.npz")
-    content = file.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != MNIST_SHA256:
+    with embedded("mnist.npz", MNIST_SHA256) as file, np.load(file) as data:
+        return {part: (data[f"x_{part}"], data[f"y_{part}"]) for part in ("train", "test")}
+
+
+def embedded(name: str, sha256: str) -> BinaryIO:
+    """Opens a file of `zoo/data/` to read, once its content has proved to be the one meant.
+
+    Raises:
+        OSError: if its SHA-256 is another.
+    """
+    path = resources.files("zoo").joinpath("data", name)
+    file: BinaryIO = path.open("rb")  # type: ignore[assignment]
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        file.close()
         raise OSError(
-            f"The embedded MNIST is damaged: {file} must have the SHA-256 {MNIST_SHA256}. "
+            f"The embedded data is damaged: {path} must have the SHA-256 {sha256}. "
             f"Received: {found}. Install keras-zoo again"
         )
-    with np.load(io.BytesIO(content)) as data:
-        return {part: (data[f"x_{part}"], data[f"y_{part}"]) for part in ("train", "test")}
+    file.seek(0)
+    return file
 
 
 def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]:

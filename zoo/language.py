@@ -1,0 +1,234 @@
+"""What a language model makes of text: its loss on whole works, and the likeliest next words."""
+
+import heapq
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from matplotlib.figure import Figure
+from scipy.special import log_softmax
+
+from zoo import rnn
+from zoo.backends import backend
+from zoo.text import Vocabulary, check_ids
+
+Tensor = Any
+Predict = Callable[[tuple[int, ...]], np.ndarray]
+
+_WORD = re.compile(r"(?:[^\W_]|')*[^\W_](?:[^\W_]|')*")  # letters and digits, and apostrophes
+_WORD_END = re.compile(r"(?:[^\W_]|')*$")
+_WORD_HEAD = re.compile(r"(?:[^\W_]|')*")
+
+
+def work_losses(
+    model: keras.Model, chunk: int = 128, batch_size: int = 8
+) -> Callable[[Sequence[np.ndarray]], float]:
+    """Compiles the mean loss on whole works, in nats a token.
+
+    The state is carried through each work, so that every token but the first is predicted from all
+    that stand before it in its work.
+
+    Args:
+        model: an `rnn_language_model`.
+        chunk: tokens that are read at once; it changes the memory, not the loss.
+        batch_size: works that are read side by side, likewise.
+
+    Returns:
+        A function of works, each (T,) integers, to the mean over all their tokens but the first.
+        It raises ValueError if that are none.
+    """
+    stepper = rnn.stepwise(model)
+
+    def losses(ids: Tensor, targets: Tensor, *states: Tensor) -> list[Tensor]:
+        ids, targets, *states = map(ops.convert_to_tensor, (ids, targets, *states))
+        logits, *states = stepper([ids, *states], training=False)
+        logits = ops.cast(logits, "float32")
+        return [ops.sparse_categorical_crossentropy(targets, logits, from_logits=True), *states]
+
+    forward = backend.forward(stepper, losses)
+
+    def mean_loss(works: Sequence[np.ndarray]) -> float:
+        total, count = 0.0, 0
+        # Works of like length side by side, so that none waits long for another.
+        works = sorted(works, key=len, reverse=True)
+        for first in range(0, len(works), batch_size):
+            batch = works[first : first + batch_size]
+            states: Sequence[Any] = rnn.initial_states(stepper, len(batch))
+            for start in range(0, len(batch[0]) - 1, chunk):
+                ids = np.zeros((len(batch), chunk + 1), np.int32)
+                valid = np.zeros((len(batch), chunk), bool)
+                for row, work in enumerate(batch):
+                    piece = work[start : start + chunk + 1]
+                    ids[row, : len(piece)] = piece
+                    valid[row, : max(len(piece) - 1, 0)] = True
+                found, *states = forward(ids[:, :-1], ids[:, 1:], *states)
+                total += float(ops.convert_to_numpy(found)[valid].sum(dtype=np.float64))
+                count += int(valid.sum())
+        if not count:
+            raise ValueError("`works` must hold a work of two tokens or more. Received: none")
+        return total / count
+
+    return mean_loss
+
+
+def next_token(model: keras.Model) -> Predict:
+    """Compiles a function from token ids to log-probabilities of the next, (V,) float64.
+
+    It keeps the state after each beginning it has read, so that one token more is one step.
+
+    Args:
+        model: an `rnn_language_model`.
+
+    Returns:
+        A function of a tuple of ids. It raises ValueError if that is empty or holds an id outside
+        the vocabulary.
+    """
+    stepper = rnn.stepwise(model)
+
+    def step(*arrays: Tensor) -> Any:
+        return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
+
+    forward = backend.forward(stepper, step)
+    known: dict[tuple[int, ...], tuple[Any, list[Any]]] = {
+        (): (None, rnn.initial_states(stepper, 1))
+    }
+
+    def predict(ids: tuple[int, ...]) -> np.ndarray:
+        if not ids:
+            raise ValueError("`ids` must not be empty. Received: (). Give a token at least")
+        check_ids(np.array(ids), int(model.output.shape[-1]))
+        read = next(n for n in range(len(ids), -1, -1) if ids[:n] in known)
+        for n in range(read, len(ids)):
+            logits, *states = forward(np.array([[ids[n]]], np.int32), *known[ids[:n]][1])
+            known[ids[: n + 1]] = logits, states
+        logits = ops.convert_to_numpy(ops.cast(known[ids][0], "float32"))
+        return np.asarray(log_softmax(logits[0, -1].astype(np.float64)))
+
+    return predict
+
+
+def next_words(
+    predict: Predict,
+    vocabulary: Vocabulary,
+    prompt: str,
+    count: int = 5,
+    tolerance: float = 1e-3,
+    most: int = 1000,
+) -> list[tuple[str, float]]:
+    """The likeliest next words, whatever tokens they are made of.
+
+    A word is letters, digits and apostrophes; it ends where a token begins with something else.
+    The prompt's last word is taken to be whole. What stands before the next word (a space, a comma,
+    a new line) does not matter: its probability is the sum over all the ways to it.
+
+    The search is best first: the likeliest beginning of a word is taken up, the model is asked for
+    the token after it, and each token ends the word or makes a longer beginning. It is over when
+    the beginnings left could add no more than `tolerance` to any word, found or not.
+
+    Args:
+        predict: from token ids to log-probabilities of the next, such as `next_token` gives.
+        vocabulary: of the tokens.
+        prompt: the text before.
+        count: how many words, at least 1.
+        tolerance: what a word's probability may lack.
+        most: ask the model no more than so many times. A model that has not learnt anything has
+            no likeliest words to be found.
+
+    Returns:
+        (word, probability), the likeliest first.
+
+    Raises:
+        ValueError: for an empty prompt, or one that `vocabulary` cannot encode.
+    """
+    prompt = prompt.rstrip(" ")  # the space belongs to the token of the next word
+    ids = tuple(vocabulary.encode(prompt).tolist())
+    tokens = vocabulary.tokens
+    # (V,) the part of each token that goes on with a word, and whether that is none of it
+    heads = [_head(token) for token in tokens]
+    ends_word = np.array([not head for head in heads])
+
+    words: dict[str, float] = defaultdict(float)
+    left: dict[str, float] = defaultdict(float)  # by the word so far, what is yet to be taken up
+    order = itertools.count()
+    queue = [(-1.0, next(order), ids, "")]
+    for asked in range(most):
+        if not queue or (asked % 32 == 0 and asked and _most_to_come(left) <= tolerance):
+            break
+        negative, _, ids, begun = heapq.heappop(queue)
+        probabilities = np.exp(predict(ids))
+        probabilities[vocabulary.BEGIN] = 0  # another work: there is no next word
+        if not asked and _head(prompt[-1]):
+            probabilities[~ends_word] = 0
+            probabilities /= probabilities.sum()
+        elif asked:
+            left[begun] += negative
+        probabilities *= -negative
+        whole = begun if _WORD.fullmatch(begun) else ""
+        if whole:
+            words[whole] += probabilities[ends_word].sum()
+            probabilities[ends_word] = 0
+        # Ways less likely by far are not followed, but counted as left.
+        followed = np.flatnonzero(probabilities > tolerance / 1000)
+        left[begun] += probabilities.sum() - probabilities[followed].sum()
+        for token in followed.tolist():
+            probability = float(probabilities[token])
+            word, ended = _read(begun + tokens[token])
+            if ended:
+                words[word] += probability
+                continue
+            left[word] += probability
+            heapq.heappush(queue, (-probability, next(order), (*ids, token), word))
+    best = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    return best[:count]
+
+
+def _head(token: str) -> str:
+    found = _WORD_HEAD.match(token)
+    return found.group() if found else ""
+
+
+def _read(text: str) -> tuple[str, bool]:
+    """The first word, and whether it has ended; else the beginning of one, which may be empty."""
+    found = _WORD.search(text)
+    if found:
+        return found.group(), found.end() < len(text)
+    end = _WORD_END.search(text)
+    return end.group() if end else "", False
+
+
+def _most_to_come(left: Mapping[str, float]) -> float:
+    """What a single word could still gain: the sum over its beginnings, at its most."""
+    return max(
+        sum(left.get(word[:length], 0.0) for length in range(len(word) + 1)) for word in left
+    )
+
+
+def plot_perplexity(
+    history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]
+) -> Figure:
+    """Perplexity over the epochs, training and validation, with the baselines as level lines.
+
+    Args:
+        history: a row an epoch, with `loss` and `validation_loss` in nats a token.
+        baselines: validation perplexity by name.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    for name, label in (("loss", "training (dropout)"), ("validation_loss", "validation")):
+        axes.plot(epochs, np.exp([row[name] for row in history]), marker="o", label=label)
+    for number, (name, perplexity) in enumerate(baselines.items(), 2):
+        axes.axhline(perplexity, color=f"C{number}", linestyle="--", label=name)
+    ticks = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    axes.set_yscale("log")
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.set(xlabel="epoch", ylabel="perplexity", xticks=epochs)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

@@ -1,0 +1,256 @@
+"""Text for language models: Shakespeare's works, a subword vocabulary, token ids on the disk.
+
+    vocabulary = Vocabulary.train((text for _, text in works(TRAINING)), size=5000)
+    write_ids(path, works(TRAINING), vocabulary)
+    windows = Windows(path, length=64)
+    (ids,) = windows(np.array([0, 7]))  # (2, 65)
+
+Works are read, encoded and written one at a time, and windows are read from the disk, so the
+memory that this takes does not grow with the corpus.
+
+Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016;
+on bytes as in Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+"""
+
+import functools
+import io
+import lzma
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from zoo.checkpoints import atomic_write
+from zoo.datasets import embedded
+
+SHAKESPEARE_SHA256 = "089ed6470c5acf7e0922bafaf46c3d999971315b3a41ca6674068634ae62b369"
+
+# Whole plays, a history or tragedy and a comedy each: 4.8 % of the characters for each of the two.
+VALIDATION = ("KING JOHN", "MUCH ADO ABOUT NOTHING")
+TEST = ("JULIUS CAESAR", "MEASURE FOR MEASURE")
+
+_SEPARATOR = "\f"
+_PIECE = 1 << 16  # characters read at once
+
+
+def works() -> Iterator[tuple[str, str]]:
+    """Shakespeare's 42 works as (title, text), read one at a time; the title begins the text.
+
+    Raises:
+        OSError: if the embedded file is damaged.
+    """
+    with embedded("shakespeare.txt.xz", SHAKESPEARE_SHA256) as file, lzma.open(file) as content:
+        for text in _between(io.TextIOWrapper(content, "utf-8", newline=""), _SEPARATOR):
+            yield text.partition("\n")[0], text
+
+
+def split(part: str) -> Iterator[str]:
+    """The texts of "train", "validation" or "test", whole works each, read one at a time.
+
+    Raises:
+        ValueError: for another part.
+    """
+    held_out = {"validation": VALIDATION, "test": TEST}
+    if part not in ("train", *held_out):
+        raise ValueError(f"`part` must be train, validation or test. Received: part={part}")
+    for title, text in works():
+        if title in held_out.get(part, ()) or (
+            part == "train" and title not in VALIDATION + TEST
+        ):
+            yield text
+
+
+def _between(file: Any, separator: str) -> Iterator[str]:
+    """The parts of a text file between separators."""
+    rest = ""
+    while piece := file.read(_PIECE):
+        *whole, rest = (rest + piece).split(separator)
+        yield from whole
+    yield rest
+
+
+class Vocabulary:
+    """A byte-pair vocabulary: what text is made of, and its way to token ids and back.
+
+    A token is a word, with the space before it, or a part of one; or punctuation; or white space.
+    Token `BEGIN` stands before each work and is in no text.
+
+    Args:
+        tokenizer: a trained one of the `tokenizers` library; see `train` and `load`.
+    """
+
+    BEGIN = 0
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> Self:
+        """Merges the most frequent pair of tokens, beginning with bytes, until there are `size`.
+
+        Args:
+            texts: the training texts, taken one at a time.
+            size: tokens in the vocabulary, at most 65,536 (an id takes two bytes on the disk). A
+                short text may give fewer.
+
+        Raises:
+            ValueError: if `size` is too large, or does not hold the characters of the texts.
+        """
+        if size > 2**16:
+            raise ValueError(f"`size` must be at most 65536. Received: size={size}")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[_SEPARATOR], show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        found = tokenizer.get_vocab_size()
+        if found > size or found < 2:
+            raise ValueError(
+                "`size` must be at least the number of different bytes in the texts and one more, "
+                f"and the texts must not be empty. Received: size={size}, texts with {found - 1}"
+            )
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `to_json` gave.
+
+        Raises:
+            ValueError: if the file holds something else.
+            OSError: if there is no such file.
+        """
+        content = Path(path).read_text(encoding="utf-8")
+        try:
+            return cls(Tokenizer.from_str(content))
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(
+                f"`path` must be a vocabulary that was saved. Received: {path} ({error}). Remove "
+                "it to train the vocabulary again"
+            ) from error
+
+    def to_json(self) -> bytes:
+        """What `load` reads back, also with `tokenizers.Tokenizer.from_file`."""
+        return f"{self._tokenizer.to_str(pretty=True)}\n".encode()
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    @functools.cached_property
+    def tokens(self) -> list[str]:
+        """The text of each token. `BEGIN` is a form feed."""
+        return [self._tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self))]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text's tokens, (T,) int32.
+
+        Raises:
+            ValueError: if the text is empty, or has a character that the vocabulary has not seen.
+        """
+        if not text:
+            raise ValueError("`text` must not be empty. Received: ''. Give at least one word")
+        unknown = {character for character in set(text) if not self._knows(character)}
+        if unknown:
+            index = next(i for i, character in enumerate(text) if character in unknown)
+            word = next(word for word in text.split(" ") if unknown & set(word))
+            raise ValueError(
+                "`text` must be made of characters that the vocabulary's training text has. "
+                f"Received: {text[index]!r} at index {index}, in {word!r}. Write it with other "
+                "characters"
+            )
+        return np.asarray(self._tokenizer.encode(text).ids, np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of token ids, (T,) integers, without `BEGIN`.
+
+        Raises:
+            ValueError: if an id is outside the vocabulary.
+        """
+        ids = np.asarray(ids)
+        check_ids(ids, len(self))
+        return str(self._tokenizer.decode(ids.tolist()))
+
+    def _knows(self, character: str) -> bool:
+        """Whether each of the character's bytes is a token. The library would drop the others."""
+        if character == _SEPARATOR:
+            return False
+        ((symbols, _),) = self._tokenizer.pre_tokenizer.pre_tokenize_str(character)
+        return all(self._tokenizer.token_to_id(symbol) is not None for symbol in symbols)
+
+
+def check_ids(ids: np.ndarray, vocabulary_size: int) -> None:
+    """Raises ValueError unless the ids are integers in [0, vocabulary_size).
+
+    Backends differ here: one raises an error, one gives NaN, one takes another token.
+    """
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"`ids` must be integers. Received: dtype={ids.dtype}")
+    wrong = np.argwhere((ids < 0) | (ids >= vocabulary_size))
+    if len(wrong):
+        index = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"`ids` must lie in [0, vocabulary_size). Received: id {ids[index]} at index "
+            f"{index[0] if len(index) == 1 else index}, vocabulary_size={vocabulary_size}. Encode "
+            "the text with the model's own vocabulary"
+        )
+
+
+def write_ids(path: Path, texts: Iterable[str], vocabulary: Vocabulary) -> None:
+    """Writes the token ids of texts, each behind a `BEGIN`, as little-endian uint16."""
+    with atomic_write(path) as file:
+        for text in texts:
+            ids = np.concatenate([[vocabulary.BEGIN], vocabulary.encode(text)])
+            file.write(ids.astype("<u2").tobytes())
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The ids of a file of `write_ids`, (N,) uint16; they stay on the disk until they are used."""
+    return np.memmap(path, "<u2", "r")
+
+
+def read_works(path: Path) -> list[np.ndarray]:
+    """The works of a file of `write_ids`, each (T,) uint16 from its `BEGIN` on; on the disk."""
+    ids = read_ids(path)
+    begins = np.flatnonzero(ids == Vocabulary.BEGIN)
+    return [ids[begin:end] for begin, end in zip(begins, [*begins[1:], len(ids)])]
+
+
+class Windows:
+    """Training examples: pieces of `length` tokens side by side, and the token after each.
+
+    Args:
+        path: of a file of `write_ids`.
+        length: tokens the model reads at once.
+        examples: take only that many, from the beginning; by default all.
+
+    Raises:
+        ValueError: if the file is too short for one window, or for `examples`.
+    """
+
+    def __init__(self, path: Path, length: int, examples: int | None = None):
+        self._ids = read_ids(path)
+        self._length = length
+        if length < 1 or len(self._ids) <= length:
+            raise ValueError(
+                f"`length` must be at least 1 and below the {len(self._ids)} tokens of the text. "
+                f"Received: length={length}"
+            )
+        whole = (len(self._ids) - 1) // length
+        if examples is not None and not 1 <= examples <= whole:
+            raise ValueError(
+                f"`examples` must be at least 1 and at most {whole}, the windows of {length} "
+                f"tokens in the text. Received: examples={examples}"
+            )
+        self._examples = examples or whole
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray]:
+        """The windows of the given numbers, (B,), as ids (B, length + 1) int32."""
+        places = np.asarray(indices)[:, None] * self._length + np.arange(self._length + 1)
+        return (self._ids[places].astype(np.int32),)
