@@ -1,15 +1,15 @@
-"""Trains a recurrent network to predict the next word of Shakespeare's works.
+"""Trains a recurrent network to predict the next word in Shakespeare's works.
 
     KERAS_BACKEND=torch python recipes/next_word.py --cell gru --quick --prompt "To be, or not to"
 
-`--quick` takes QUICK minutes on two CPU cores and reaches a test perplexity of about QUICKP a token,
-where the frequencies of single tokens give 543; the full setting takes FULL and reaches FULLP, where
-interpolated bigrams give 98. Four plays are held out, two to watch the training by, two to test.
-Run it again with the same `--run-dir` to go on where it stopped, or, once it is finished, to ask
-for the words after another `--prompt`.
+`--quick` takes QUICK minutes on two CPU cores and reaches a test perplexity of about QUICKP a
+token, where single tokens' frequencies give 543; the full setting takes FULL and reaches FULLP,
+where interpolated bigrams give 98. Four plays are held out: two watch the training, two test it.
+Run it again with the same `--run-dir` to go on where it stopped or, once it is finished, to ask for
+the words after another `--prompt`.
 
-Source: the document's sections on recurrent networks; Zaremba et al., "Recurrent Neural Network
-Regularization", 2014.
+Source: the document's section "Réseaux de Neurones Récurrents"; dropout as in Zaremba et al.,
+"Recurrent Neural Network Regularization", 2014.
 """
 
 import math
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, language, ngrams, rnn, rnn_language_model, text, training
+from zoo import backends, cli, language, rnn_language_model, text, training
+from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
 from zoo.runs import Run
+from zoo.text import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,21 @@ class Config:
     """Train a recurrent language model on Shakespeare's works, and ask it for the next word."""
 
     cell: Literal["simple_rnn", "lstm", "gru"] = "lstm"
-    """The recurrent layers' cell."""
+    """The cell of the recurrent layers."""
     prompt: str = "To be, or not to"
-    """The words before the next one; a finished run answers another prompt at once."""
+    """What stands before the next word; a finished run answers another prompt at once."""
     temperature: float = 0.8
-    """Of the text that is written at the end: 1 draws as the model predicts, 0 takes the likeliest."""
-    top_k: int | None = 40
-    """Draw from so many of the likeliest tokens only; None from all."""
-    sample_tokens: int = 120
-    """Tokens of the text that is written at the end."""
+    """Of the text written at the end: 1 draws as the model predicts, 0 takes the likeliest."""
     vocabulary_size: int = 5000
-    """Tokens (words and parts of words) of the vocabulary, which is trained on the training works."""
-    embedding_dim: int = 256
-    """Width of a token's vector."""
+    """Words and parts of words in the vocabulary, which is trained on the training works."""
     units: int = 256
-    """Width of the state."""
+    """Width of the state and of a token's vector."""
     num_layers: int = 1
     """Recurrent layers."""
     dropout: float = 0.3
     """Fraction dropped before each layer and before the output."""
     length: int = 64
-    """Tokens that a training example has."""
+    """Tokens of a training example."""
     epochs: int | None = None
     """Passes over the training works; by default 4, with --quick 1."""
     train_examples: int | None = None
@@ -66,9 +61,7 @@ class Config:
     schedule: Literal["constant", "cosine"] = "cosine"
     """The learning rate over the run; cosine falls to 0 at the end."""
     seed: int = 0
-    """Of initial weights, order, dropout and the text that is written; the same on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """What the network computes in."""
+    """Of initial weights, order, dropout and the text written; the same run on every backend."""
     run_dir: Path | None = None
     """Where results and checkpoints go; by default a new folder in runs/."""
     checkpoint_steps: int = 200
@@ -83,45 +76,90 @@ class Config:
         for name, value in chosen.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        counts = "epochs train_examples batch_size checkpoint_steps sample_tokens top_k"
-        for name in counts.split():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+        for name in ("epochs", "batch_size", "checkpoint_steps"):
+            check_sizes(**{name: getattr(self, name)})
         if not self.temperature >= 0:
             raise ValueError(
                 f"`temperature` must be 0 or more. Received: temperature={self.temperature}"
             )
 
 
-QUESTIONS = ("prompt", "temperature", "top_k", "sample_tokens")
-NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic", *QUESTIONS)
+NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "temperature")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, answers the prompt, and returns the metrics."""
-    console = Console()
+    console = cli.console()
     path = config.run_dir or Path("runs") / f"next_word-{datetime.now():%Y%m%d-%H%M%S}"
     decisive = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
     run = Run(path, {"recipe": "next_word", **decisive})
     if config.deterministic:
         backends.backend.make_deterministic()
-    model = rnn_language_model(
-        config.vocabulary_size,
-        config.cell,
-        config.embedding_dim,
-        config.units,
-        config.num_layers,
-        config.dropout,
-        seed=config.seed,
-        dtype=config.dtype_policy,
-    )
-    if run.metrics:
-        console.print(
-            f"The run in {path} is finished: test perplexity {run.metrics['test_perplexity']:.1f}"
-        )
-        model.load_weights(path / "model.weights.h5")
+    if (path / "vocabulary.json").exists():
+        vocabulary = Vocabulary.load(path / "vocabulary.json")
     else:
-        train(config, run, model, console)
-    answer(config, run, model, console)
-    return run.metrics or {}
+        vocabulary = Vocabulary.train(text.split("train"), config.vocabulary_size)
+    vocabulary.encode(config.prompt.rstrip(" "), "prompt")  # wrong now, not after the training
+    model = rnn_language_model(
+        len(vocabulary), config.cell, config.units, config.units, config.num_layers,
+        config.dropout, seed=config.seed,
+    )  # fmt: skip
+    if run.metrics:
+        score = run.metrics["test_perplexity"]
+        console.print(f"The run in {path} is finished: test perplexity {score:.1f}")
+        model.load_weights(path / "model.weights.h5")
+    metrics = run.metrics or train(config, run, vocabulary, model, console)
+    language.write_answer(
+        model, vocabulary, config.prompt, console, seed=config.seed, temperature=config.temperature
+    )
+    return metrics
+
+
+def train(
+    config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model, console: Console
+) -> dict[str, Any]:
+    """Trains the model, or goes on with it; writes and returns the metrics."""
+    ids = text.encode_split(vocabulary, run.path)
+    examples = text.Windows(ids["train"], config.length, config.train_examples)
+    steps = config.epochs * math.ceil(len(examples) / config.batch_size)
+    optimizer = Adam(schedule(config.schedule, config.learning_rate, steps))
+    run.begin()
+    run.write("vocabulary.json", vocabulary.to_json())
+    console.print(
+        f"{config.cell} on {len(ids['train'])} tokens with {backends.name}; Ctrl-C stops, "
+        f"`--run-dir {run.path}` goes on"
+    )
+    mean_loss = language.work_loss(model)
+
+    def evaluate() -> dict[str, float]:
+        loss = mean_loss(ids["validation"])
+        return {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
+
+    state = training.fit(
+        model, optimizer, training.language_objective(model), examples, run,
+        epochs=config.epochs, batch_size=config.batch_size, seed=config.seed, evaluate=evaluate,
+        checkpoint_steps=config.checkpoint_steps, console=console,
+    )  # fmt: skip
+    scores = language.write_report(run, state.history, ids, mean_loss, len(vocabulary), console)
+    model.save_weights(run.path / "model.weights.h5")
+    metrics = {
+        "recipe": "next_word",
+        "model": model.name,
+        "cell": config.cell,
+        **training.environment(),
+        "backends": state.backends,
+        "seed": config.seed,
+        "parameters": model.count_params(),
+        "train_examples": len(examples),
+        "epochs": config.epochs,
+        **scores,
+        "examples_per_second": state.examples_per_second,
+        "wall_seconds": state.wall_seconds,
+    }
+    run.write_metrics(metrics)
+    console.print(f"Results are in {run.path}\n")
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(tyro.cli(Config))))

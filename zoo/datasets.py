@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -165,7 +165,7 @@ def embedded(name: str, sha256: str) -> BinaryIO:
         OSError: if its SHA-256 is another.
     """
     path = resources.files("zoo").joinpath("data", name)
-    file: BinaryIO = path.open("rb")  # type: ignore[assignment]
+    file: Any = path.open("rb")
     found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         file.close()
@@ -174,7 +174,7 @@ def embedded(name: str, sha256: str) -> BinaryIO:
             f"Received: {found}. Install keras-zoo again"
         )
     file.seek(0)
-    return file
+    return cast(BinaryIO, file)
 
 
 def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]:

@@ -1,4 +1,4 @@
-"""What a language model makes of text: its loss on whole works, and the likeliest next words."""
+"""What a language model makes of text: its loss on whole works, the next words, a report."""
 
 import heapq
 import itertools
@@ -11,11 +11,14 @@ import keras
 import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
+from rich.console import Console
 from scipy.special import log_softmax
 
 from zoo import rnn
 from zoo.backends import backend
-from zoo.text import Vocabulary, check_ids
+from zoo.ngrams import NGrams
+from zoo.runs import Run
+from zoo.text import Vocabulary, check_ids, split_works
 
 Tensor = Any
 Predict = Callable[[tuple[int, ...]], np.ndarray]
@@ -25,9 +28,9 @@ _WORD_END = re.compile(r"(?:[^\W_]|')*$")
 _WORD_HEAD = re.compile(r"(?:[^\W_]|')*")
 
 
-def work_losses(
+def work_loss(
     model: keras.Model, chunk: int = 128, batch_size: int = 8
-) -> Callable[[Sequence[np.ndarray]], float]:
+) -> Callable[[np.ndarray], float]:
     """Compiles the mean loss on whole works, in nats a token.
 
     The state is carried through each work, so that every token but the first is predicted from all
@@ -39,38 +42,38 @@ def work_losses(
         batch_size: works that are read side by side, likewise.
 
     Returns:
-        A function of works, each (T,) integers, to the mean over all their tokens but the first.
-        It raises ValueError if that are none.
+        A function of works' ids, (N,) as of `zoo.text.encode_to_disk`, to the mean over all tokens
+        but each work's first. It raises ValueError if there are none.
     """
     stepper = rnn.stepwise(model)
 
     def losses(ids: Tensor, targets: Tensor, *states: Tensor) -> list[Tensor]:
-        ids, targets, *states = map(ops.convert_to_tensor, (ids, targets, *states))
-        logits, *states = stepper([ids, *states], training=False)
+        inputs = [ops.convert_to_tensor(array) for array in (ids, *states)]
+        logits, *after = stepper(inputs, training=False)
         logits = ops.cast(logits, "float32")
-        return [ops.sparse_categorical_crossentropy(targets, logits, from_logits=True), *states]
+        return [ops.sparse_categorical_crossentropy(targets, logits, from_logits=True), *after]
 
     forward = backend.forward(stepper, losses)
 
-    def mean_loss(works: Sequence[np.ndarray]) -> float:
+    def mean_loss(ids: np.ndarray) -> float:
         total, count = 0.0, 0
         # Works of like length side by side, so that none waits long for another.
-        works = sorted(works, key=len, reverse=True)
+        works = sorted(split_works(ids), key=len, reverse=True)
         for first in range(0, len(works), batch_size):
             batch = works[first : first + batch_size]
             states: Sequence[Any] = rnn.initial_states(stepper, len(batch))
             for start in range(0, len(batch[0]) - 1, chunk):
-                ids = np.zeros((len(batch), chunk + 1), np.int32)
-                valid = np.zeros((len(batch), chunk), bool)
+                pieces = np.zeros((len(batch), chunk + 1), np.int32)
+                predicted = np.zeros((len(batch), chunk), bool)
                 for row, work in enumerate(batch):
                     piece = work[start : start + chunk + 1]
-                    ids[row, : len(piece)] = piece
-                    valid[row, : max(len(piece) - 1, 0)] = True
-                found, *states = forward(ids[:, :-1], ids[:, 1:], *states)
-                total += float(ops.convert_to_numpy(found)[valid].sum(dtype=np.float64))
-                count += int(valid.sum())
+                    pieces[row, : len(piece)] = piece
+                    predicted[row, : max(len(piece) - 1, 0)] = True
+                found, *states = forward(pieces[:, :-1], pieces[:, 1:], *states)
+                total += float(ops.convert_to_numpy(found)[predicted].sum(dtype=np.float64))
+                count += int(predicted.sum())
         if not count:
-            raise ValueError("`works` must hold a work of two tokens or more. Received: none")
+            raise ValueError("`ids` must hold a work of two tokens or more. Received: none")
         return total / count
 
     return mean_loss
@@ -146,7 +149,7 @@ def next_words(
         ValueError: for an empty prompt, or one that `vocabulary` cannot encode.
     """
     prompt = prompt.rstrip(" ")  # the space belongs to the token of the next word
-    ids = tuple(vocabulary.encode(prompt).tolist())
+    ids = tuple(vocabulary.encode(prompt, "prompt").tolist())
     tokens = vocabulary.tokens
     # (V,) the part of each token that goes on with a word, and whether that is none of it
     heads = [_head(token) for token in tokens]
@@ -208,6 +211,45 @@ def _most_to_come(left: Mapping[str, float]) -> float:
     )
 
 
+def write_report(
+    run: Run,
+    history: Sequence[Mapping[str, float]],
+    ids: Mapping[str, np.ndarray],
+    mean_loss: Callable[[np.ndarray], float],
+    vocabulary_size: int,
+    console: Console,
+) -> dict[str, float]:
+    """Holds a model against n-grams on the same tokens; prints the scores, draws and returns them.
+
+    Args:
+        run: where the plot goes.
+        history: a row an epoch, with `loss` and `validation_loss`, as `zoo.training.fit` makes it.
+        ids: of the parts "train", "validation" and "test", as of `zoo.text.encode_to_disk`.
+        mean_loss: the model's, as `work_loss` gives it.
+        vocabulary_size: how many tokens there are.
+        console: where the scores are printed.
+
+    Returns:
+        `test_loss` and `test_perplexity`, of a token, and the n-grams' as `bigram_test_loss` and so
+        on.
+    """
+    works = {part: split_works(array) for part, array in ids.items()}
+    test, validation = {"": mean_loss(ids["test"])}, {}
+    for order, name in enumerate(("unigram", "bigram", "trigram"), 1):
+        counted = NGrams(order, vocabulary_size).fit(works["train"])
+        test[f"{name}_"], validation[name] = (
+            -float(np.concatenate([counted.log_probabilities(work) for work in works[part]]).mean())
+            for part in ("test", "validation")
+        )
+    scores = {}
+    for name, loss in test.items():
+        scores |= {f"{name}test_loss": loss, f"{name}test_perplexity": float(np.exp(loss))}
+        who = name.strip("_") or "the model"
+        console.print(f"Test loss {loss:.4f}, test perplexity {np.exp(loss):6.1f}: {who}")
+    plot_perplexity(history, validation).savefig(run.path / "perplexity.png", dpi=120)
+    return scores
+
+
 def plot_perplexity(
     history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]
 ) -> Figure:
@@ -215,20 +257,44 @@ def plot_perplexity(
 
     Args:
         history: a row an epoch, with `loss` and `validation_loss` in nats a token.
-        baselines: validation perplexity by name.
+        baselines: validation loss by name, likewise.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [row["epoch"] for row in history]
     for name, label in (("loss", "training (dropout)"), ("validation_loss", "validation")):
         axes.plot(epochs, np.exp([row[name] for row in history]), marker="o", label=label)
-    for number, (name, perplexity) in enumerate(baselines.items(), 2):
-        axes.axhline(perplexity, color=f"C{number}", linestyle="--", label=name)
+    for number, (name, loss) in enumerate(baselines.items(), 2):
+        axes.axhline(np.exp(loss), color=f"C{number}", linestyle="--", label=f"{name}, validation")
     ticks = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     axes.set_yscale("log")
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    axes.set(xlabel="epoch", ylabel="perplexity", xticks=epochs)
     axes.minorticks_off()
+    axes.set(xlabel="epoch", ylabel="perplexity", xticks=epochs)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def write_answer(
+    model: keras.Model,
+    vocabulary: Vocabulary,
+    prompt: str,
+    console: Console,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> None:
+    """Prints the five likeliest words after a prompt, and a text that goes on from it.
+
+    Raises:
+        ValueError: for an empty prompt, one that `vocabulary` cannot encode, or `temperature` below
+            0.
+    """
+    prompt = prompt.rstrip(" ")
+    ids = vocabulary.encode(prompt, "prompt")
+    words = next_words(next_token(model), vocabulary, prompt)
+    likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
+    drawn = rnn.generate(model, ids[None], 120, seed=seed, temperature=temperature, top_k=40)
+    text = f"After {prompt!r}: {likeliest}\n\n{prompt}{vocabulary.decode(drawn[0])}"
+    console.print(text, markup=False, highlight=False)

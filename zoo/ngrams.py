@@ -10,19 +10,20 @@ first token,
     p(w | h) = (count(h w) - D(count(h w))) / count(h) + weight(h) · p(w | h')
 
 where the weight is what the discounts D took away, and below the unigrams every token is equally
-likely. For shorter histories than the longest, `count` is the number of different tokens seen before.
+likely. With shorter histories than the longest, `count` is the number of different tokens before.
 
 Source: Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", 1999,
 interpolated Kneser-Ney smoothing with three discounts.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
 
 _DISCOUNT = 0.75  # where too few n-grams were seen once, twice, three and four times
+_LEAST = 0.05  # so that no history leaves nothing to tokens that were not seen after it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
         return np.array([0, *[_DISCOUNT] * 3])
     y = n1 / (n1 + 2 * n2)
     found = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.clip(found, 0, [0, 1, 2, 3])
+    return np.clip(found, [0, *[_LEAST] * 3], [0, 1, 2, 3])
 
 
 class NGrams:
@@ -118,7 +119,7 @@ class NGrams:
             counts = _look_up(order.histories, order.counts, history, 1)
             weights = _look_up(order.histories, order.weights, history, 1)
             probabilities = discounted / counts + weights * probabilities
-        return np.log(probabilities)
+        return np.asarray(np.log(probabilities))
 
     def _ngrams(self, work: np.ndarray) -> np.ndarray:
         """The n-gram that ends with each token but the first, (T - 1,) int64.
@@ -130,32 +131,13 @@ class NGrams:
         count = max(len(work) - 1, 0)
         # (T - 1, n) digits, the last token the lowest
         digits = padded[np.arange(count)[:, None] + np.arange(self._order)]
-        return digits @ self._size ** np.arange(self._order - 1, -1, -1, dtype=np.int64)
+        places = self._size ** np.arange(self._order - 1, -1, -1, dtype=np.int64)
+        return np.asarray(digits @ places)
 
 
-def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: float) -> np.ndarray:
+def _look_up(
+    keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: float
+) -> np.ndarray:
     """The value of each key that is wanted, or the default."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, values[place], default)
-
-
-def baselines(
-    train: Sequence[np.ndarray], works: Sequence[np.ndarray], vocabulary_size: int
-) -> dict[str, float]:
-    """The mean loss of unigrams, bigrams and trigrams on works, in nats a token.
-
-    Args:
-        train: works to count in, each (T,) integers.
-        works: those to be predicted, but for the first token of each.
-        vocabulary_size: how many tokens there are.
-
-    Raises:
-        ValueError: if there is nothing to count or to predict.
-    """
-    if not any(len(work) > 1 for work in works):
-        raise ValueError("`works` must hold a work of two tokens or more. Received: none")
-    losses = {}
-    for order, name in enumerate(("unigram", "bigram", "trigram"), 1):
-        model = NGrams(order, vocabulary_size).fit(train)
-        losses[name] = -float(np.concatenate([model.log_probabilities(w) for w in works]).mean())
-    return losses

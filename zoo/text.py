@@ -1,9 +1,9 @@
 """Text for language models: Shakespeare's works, a subword vocabulary, token ids on the disk.
 
-    vocabulary = Vocabulary.train((text for _, text in works(TRAINING)), size=5000)
-    write_ids(path, works(TRAINING), vocabulary)
-    windows = Windows(path, length=64)
-    (ids,) = windows(np.array([0, 7]))  # (2, 65)
+    vocabulary = Vocabulary.train(split("train"), size=5000)
+    ids = encode_to_disk(split("train"), vocabulary)
+    windows = Windows(ids, length=64)
+    (batch,) = windows(np.array([0, 7]))  # (2, 65)
 
 Works are read, encoded and written one at a time, and windows are read from the disk, so the
 memory that this takes does not grow with the corpus.
@@ -15,6 +15,7 @@ on bytes as in Radford et al., "Language Models are Unsupervised Multitask Learn
 import functools
 import io
 import lzma
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +23,6 @@ from typing import Any, Self
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from zoo.checkpoints import atomic_write
 from zoo.datasets import embedded
 
 SHAKESPEARE_SHA256 = "089ed6470c5acf7e0922bafaf46c3d999971315b3a41ca6674068634ae62b369"
@@ -56,9 +56,7 @@ def split(part: str) -> Iterator[str]:
     if part not in ("train", *held_out):
         raise ValueError(f"`part` must be train, validation or test. Received: part={part}")
     for title, text in works():
-        if title in held_out.get(part, ()) or (
-            part == "train" and title not in VALIDATION + TEST
-        ):
+        if title in held_out.get(part, ()) or (part == "train" and title not in VALIDATION + TEST):
             yield text
 
 
@@ -144,20 +142,24 @@ class Vocabulary:
         """The text of each token. `BEGIN` is a form feed."""
         return [self._tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self))]
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, name: str = "text") -> np.ndarray:
         """The ids of a text's tokens, (T,) int32.
+
+        Args:
+            text: what to encode.
+            name: of the argument, for errors.
 
         Raises:
             ValueError: if the text is empty, or has a character that the vocabulary has not seen.
         """
         if not text:
-            raise ValueError("`text` must not be empty. Received: ''. Give at least one word")
+            raise ValueError(f"`{name}` must not be empty. Received: ''. Give at least one word")
         unknown = {character for character in set(text) if not self._knows(character)}
         if unknown:
             index = next(i for i, character in enumerate(text) if character in unknown)
             word = next(word for word in text.split(" ") if unknown & set(word))
             raise ValueError(
-                "`text` must be made of characters that the vocabulary's training text has. "
+                f"`{name}` must be made of characters that the vocabulary's training text has. "
                 f"Received: {text[index]!r} at index {index}, in {word!r}. Write it with other "
                 "characters"
             )
@@ -199,22 +201,40 @@ def check_ids(ids: np.ndarray, vocabulary_size: int) -> None:
         )
 
 
-def write_ids(path: Path, texts: Iterable[str], vocabulary: Vocabulary) -> None:
-    """Writes the token ids of texts, each behind a `BEGIN`, as little-endian uint16."""
-    with atomic_write(path) as file:
+def encode_to_disk(
+    texts: Iterable[str], vocabulary: Vocabulary, folder: Path | None = None
+) -> np.ndarray:
+    """The token ids of texts, each behind a `BEGIN`, (N,) uint16, in a file that has no name.
+
+    The system reads of it what is used and removes it when the array is gone, however the process
+    ends.
+
+    Args:
+        texts: taken one at a time.
+        vocabulary: to encode them with.
+        folder: on the disk that is to hold the file; by default the system's for such files.
+
+    Raises:
+        ValueError: if there are no texts, or `vocabulary` cannot encode one.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
         for text in texts:
             ids = np.concatenate([[vocabulary.BEGIN], vocabulary.encode(text)])
-            file.write(ids.astype("<u2").tobytes())
+            file.write(ids.astype(np.uint16).tobytes())
+        if not file.tell():
+            raise ValueError("`texts` must hold a text at least. Received: none")
+        file.flush()
+        return np.memmap(file, np.uint16, "r")
 
 
-def read_ids(path: Path) -> np.ndarray:
-    """The ids of a file of `write_ids`, (N,) uint16; they stay on the disk until they are used."""
-    return np.memmap(path, "<u2", "r")
+def encode_split(vocabulary: Vocabulary, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """The ids of "train", "validation" and "test", each as `encode_to_disk` gives them."""
+    parts = ("train", "validation", "test")
+    return {part: encode_to_disk(split(part), vocabulary, folder) for part in parts}
 
 
-def read_works(path: Path) -> list[np.ndarray]:
-    """The works of a file of `write_ids`, each (T,) uint16 from its `BEGIN` on; on the disk."""
-    ids = read_ids(path)
+def split_works(ids: np.ndarray) -> list[np.ndarray]:
+    """The works in the ids of `encode_to_disk`, each (T,) from its `BEGIN` on, still on disk."""
     begins = np.flatnonzero(ids == Vocabulary.BEGIN)
     return [ids[begin:end] for begin, end in zip(begins, [*begins[1:], len(ids)])]
 
@@ -223,34 +243,34 @@ class Windows:
     """Training examples: pieces of `length` tokens side by side, and the token after each.
 
     Args:
-        path: of a file of `write_ids`.
+        ids: (N,) integers, in memory or on the disk.
         length: tokens the model reads at once.
-        examples: take only that many, from the beginning; by default all.
+        train_examples: take only that many, from the beginning; by default all.
 
     Raises:
-        ValueError: if the file is too short for one window, or for `examples`.
+        ValueError: if there are too few ids for one window, or for `train_examples`.
     """
 
-    def __init__(self, path: Path, length: int, examples: int | None = None):
-        self._ids = read_ids(path)
+    def __init__(self, ids: np.ndarray, length: int, train_examples: int | None = None):
+        self._ids = ids
         self._length = length
-        if length < 1 or len(self._ids) <= length:
+        if not 1 <= length < len(ids):
             raise ValueError(
-                f"`length` must be at least 1 and below the {len(self._ids)} tokens of the text. "
+                f"`length` must be at least 1 and below {len(ids)}, the tokens of the text. "
                 f"Received: length={length}"
             )
-        whole = (len(self._ids) - 1) // length
-        if examples is not None and not 1 <= examples <= whole:
+        whole = (len(ids) - 1) // length
+        if train_examples is not None and not 1 <= train_examples <= whole:
             raise ValueError(
-                f"`examples` must be at least 1 and at most {whole}, the windows of {length} "
-                f"tokens in the text. Received: examples={examples}"
+                f"`train_examples` must be at least 1 and at most {whole}, the windows of {length} "
+                f"tokens in the text. Received: train_examples={train_examples}"
             )
-        self._examples = examples or whole
+        self._examples = train_examples or whole
 
     def __len__(self) -> int:
         return self._examples
 
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray]:
-        """The windows of the given numbers, (B,), as ids (B, length + 1) int32."""
+        """The windows of these numbers, (B,), as ids (B, length + 1) int32."""
         places = np.asarray(indices)[:, None] * self._length + np.arange(self._length + 1)
         return (self._ids[places].astype(np.int32),)
