@@ -56,7 +56,7 @@ class Config:
     """Training examples, the first so many; by default all, with --quick 8,000."""
     batch_size: int = 32
     """Examples of a training step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     """Adam's step size, at its largest."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """The learning rate over the run; cosine falls to 0 at the end."""

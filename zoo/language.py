@@ -21,10 +21,13 @@ from zoo.runs import Run
 from zoo.text import Vocabulary, check_ids, split_works
 
 Tensor = Any
-Predict = Callable[[tuple[int, ...]], np.ndarray]
+Ids = tuple[int, ...]
+Predict = Callable[[Sequence[Ids]], np.ndarray]
+
+_ROWS = 32  # sequences that the model is asked of at once
 
 _WORD = re.compile(r"(?:[^\W_]|')*[^\W_](?:[^\W_]|')*")  # letters and digits, and apostrophes
-_WORD_END = re.compile(r"(?:[^\W_]|')*$")
+_WORD_END = re.compile(r"(?:[^\W_]|')*\Z")
 _WORD_HEAD = re.compile(r"(?:[^\W_]|')*")
 
 
@@ -80,16 +83,16 @@ def work_loss(
 
 
 def next_token(model: keras.Model) -> Predict:
-    """Compiles a function from token ids to log-probabilities of the next, (V,) float64.
+    """Compiles a function from sequences of token ids to log-probabilities of the token after each.
 
-    It keeps the state after each beginning it has read, so that one token more is one step.
+    It keeps the state after each sequence it has read, so that one token more is one step.
 
     Args:
         model: an `rnn_language_model`.
 
     Returns:
-        A function of a tuple of ids. It raises ValueError if that is empty or holds an id outside
-        the vocabulary.
+        A function of N tuples of ids to (N, V) float64. It raises ValueError if one is empty or
+        holds an id outside the vocabulary.
     """
     stepper = rnn.stepwise(model)
 
@@ -97,20 +100,35 @@ def next_token(model: keras.Model) -> Predict:
         return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
 
     forward = backend.forward(stepper, step)
-    known: dict[tuple[int, ...], tuple[Any, list[Any]]] = {
-        (): (None, rnn.initial_states(stepper, 1))
-    }
+    zeros = rnn.initial_states(stepper, _ROWS)
+    known: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
 
-    def predict(ids: tuple[int, ...]) -> np.ndarray:
-        if not ids:
-            raise ValueError("`ids` must not be empty. Received: (). Give a token at least")
-        check_ids(np.array(ids), int(model.output.shape[-1]))
-        read = next(n for n in range(len(ids), -1, -1) if ids[:n] in known)
-        for n in range(read, len(ids)):
-            logits, *states = forward(np.array([[ids[n]]], np.int32), *known[ids[:n]][1])
-            known[ids[: n + 1]] = logits, states
-        logits = ops.convert_to_numpy(ops.cast(known[ids][0], "float32"))
-        return np.asarray(log_softmax(logits[0, -1].astype(np.float64)))
+    def read(sequences: Sequence[Ids]) -> np.ndarray:
+        """One step for sequences whose beginnings are known, in rows that are always as many."""
+        last = np.zeros((_ROWS, 1), np.int32)
+        states = [state.copy() for state in zeros]
+        for row, ids in enumerate(sequences):
+            last[row] = ids[-1]
+            for state, kept in zip(states, known[ids[:-1]]):
+                state[row] = kept
+        logits, *after = (
+            ops.convert_to_numpy(ops.cast(x, "float32")) for x in forward(last, *states)
+        )
+        for row, ids in enumerate(sequences):
+            known[ids] = [state[row] for state in after]
+        return np.asarray(log_softmax(logits[: len(sequences), -1].astype(np.float64), axis=-1))
+
+    def predict(sequences: Sequence[Ids]) -> np.ndarray:
+        for ids in sequences:
+            if not ids:
+                raise ValueError("`ids` must not be empty. Received: (). Give a token at least")
+            check_ids(np.array(ids), int(model.output.shape[-1]))
+            for length in range(1, len(ids)):
+                if ids[:length] not in known:
+                    read([ids[:length]])
+        return np.concatenate(
+            [read(sequences[first : first + _ROWS]) for first in range(0, len(sequences), _ROWS)]
+        )
 
     return predict
 
@@ -120,7 +138,7 @@ def next_words(
     vocabulary: Vocabulary,
     prompt: str,
     count: int = 5,
-    tolerance: float = 1e-3,
+    tolerance: float = 5e-3,
     most: int = 1000,
 ) -> list[tuple[str, float]]:
     """The likeliest next words, whatever tokens they are made of.
@@ -129,18 +147,18 @@ def next_words(
     The prompt's last word is taken to be whole. What stands before the next word (a space, a comma,
     a new line) does not matter: its probability is the sum over all the ways to it.
 
-    The search is best first: the likeliest beginning of a word is taken up, the model is asked for
-    the token after it, and each token ends the word or makes a longer beginning. It is over when
+    The search is best first: the likeliest beginnings of words are taken up, the model is asked for
+    the token after each, and each token ends the word or makes a longer beginning. It is over when
     the beginnings left could add no more than `tolerance` to any word, found or not.
 
     Args:
-        predict: from token ids to log-probabilities of the next, such as `next_token` gives.
+        predict: from sequences of ids to log-probabilities of the next token, as of `next_token`.
         vocabulary: of the tokens.
         prompt: the text before.
         count: how many words, at least 1.
         tolerance: what a word's probability may lack.
-        most: ask the model no more than so many times. A model that has not learnt anything has
-            no likeliest words to be found.
+        most: the beginnings taken up at most, or a few more. A model that has not learnt anything
+            has no likeliest words to be found.
 
     Returns:
         (word, probability), the likeliest first.
@@ -149,45 +167,48 @@ def next_words(
         ValueError: for an empty prompt, or one that `vocabulary` cannot encode.
     """
     prompt = prompt.rstrip(" ")  # the space belongs to the token of the next word
-    ids = tuple(vocabulary.encode(prompt, "prompt").tolist())
+    start = tuple(vocabulary.encode(prompt, "prompt").tolist())
     tokens = vocabulary.tokens
-    # (V,) the part of each token that goes on with a word, and whether that is none of it
-    heads = [_head(token) for token in tokens]
-    ends_word = np.array([not head for head in heads])
+    ends_word = np.array([not _head(token) for token in tokens])  # (V,)
+    first_words = [_read(token)[0] for token in tokens]
 
     words: dict[str, float] = defaultdict(float)
-    left: dict[str, float] = defaultdict(float)  # by the word so far, what is yet to be taken up
+    left: dict[str, float] = defaultdict(float, {"": 1.0})  # not taken up yet, by the word so far
+    rare = np.zeros(len(tokens))  # nor ever, by the token that a word would begin with
     order = itertools.count()
-    queue = [(-1.0, next(order), ids, "")]
-    for asked in range(most):
-        if not queue or (asked % 32 == 0 and asked and _most_to_come(left) <= tolerance):
-            break
-        negative, _, ids, begun = heapq.heappop(queue)
-        probabilities = np.exp(predict(ids))
-        probabilities[vocabulary.BEGIN] = 0  # another work: there is no next word
-        if not asked and _head(prompt[-1]):
-            probabilities[~ends_word] = 0
-            probabilities /= probabilities.sum()
-        elif asked:
+    queue = [(-1.0, next(order), start, "")]
+    asked = 0
+    while queue and asked < most and _most_to_come(left, rare, first_words) > tolerance:
+        taken = [heapq.heappop(queue) for _ in range(min(_ROWS, len(queue)))]
+        asked += len(taken)
+        answers = np.exp(predict([ids for _, _, ids, _ in taken]))
+        for (negative, _, ids, begun), probabilities in zip(taken, answers):
             left[begun] += negative
-        probabilities *= -negative
-        whole = begun if _WORD.fullmatch(begun) else ""
-        if whole:
-            words[whole] += probabilities[ends_word].sum()
-            probabilities[ends_word] = 0
-        # Ways less likely by far are not followed, but counted as left.
-        followed = np.flatnonzero(probabilities > tolerance / 1000)
-        left[begun] += probabilities.sum() - probabilities[followed].sum()
-        for token in followed.tolist():
-            probability = float(probabilities[token])
-            word, ended = _read(begun + tokens[token])
-            if ended:
-                words[word] += probability
-                continue
-            left[word] += probability
-            heapq.heappush(queue, (-probability, next(order), (*ids, token), word))
-    best = sorted(words.items(), key=lambda item: (-item[1], item[0]))
-    return best[:count]
+            probabilities[vocabulary.BEGIN] = 0  # another work: there is no next word
+            if ids == start and _head(prompt[-1]):
+                probabilities[~ends_word] = 0
+                probabilities /= probabilities.sum()
+            probabilities *= -negative
+            if _WORD.fullmatch(begun):
+                words[begun] += float(probabilities[ends_word].sum())
+                probabilities[ends_word] = 0
+            # Ways that are less likely by far are not followed, but counted as left.
+            followed = np.flatnonzero(probabilities > tolerance / 1000)
+            others = probabilities.copy()
+            others[followed] = 0
+            if begun:
+                left[begun] += float(others.sum())
+            else:
+                rare += others
+            for token in followed.tolist():
+                probability = float(probabilities[token])
+                word, ended = _read(begun + tokens[token])
+                if ended:
+                    words[word] += probability
+                    continue
+                left[word] += probability
+                heapq.heappush(queue, (-probability, next(order), (*ids, token), word))
+    return sorted(words.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 
 def _head(token: str) -> str:
@@ -204,11 +225,21 @@ def _read(text: str) -> tuple[str, bool]:
     return end.group() if end else "", False
 
 
-def _most_to_come(left: Mapping[str, float]) -> float:
+def _most_to_come(left: Mapping[str, float], rare: np.ndarray, first_words: Sequence[str]) -> float:
     """What a single word could still gain: the sum over its beginnings, at its most."""
-    return max(
-        sum(left.get(word[:length], 0.0) for length in range(len(word) + 1)) for word in left
-    )
+    gains: dict[str, float] = defaultdict(float)
+    for word, probability in itertools.chain(left.items(), zip(first_words, rare.tolist())):
+        # An apostrophe alone may yet be a quotation mark, and any word come after it.
+        gains[word if word.strip("'") else ""] += probability
+    most = 0.0
+    beginnings: list[tuple[str, float]] = []  # of the word, each with the sum so far
+    for word in sorted(gains):
+        while beginnings and not word.startswith(beginnings[-1][0]):
+            beginnings.pop()
+        total = gains[word] + (beginnings[-1][1] if beginnings else 0.0)
+        beginnings.append((word, total))
+        most = max(most, total)
+    return most
 
 
 def write_report(
@@ -241,7 +272,7 @@ def write_report(
             -float(np.concatenate([counted.log_probabilities(work) for work in works[part]]).mean())
             for part in ("test", "validation")
         )
-    scores = {}
+    scores: dict[str, float] = {}
     for name, loss in test.items():
         scores |= {f"{name}test_loss": loss, f"{name}test_perplexity": float(np.exp(loss))}
         who = name.strip("_") or "the model"

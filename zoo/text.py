@@ -157,7 +157,7 @@ class Vocabulary:
         unknown = {character for character in set(text) if not self._knows(character)}
         if unknown:
             index = next(i for i, character in enumerate(text) if character in unknown)
-            word = next(word for word in text.split(" ") if unknown & set(word))
+            word = next((word for word in text.split() if unknown & set(word)), text[index])
             raise ValueError(
                 f"`{name}` must be made of characters that the vocabulary's training text has. "
                 f"Received: {text[index]!r} at index {index}, in {word!r}. Write it with other "
