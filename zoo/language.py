@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,11 @@ def work_loss(
         return total / count
 
     return mean_loss
+
+
+def scores(part: str, loss: float) -> dict[str, float]:
+    """A loss in nats a token with its perplexity, named after a part of the works."""
+    return {f"{part}_loss": loss, f"{part}_perplexity": math.exp(loss)}
 
 
 def next_token(model: keras.Model) -> Predict:
@@ -272,13 +278,13 @@ def write_report(
             -float(np.concatenate([counted.log_probabilities(work) for work in works[part]]).mean())
             for part in ("test", "validation")
         )
-    scores: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name, loss in test.items():
-        scores |= {f"{name}test_loss": loss, f"{name}test_perplexity": float(np.exp(loss))}
+        found |= scores(f"{name}test", loss)
         who = name.strip("_") or "the model"
-        console.print(f"Test loss {loss:.4f}, test perplexity {np.exp(loss):6.1f}: {who}")
+        console.print(f"Test loss {loss:.4f}, test perplexity {math.exp(loss):6.1f}: {who}")
     plot_perplexity(history, validation).savefig(run.path / "perplexity.png", dpi=120)
-    return scores
+    return found
 
 
 def plot_perplexity(
@@ -299,33 +305,50 @@ def plot_perplexity(
         axes.axhline(np.exp(loss), color=f"C{number}", linestyle="--", label=f"{name}, validation")
     ticks = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
+    axes.set_ylim(low, high)  # ticks outside would widen it
     axes.set(xlabel="epoch", ylabel="perplexity", xticks=epochs)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def write_answer(
-    model: keras.Model,
-    vocabulary: Vocabulary,
-    prompt: str,
-    console: Console,
-    *,
-    seed: int = 0,
-    temperature: float = 1.0,
-) -> None:
-    """Prints the five likeliest words after a prompt, and a text that goes on from it.
+class Answer:
+    """What a model says after a prompt: the five likeliest words, and a text that goes on from it.
+
+    Made before a long training, it refuses at once what it would refuse at the end.
+
+    Args:
+        vocabulary: the model's.
+        prompt: what stands before.
+        seed: of the text.
+        temperature: of the text, as in `zoo.rnn.generate`.
 
     Raises:
         ValueError: for an empty prompt, one that `vocabulary` cannot encode, or `temperature` below
             0.
     """
-    prompt = prompt.rstrip(" ")
-    ids = vocabulary.encode(prompt, "prompt")
-    words = next_words(next_token(model), vocabulary, prompt)
-    likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
-    drawn = rnn.generate(model, ids[None], 120, seed=seed, temperature=temperature, top_k=40)
-    text = f"After {prompt!r}: {likeliest}\n\n{prompt}{vocabulary.decode(drawn[0])}"
-    console.print(text, markup=False, highlight=False)
+
+    def __init__(
+        self, vocabulary: Vocabulary, prompt: str, seed: int = 0, temperature: float = 1.0
+    ):
+        if not temperature >= 0:
+            raise ValueError(
+                f"`temperature` must be 0 or more. Received: temperature={temperature}"
+            )
+        self._vocabulary = vocabulary
+        self._prompt = prompt.rstrip(" ")
+        self._ids = vocabulary.encode(self._prompt, "prompt")
+        self._seed = seed
+        self._temperature = temperature
+
+    def write(self, model: keras.Model, console: Console) -> None:
+        """Asks an `rnn_language_model`, and prints what it says."""
+        words = next_words(next_token(model), self._vocabulary, self._prompt)
+        likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
+        drawn = rnn.generate(model, self._ids[None], 120, self._seed, self._temperature, top_k=40)
+        text = self._prompt + self._vocabulary.decode(drawn[0])
+        answer = f"After {self._prompt!r}: {likeliest}\n\n{text}"
+        console.print(answer, markup=False, highlight=False)
