@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -56,6 +57,14 @@ class Backend(Protocol):
 
     def keep_float64(self) -> None:
         """Stops Keras from dropping digits of float64 numbers; for comparisons."""
+        ...
+
+    def float64(self) -> AbstractContextManager[None]:
+        """Within it Keras makes float64 numbers by default and results of them stay float64.
+
+        For models that are built and used there. Constants of Keras' own that pass through float32
+        on TensorFlow stay as they are: `keep_float64`.
+        """
         ...
 
     def train_step(self, model: Any, optimizer: Any, objective: Objective) -> TrainStep:

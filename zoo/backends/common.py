@@ -3,6 +3,8 @@
 import ctypes
 import math
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -34,6 +36,19 @@ def keep_float64() -> None:
     On PyTorch and JAX Keras gives float32: https://github.com/keras-team/keras/issues/23704.
     """
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """As `keep_float64`, and float64 by default, until it ends."""
+    kept, default = dtypes.BIT64_TO_BIT32_DTYPE["float64"], keras.config.floatx()
+    keep_float64()
+    keras.config.set_floatx("float64")
+    try:
+        yield
+    finally:
+        dtypes.BIT64_TO_BIT32_DTYPE["float64"] = kept
+        keras.config.set_floatx(default)
 
 
 def check_range(low: int, high: int, size: int, layer: str) -> None:

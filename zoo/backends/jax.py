@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,18 @@ def keep_float64() -> None:
     """As on PyTorch; and attention's softmax, which JAX takes in float32, is taken in float64."""
     common.keep_float64()
     jax.nn.dot_product_attention = _attention
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """As on PyTorch, with the switch that JAX otherwise reads from `JAX_ENABLE_X64`."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        with common.float64():
+            yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def _attention(
