@@ -54,6 +54,16 @@ def test_curves_show_both_sets() -> None:
         assert list(axes.get_xticks()) == [1, 2]
 
 
+def test_two_ways_to_do_the_same_run() -> None:
+    """Steps that are equal have no place on a logarithmic axis."""
+    first, second = [2.0, 1.0, 0.5], [2.0, 1.1, 0.5005]
+    np.testing.assert_allclose(evaluation.relative_distances(first, second), [0, 0.1, 1e-3])
+    above, below = evaluation.plot_same_run({"by hand": first, "fit": second}).axes
+    assert [line.get_label() for line in above.lines] == ["by hand", "fit"]
+    assert below.get_yscale() == "log"
+    assert below.lines[0].get_xdata().tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("classes", [10, 43])
 def test_a_confusion_matrix_of_any_size_is_drawn(classes: int) -> None:
     figure = evaluation.plot_confusion(np.diag(np.arange(classes)))

@@ -1,10 +1,12 @@
+import json
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from zoo.runs import Run
+from zoo.runs import Run, open_run
 
 
 def test_a_new_run_and_the_same_again(tmp_path: Path) -> None:
@@ -17,6 +19,26 @@ def test_a_new_run_and_the_same_again(tmp_path: Path) -> None:
     again = Run(tmp_path / "a" / "b", config)
     assert again.metrics == {"test_accuracy": 0.5}
     assert (again.path / "history.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    quick: bool = False
+    run_dir: Path | None = None
+
+
+def test_a_recipe_opens_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the results go, and whether `--quick` chose the rest, does not decide them."""
+    run = open_run("mine", Config(run_dir=tmp_path / "run"))
+    run.begin()
+    assert json.loads((run.path / "config.json").read_text()) == {"recipe": "mine", "seed": 0}
+    open_run("mine", Config(quick=True, run_dir=tmp_path / "run"))
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        open_run("mine", Config(seed=1, run_dir=tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    assert open_run("mine", Config()).path.parts[0] == "runs"
+    assert open_run("mine", Config()).path.name.startswith("mine-")
 
 
 def test_a_process_killed_while_it_wrote_leaves_no_trace(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_a_run_and_its_history(tmp_path: Path) -> None:
     _, state = fit(tmp_path)
     assert state.step == 12
     assert [row["epoch"] for row in state.history] == [1, 2, 3]
+    assert len(state.losses) == 12
+    assert state.history[0]["loss"] == pytest.approx(np.dot(state.losses[:4], [12, 12, 12, 4]) / 40)
     assert state.history[0]["batch"] == pytest.approx((3 * 12 * 12 + 4 * 4) / 40)
     assert state.timed_examples == 3 * 36 - 12 + 2 * 4  # all but the first of each shape
     assert state.examples_per_second > 0
@@ -89,6 +91,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> No
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
     losses = [[row["loss"] for row in s.history] for s in (expected, state)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
+    np.testing.assert_allclose(state.losses, expected.losses, rtol=1e-6)
 
 
 def test_the_history_survives_a_kill_before_it_is_written(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """How good a classifier is: predictions, reports, plots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -32,6 +32,19 @@ def image_predictor(
         return np.concatenate(parts).astype(np.float64)
 
     return predict
+
+
+def image_evaluator(
+    model: keras.Model, transform: ImageTransform, data: ImageDataset
+) -> Callable[[], dict[str, float]]:
+    """Compiles a function that gives `test_loss` and `test_accuracy` on the test images."""
+    predict = image_predictor(model, transform)
+
+    def evaluate() -> dict[str, float]:
+        loss, accuracy = loss_and_accuracy(predict(data.x_test), data.y_test)
+        return {"test_loss": loss, "test_accuracy": accuracy}
+
+    return evaluate
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -98,6 +111,35 @@ def plot_curves(history: Sequence[dict[str, float]]) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
+    """Two ways to do the same run: the loss of every step, and how far the two are apart.
+
+    Args:
+        losses: of two runs, by their names.
+    """
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    # Blue and orange are told apart by all; the second lies on the first, so it is the thinner.
+    styles = ({"color": "#f0a030", "linewidth": 4}, {"color": "#1f4e9c", "linewidth": 1})
+    for (label, values), style in zip(losses.items(), styles):
+        above.plot(range(1, len(values) + 1), values, label=label, **style)
+    above.set(ylabel="loss of the batch")
+    above.legend()
+    apart = relative_distances(*losses.values())
+    steps = np.flatnonzero(apart)  # a logarithm has no place for those that are equal
+    below.semilogy(steps + 1, apart[steps], ".", color="#1f4e9c", markersize=3)
+    below.set(xlabel="step", ylabel="relative distance,\nwhere there is one")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def relative_distances(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+    """|a - b| / |a| of each two numbers."""
+    a, b = np.asarray(first), np.asarray(second)
+    return np.asarray(np.abs(a - b) / np.abs(a))
 
 
 def plot_confusion(matrix: np.ndarray) -> Figure:

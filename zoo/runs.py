@@ -9,9 +9,12 @@ checkpoints/       the last two checkpoints
 """
 
 import csv
+import dataclasses
 import io
 import json
 import os
+from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,22 @@ class Run:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         self.write("metrics.json", _json(metrics))
+
+
+def open_run(recipe: str, config: Any, not_results: Collection[str] = ("run_dir", "quick")) -> Run:
+    """The run directory of a recipe.
+
+    Args:
+        recipe: its name.
+        config: a dataclass with a `run_dir`, a path or None for a new folder in runs/.
+        not_results: fields that do not decide the results, so that a run may go on with others.
+
+    Raises:
+        ValueError, OSError: as `Run` does.
+    """
+    path = config.run_dir or Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in not_results}
+    return Run(path, {"recipe": recipe, **decisive})
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -56,6 +56,7 @@ class State:
     examples: int = 0  # of the epoch begun
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # likewise
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)  # of every step
     timed_examples: int = 0  # all steps but each process' first of its shape
     timed_seconds: float = 0.0
     wall_seconds: float = 0.0  # of training, evaluation and checkpoints
@@ -65,6 +66,20 @@ class State:
     def examples_per_second(self) -> float | None:
         """None before there was a step to time."""
         return self.timed_examples / self.timed_seconds if self.timed_seconds else None
+
+
+def metrics(recipe: str, model: keras.Model, state: State, **results: Any) -> dict[str, Any]:
+    """What a recipe's `metrics.json` says, whatever the task, with the results of its own."""
+    return {
+        "recipe": recipe,
+        "model": model.name,
+        **environment(),
+        "backends": state.backends,
+        "parameters": model.count_params(),
+        **results,
+        "examples_per_second": state.examples_per_second,
+        "wall_seconds": state.wall_seconds,
+    }
 
 
 class Examples(Protocol):
@@ -282,6 +297,7 @@ class _Loop:
             numbers = {name: float(metrics[name]) for name in names}
             if not math.isfinite(numbers["loss"]):
                 raise self._diverged(f"The loss is {numbers['loss']} at step {step}")
+            self._state.losses.append(numbers["loss"])
             for name, number in numbers.items():
                 self._state.sums[name] = self._state.sums.get(name, 0.0) + number * count
             self._state.examples += count
