@@ -106,7 +106,7 @@ def main(config: Config) -> dict[str, Any]:
     layers, by_hand = train_by_hand(config, transform.test, data)
     logits = ops.convert_to_numpy(forward(layers, transform.test(data.x_test))[-1])
     _, accuracy_by_hand = evaluation.loss_and_accuracy(logits, data.y_test)
-    evaluate = evaluation.image_evaluator(model, transform, data)
+    evaluate = evaluation.image_evaluator(evaluation.image_predictor(model, transform), data)
     state = training.fit(
         model,
         keras.optimizers.SGD(config.learning_rate),

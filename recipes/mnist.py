@@ -11,8 +11,7 @@ Source: the document's section "Exemple de code d'entraînement CNN".
 
 import math
 import sys
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from rich.console import Console
 from zoo import backends, cli, datasets, evaluation, registry, training
 from zoo.augment import ImageTransform
 from zoo.optimizers import Adam, schedule
-from zoo.runs import Run
+from zoo.runs import open_run
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,11 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = Console()
     classifier = registry.get_classifier(config.model)
-    path = config.run_dir or Path("runs") / f"mnist-{datetime.now():%Y%m%d-%H%M%S}"
-    decisive = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
-    run = Run(path, {"recipe": "mnist", **decisive})
+    run = open_run("mnist", config, NOT_RESULTS)
     if run.metrics:
-        console.print(f"The run in {path} is finished: {run.metrics['test_accuracy']:.2%} correct")
+        console.print(
+            f"The run in {run.path} is finished: {run.metrics['test_accuracy']:.2%} correct"
+        )
         return run.metrics
     if config.deterministic:
         backends.backend.make_deterministic()
@@ -110,14 +109,9 @@ def main(config: Config) -> dict[str, Any]:
     optimizer = Adam(rate, l2=config.weight_decay)
     console.print(
         f"{model.name} on {data.name} with {backends.name}: {len(data.x_train)} images to train "
-        f"on, {len(data.x_test)} to test with; Ctrl-C stops, `--run-dir {path}` goes on"
+        f"on, {len(data.x_test)} to test with; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
     predict = evaluation.image_predictor(model, transform)
-
-    def evaluate() -> dict[str, float]:
-        loss, accuracy = evaluation.loss_and_accuracy(predict(data.x_test), data.y_test)
-        return {"test_loss": loss, "test_accuracy": accuracy}
-
     state = training.fit(
         model,
         optimizer,
@@ -127,12 +121,12 @@ def main(config: Config) -> dict[str, Any]:
         epochs=epochs,
         batch_size=config.batch_size,
         seed=config.seed,
-        evaluate=evaluate,
+        evaluate=evaluation.image_evaluator(predict, data),
         checkpoint_steps=config.checkpoint_steps,
         console=console,
     )
     scores = evaluation.write_report(run, state.history, data, predict(data.x_test), console)
-    model.save_weights(path / "model.weights.h5")
+    model.save_weights(run.path / "model.weights.h5")
     metrics = {
         "recipe": "mnist",
         "model": config.model,
@@ -149,7 +143,7 @@ def main(config: Config) -> dict[str, Any]:
         "wall_seconds": state.wall_seconds,
     }
     run.write_metrics(metrics)
-    console.print(f"Results are in {path}")
+    console.print(f"Results are in {run.path}")
     return metrics
 
 

@@ -35,10 +35,9 @@ def image_predictor(
 
 
 def image_evaluator(
-    model: keras.Model, transform: ImageTransform, data: ImageDataset
+    predict: Callable[[np.ndarray], np.ndarray], data: ImageDataset
 ) -> Callable[[], dict[str, float]]:
-    """Compiles a function that gives `test_loss` and `test_accuracy` on the test images."""
-    predict = image_predictor(model, transform)
+    """For `zoo.training.fit`: a function that gives `test_loss` and `test_accuracy`."""
 
     def evaluate() -> dict[str, float]:
         loss, accuracy = loss_and_accuracy(predict(data.x_test), data.y_test)
