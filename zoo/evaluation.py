@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.metrics import classification_report, confusion_matrix
@@ -189,4 +190,55 @@ def plot_mistakes(
         )
     if not len(worst):
         figure.suptitle("no mistakes")
+    return figure
+
+
+_FAINTEST = 1e-12  # of the last step's gradient: long lost beside float32's rounding, 6e-8
+_CELLS = {  # Okabe and Ito's colours, and markers, tell the cells apart without colour vision
+    "simple_rnn": ("plain RNN", "#D55E00", "o"),
+    "lstm": ("LSTM", "#0072B2", "s"),
+    "gru": ("GRU", "#009E73", "^"),
+}
+
+
+def plot_memory(
+    lengths: Sequence[int],
+    recall: Mapping[str, Sequence[float]],
+    chance: float,
+    gradients: Mapping[str, Mapping[str, Sequence[float]]],
+) -> Figure:
+    """What each recurrent cell remembers, and how much gradient reaches each step back.
+
+    Args:
+        lengths: of the sequences.
+        recall: for each cell, the fraction right at each length.
+        chance: the fraction right by guessing.
+        gradients: for each cell, "before" and "after" training, a norm for each step of the
+            longest sequences; drawn as parts of the norm at the last step.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for cell, fractions in recall.items():
+        name, colour, marker = _CELLS[cell]
+        left.plot(lengths, fractions, color=colour, marker=marker, label=name)
+    left.axhline(chance, color="0.4", linestyle="--", label=f"chance, {chance:.1%}")
+    left.set_xscale("log", base=2)
+    left.set_xticks(lengths, [str(length) for length in lengths])
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    left.set(xlabel="steps of a sequence", ylabel="first symbol named", ylim=(0, 1.04))
+    left.set_title("Recall of the first symbol, after training at each length")
+    for cell, times in gradients.items():
+        name, colour, _ = _CELLS[cell]
+        for time, style in (("before", ":"), ("after", "-")):
+            norms = np.asarray(times[time], np.float64)[::-1]
+            parts = np.divide(norms, norms[0], out=np.zeros_like(norms), where=norms[0] > 0)
+            seen = np.where(parts > 0, parts, np.nan)  # less than float32 can hold
+            right.plot(seen, color=colour, linestyle=style, label=f"{name}, {time} training")
+    right.set_yscale("log")
+    right.set_ylim(_FAINTEST, None)
+    right.set(xlabel="steps before the last", ylabel="gradient of the loss, last step = 1")
+    right.set_title(f"Gradient that reaches each input of {lengths[-1]} steps")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     return figure

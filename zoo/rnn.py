@@ -21,6 +21,7 @@ Récurrente Gâtée"; Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997
 "Learning Phrase Representations", 2014, with the reset gate behind the product, as in PyTorch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -299,6 +300,32 @@ def rnn_classifier(
     width = 2 * units if bidirectional else units
     logits = _dense(num_classes, width, seed, dtype)(x)
     return keras.Model([sequence, *counts.values()] if mask else sequence, logits, name=name)
+
+
+def open_gates(model: keras.Model, steps: int) -> None:
+    """Lets each LSTM and GRU layer begin by keeping its state over so many steps.
+
+    A forget or update gate's bias becomes log(steps): by itself the gate then keeps
+    steps/(steps + 1) of the state at a step, and about 1/e over all of them. The plain cell has no
+    gate and is left as it is.
+
+    Args:
+        model: any whose recurrent layers are its own, such as an `rnn_classifier`.
+        steps: how far the memory should reach, at least 1.
+
+    Source: Gers, Schmidhuber and Cummins, "Learning to Forget", 2000; the logarithm from Tallec and
+    Ollivier, "Can Recurrent Neural Networks Warp Time?", ICLR 2018, section 3.
+    """
+    check_sizes(steps=steps)
+    for layer in model.layers:
+        if isinstance(layer, LSTM | GRU):
+            units = layer.cell.units
+            bias = ops.convert_to_numpy(layer.cell.bias).copy()
+            if isinstance(layer, LSTM):
+                bias[units : 2 * units] = math.log(steps)  # i, f, g, o
+            else:
+                bias[0, :units] = math.log(steps)  # z, r, n
+            layer.cell.bias.assign(bias)
 
 
 # ------------------------------------------------------------------ the next word

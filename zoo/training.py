@@ -125,12 +125,29 @@ def classification_objective(model: keras.Model, transform: ImageTransform, seed
         images = ops.take(images, indices, axis=0)
         labels = ops.take(labels, indices, axis=0)
         inputs = transform.training(images, random.fold_in(augmentation, step))
-        logits = model(inputs, training=True)
-        correct = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
-        loss = _cross_entropy(labels, logits)
-        return loss, {"accuracy": ops.mean(ops.cast(correct, "float32"))}
+        return _classified(labels, model(inputs, training=True))
 
     return objective
+
+
+def label_objective(model: keras.Model) -> Objective:
+    """Cross-entropy on logits, for `fit` over inputs as they are and their labels.
+
+    Returns:
+        A function of (inputs, labels, step): inputs (B, ...) and labels (B,) int32.
+    """
+
+    def objective(inputs: Any, labels: Any, step: Any) -> Any:
+        labels = ops.convert_to_tensor(labels)
+        return _classified(labels, model(ops.convert_to_tensor(inputs), training=True))
+
+    return objective
+
+
+def _classified(labels: Any, logits: Any) -> tuple[Any, dict[str, Any]]:
+    correct = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
+    loss = _cross_entropy(labels, logits)
+    return loss, {"accuracy": ops.mean(ops.cast(correct, "float32"))}
 
 
 def language_objective(model: keras.Model) -> Objective:

@@ -7,6 +7,7 @@ the rest of the package may rely on, is the protocol `Backend`.
 import importlib
 import importlib.util
 import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
@@ -218,3 +219,30 @@ def loss_and_gradients(
             gradient = keras.ops.zeros(variable.shape, variable.dtype)
         named[path] = keras.ops.convert_to_numpy(gradient)
     return keras.ops.convert_to_numpy(loss), named
+
+
+def input_gradients(
+    model: Any, x: np.ndarray, y: Any, loss: Callable[[Tensor, Tensor], Tensor]
+) -> np.ndarray:
+    """The gradient of each example's own loss by its inputs, in inference mode.
+
+    Args:
+        model: a built Keras model with one input.
+        x: a batch of floating-point inputs.
+        y: the targets.
+        loss: a function of (targets, outputs) that gives a loss for each example.
+
+    Returns:
+        An array of the shape of `x`.
+    """
+    # Nothing is added to the inputs, and what is added is the one weight that is asked about.
+    nothing = keras.Variable(np.zeros_like(x), name="nothing")
+    asked = types.SimpleNamespace(
+        trainable_variables=[nothing], non_trainable_variables=model.variables
+    )
+
+    def objective(x: Tensor, y: Tensor) -> Tensor:
+        return keras.ops.sum(loss(y, model(x + nothing, training=False)))
+
+    _, found = loss_and_gradients(asked, objective, x, y)
+    return found[nothing.path]
