@@ -20,12 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, evaluation, random, training
+from zoo import backends, cli, evaluation, training
 from zoo.datasets import Recall
 from zoo.optimizers import Adam
 from zoo.rnn import open_gates, rnn_classifier
@@ -33,6 +32,8 @@ from zoo.runs import Run
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
+HISTORY = "cell", "length", "loss", "accuracy", "test_loss", "test_accuracy"
+OF_LONGEST = "parameters", *HISTORY[4:], "gradient_ratio", "examples_per_second"
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ class Config:
     """Where results and checkpoints go; by default a new folder in runs/."""
     checkpoint_steps: int = 200
     """A checkpoint every so many steps, besides one at the end of each training."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
     """A short run: fewer lengths and steps, where not set otherwise."""
 
@@ -76,49 +75,35 @@ class Config:
             raise ValueError(f"`lengths` must grow, from 2 on. Received: lengths={self.lengths}")
 
 
-NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic")
+NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps")
 
 
-def learn(config: Config, cell: str, length: int, run: Run, console: Console) -> dict[str, Any]:
+def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
     """Trains one cell at one length, or goes on with it, and returns what came of it."""
-    if run.metrics:
-        return run.metrics
     train = Recall(config.seed, "train", length, config.steps * config.batch_size, SYMBOLS)
     test = Recall(config.seed, "test", length, config.test_examples, SYMBOLS)
-    x, y = test(np.arange(len(test)))
-    model = rnn_classifier(x.shape[1:], SYMBOLS, cell, config.units, seed=config.seed)
+    shape = length, 2 * SYMBOLS
+    model = rnn_classifier(shape, SYMBOLS, cell, config.units, seed=config.seed)
     open_gates(model, length)
-    forward = backends.backend.forward(model, lambda x: model(x, training=False))
-
-    def evaluate() -> dict[str, float]:
-        logits = keras.ops.convert_to_numpy(forward(x)).astype(np.float64)
-        loss, accuracy = evaluation.loss_and_accuracy(logits, y)
-        return {"test_loss": loss, "test_accuracy": accuracy}
-
-    def gradient() -> list[float]:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
-        by_input = backends.input_gradients(model, x[:200], y[:200], loss)
-        return np.linalg.norm(by_input, axis=-1).mean(axis=0).tolist()
-
-    console.print(f"{cell}, {length} steps")
-    before = gradient()
+    optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
+    whole.begin()
+    part = {"cell": cell, "length": length}
+    run = Run(whole.path / cell / str(length), part)
+    if run.metrics:
+        return run.metrics
+    x, y = test(np.arange(len(test)))
+    before = evaluation.gradient_by_step(model, x[:200], y[:200])
     state = training.fit(
-        model,
-        Adam(config.learning_rate, global_clipnorm=1.0),
-        training.label_objective(model),
-        train,
-        run,
-        epochs=1,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        evaluate=evaluate,
-        checkpoint_steps=config.checkpoint_steps,
-        console=console,
-    )
+        model, optimizer, training.label_objective(model), train, run,
+        epochs=1, batch_size=config.batch_size, seed=config.seed,
+        evaluate=evaluation.label_scores(model, x, y), checkpoint_steps=config.checkpoint_steps,
+    )  # fmt: skip
+    after = evaluation.gradient_by_step(model, x[:200], y[:200])
     model.save_weights(run.path / "model.weights.h5")
-    results = {
+    results = part | {
         **state.history[-1],
-        "gradient": {"before": before, "after": gradient()},
+        "gradient": {"before": before, "after": after},
+        "gradient_ratio": {"before": before[0] / before[-1], "after": after[0] / after[-1]},
         "backends": state.backends,
         "parameters": model.count_params(),
         "examples_per_second": state.examples_per_second,
@@ -137,24 +122,17 @@ def main(config: Config) -> dict[str, Any]:
     if run.metrics:
         console.print(f"The run in {path} is finished: recall {run.metrics['test_accuracy']}")
         return run.metrics
-    if config.deterministic:
-        backends.backend.make_deterministic()
-    random.key(config.seed)  # refuses a wrong one before anything is written
-    run.begin()
     console.print(f"With {backends.name}; Ctrl-C stops, `--run-dir {path}` goes on")
-    rows, parts = [], []
+    parts = []
     for cell, length in itertools.product(CELLS, config.lengths):
-        part = {"cell": cell, "length": length}
-        parts.append(learn(config, cell, length, Run(path / cell / str(length), part), console))
-        numbers = ("loss", "accuracy", "test_loss", "test_accuracy")
-        rows.append(part | {name: parts[-1][name] for name in numbers})
-        run.write_history(rows)
-    recall = {c: [row["test_accuracy"] for row in rows if row["cell"] == c] for c in CELLS}
-    longest = dict(zip(CELLS, parts[len(config.lengths) - 1 :: len(config.lengths)]))
+        console.print(f"{cell}, {length} steps")
+        parts.append(learn(config, cell, length, run))
+        run.write_history([{name: part[name] for name in HISTORY} for part in parts])
+    recall = {c: [part["test_accuracy"] for part in parts if part["cell"] == c] for c in CELLS}
+    longest = {part["cell"]: part for part in parts}
     gradients = {cell: part["gradient"] for cell, part in longest.items()}
     figure = evaluation.plot_memory(config.lengths, recall, 1 / SYMBOLS, gradients)
     figure.savefig(path / "memory.png", dpi=120)
-    names = ("parameters", "test_loss", "test_accuracy", "examples_per_second")
     metrics = {
         "recipe": "long_memory",
         "model": "rnn_classifier",
@@ -164,13 +142,9 @@ def main(config: Config) -> dict[str, Any]:
         "train_examples": config.steps * config.batch_size,
         "test_examples": config.test_examples,
         "epochs": 1,
-        **{name: {cell: part[name] for cell, part in longest.items()} for name in names},
+        **{n: {cell: part[n] for cell, part in longest.items()} for n in OF_LONGEST},
         "lengths": list(config.lengths),
         "recall": recall,
-        "gradient_ratio": {  # of the first step to the last
-            cell: {time: norms[0] / norms[-1] for time, norms in times.items()}
-            for cell, times in gradients.items()
-        },
         "wall_seconds": sum(part["wall_seconds"] for part in parts),
     }
     run.write_metrics(metrics)

@@ -11,10 +11,12 @@ from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.metrics import classification_report, confusion_matrix
 
+from zoo import backends
 from zoo.augment import ImageTransform
 from zoo.backends import backend
 from zoo.datasets import ImageDataset
 from zoo.runs import Run
+from zoo.training import Evaluate
 
 
 def image_predictor(
@@ -45,6 +47,35 @@ def image_evaluator(
         return {"test_loss": loss, "test_accuracy": accuracy}
 
     return evaluate
+
+
+def label_scores(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Evaluate:
+    """Compiles what measures `test_loss` and `test_accuracy` on inputs (N, ...) in one batch."""
+    forward = backend.forward(model, lambda x: model(x, training=False))
+
+    def evaluate() -> dict[str, float]:
+        logits = keras.ops.convert_to_numpy(keras.ops.cast(forward(x), "float32"))
+        loss, accuracy = loss_and_accuracy(logits.astype(np.float64), y)
+        return {"test_loss": loss, "test_accuracy": accuracy}
+
+    return evaluate
+
+
+def gradient_by_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> list[float]:
+    """How much of the loss' gradient reaches the input of each step.
+
+    Args:
+        model: from sequences, (B, T, features), to logits.
+        x: the sequences.
+        y: their labels, (B,).
+
+    Returns:
+        For each of the T steps, the norm of a sequence's gradient there, averaged over sequences:
+        gradients of several signs do not cancel.
+    """
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    norms = np.linalg.norm(backends.input_gradients(model, x, y, loss), axis=-1)  # (B, T)
+    return [float(norm) for norm in norms.mean(axis=0)]
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
