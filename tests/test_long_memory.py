@@ -65,7 +65,7 @@ def test_wrong_tasks(arguments: dict, text: str) -> None:
 
 @pytest.mark.parametrize("cell", long_memory.CELLS)
 def test_the_gradient_at_a_step_is_how_the_loss_changes(cell: str) -> None:
-    """Against differences of the loss of single sequences, in float64."""
+    """Against differences of the loss of single sequences, the softmax in float64."""
     x, y = (array[:2] for array in recall(length=4, symbols=2))
     model = zoo.rnn_classifier((4, 4), 2, cell=cell, units=3)
 
@@ -81,8 +81,8 @@ def test_the_gradient_at_a_step_is_how_the_loss_changes(cell: str) -> None:
         expected[:, step, channel] = (loss(x + move) - loss(x - move)) / 0.1
     function = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     found = backends.input_gradients(model, x, y, function)
-    # Measured: 2e-5, the differences' own error.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    # Measured: 8e-6, the error of the differences; the gradients reach 2e-2 to 6e-2.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
     norms = np.linalg.norm(found, axis=-1).mean(0)
     np.testing.assert_allclose(evaluation.gradient_by_step(model, x, y), norms, rtol=1e-6)
     assert evaluation.gradient_by_step(model, x, y)[0] > 0
