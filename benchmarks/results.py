@@ -170,8 +170,8 @@ def words() -> str:
                 str(run["epochs"]),
                 run["backend"],
                 f"**{run['test_perplexity']:.1f}**",
-                f"{run['bigram_perplexity']:.1f}",
-                f"{run['unigram_perplexity']:.1f}",
+                f"{run['bigram_test_perplexity']:.1f}",
+                f"{run['unigram_test_perplexity']:.1f}",
                 f"{run['wall_seconds'] / 60:.1f}",
                 machine,
             )

@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=torch python recipes/next_word.py --cell gru --quick --prompt "To be, or not to"
 
-`--quick` takes QUICK minutes on two CPU cores and reaches a test perplexity of about QUICKP a token,
+`--quick` takes QUICK minutes on two CPU cores and reaches a test perplexity of QUICKP a token,
 the full setting FULL; single tokens' frequencies give 543, interpolated bigrams 98, trigrams 73.
 Four plays are held out, two to watch the training by and two to test. Run it again with the same
 `--run-dir` to go on where it stopped or, once it is finished, to ask after another `--prompt`.

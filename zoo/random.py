@@ -211,6 +211,35 @@ class FanInUniform(keras.initializers.Initializer):  # type: ignore[misc]
         return {"seed": self.seed, "stream": self.stream, "fan_in": self.fan_in}
 
 
+@keras.saving.register_keras_serializable("zoo")
+class Orthogonal(keras.initializers.Initializer):  # type: ignore[misc]
+    """Square blocks side by side, (n, n·blocks), each a random rotation: no signal grows or dies.
+
+    Args:
+        seed: the model's seed.
+        stream: names the weight, so that no two of a model begin alike.
+
+    Source: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in
+    deep linear neural networks", ICLR 2014.
+    """
+
+    def __init__(self, seed: int, stream: str):
+        self.seed = seed
+        self.stream = stream
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        rows, columns = shape
+        drawn = normal(key(self.seed, "weights", self.stream), (columns // rows, rows, rows))
+        # In float64, so that what libraries round differently is gone in float32.
+        q, r = np.linalg.qr(drawn.astype(np.float64))
+        blocks = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None]
+        values = np.concatenate(list(blocks), axis=1).astype(np.float32)
+        return ops.convert_to_tensor(values, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"seed": self.seed, "stream": self.stream}
+
+
 # ------------------------------------------------------------------ the hash
 
 

@@ -165,15 +165,16 @@ def _check_cell(cell: str) -> None:
 def _recurrent(
     cell: str, units: int, seed: int, dtype: str | None, name: str, **options: Any
 ) -> keras.layers.RNN:
-    """Weights begin as PyTorch's, uniform in ±1/sqrt(units); biases at 0, a forget gate's at 1.
+    """The recurrent kernel begins orthogonal, the other uniform in ±1/sqrt(units) as PyTorch's,
+    biases at 0, a forget gate's at 1.
 
-    The open forget gate is Keras' default: Jozefowicz et al., "An Empirical Exploration of
+    The open forget gate is Keras' default, too: Jozefowicz et al., "An Empirical Exploration of
     Recurrent Network Architectures", 2015.
     """
     return _LAYERS[cell](
         units,
         kernel_initializer=random.FanInUniform(seed, f"{name}/kernel", units),
-        recurrent_initializer=random.FanInUniform(seed, f"{name}/recurrent_kernel", units),
+        recurrent_initializer=random.Orthogonal(seed, f"{name}/recurrent_kernel"),
         dtype=dtype,
         name=name,
         **options,
