@@ -121,3 +121,19 @@ def test_colour_is_normalised_by_channel() -> None:
 def test_errors_name_what_was_received(call, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_the_shape_that_a_network_wants(images: np.ndarray) -> None:
+    """Channels as they are, or rows one after another; the same numbers."""
+    default = ops.convert_to_numpy(ImageTransform((0.5,), (0.25,)).test(images))
+    assert default.shape == (8, 48, 48, 3)
+    for shape in ((48, 48, 1), (48, 48), (48 * 48,)):
+        found = ImageTransform((0.5,), (0.25,), shape=shape).test(images)
+        assert tuple(found.shape) == (8, *shape)
+        expected = default[..., :1].reshape(8, *shape)
+        np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+    colour = np.repeat(images, 3, axis=-1)
+    found = ImageTransform((0.5,), (0.25,), shape=(48, 144)).test(colour)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), default.reshape(8, 48, 144))
+    with pytest.raises(ValueError, match=r"an image, \(48, 48, 1\). Received: shape=\(28, 28\)"):
+        ImageTransform((0.5,), (0.25,), shape=(28, 28)).test(images)

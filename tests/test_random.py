@@ -170,3 +170,16 @@ def test_initial_weights_fill_their_range() -> None:
 def test_errors_name_what_was_received(call, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_orthogonal_blocks_are_rotations_of_their_own() -> None:
+    values = ops.convert_to_numpy(random.Orthogonal(0, "w")((6, 18)))
+    assert values.dtype == np.float32
+    blocks = np.split(values, 3, axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(block @ block.T, np.eye(6), atol=1e-6)
+    assert abs(blocks[0] - blocks[1]).max() > 0.1
+    again = random.Orthogonal.from_config(random.Orthogonal(0, "w").get_config())
+    np.testing.assert_array_equal(ops.convert_to_numpy(again((6, 18))), values)
+    assert (ops.convert_to_numpy(random.Orthogonal(0, "v")((6, 18))) != values).any()
+    assert (ops.convert_to_numpy(random.Orthogonal(1, "w")((6, 18))) != values).any()
