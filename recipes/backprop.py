@@ -45,6 +45,8 @@ class Config:
     """Step size of gradient descent."""
     seed: int = 0
     """Of initial weights and order; the same run on every backend."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Of the training; in float32 its rounding soon sends the two on different ways."""
     run_dir: Path | None = None
     """Where results and checkpoints go; by default a new folder in runs/."""
     quick: bool = False
@@ -68,7 +70,7 @@ def train_by_hand(
     config: Config, pixels: Any, data: datasets.ImageDataset
 ) -> tuple[Any, list[float]]:
     """The layers in the end, and the loss of every step."""
-    layers, losses = layers_of(config.build("float32")), []
+    layers, losses = layers_of(config.build(config.dtype)), []
     for epoch in range(config.epochs or 0):
         order = training.batch_order(config.seed, epoch, len(data.x_train))
         for start in range(0, len(order), config.batch_size):
@@ -81,6 +83,7 @@ def train_by_hand(
     return layers, losses
 
 
+@backend.float64()
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = cli.console()
@@ -91,12 +94,10 @@ def main(config: Config) -> dict[str, Any]:
         return run.metrics
     data = datasets.load("mnist", None, config.train_examples)
     transform = ImageTransform(data.mean, data.std, 0, 0, 0, shape=(784,))  # nothing is augmented
-    model = config.build("float32")
+    model = config.build(config.dtype)
 
     x, labels = transform.test(data.x_train[: config.batch_size]), data.y_train[: config.batch_size]
-    found = {"float32": distances(model, x, labels)}
-    with backend.float64():
-        found["float64"] = distances(config.build("float64"), x, labels)
+    found = {dtype: distances(config.build(dtype), x, labels) for dtype in ALLOWED}
     table = Table("gradient of", *(f"{dtype}, at most {ALLOWED[dtype]:.0e}" for dtype in found))
     for weight in found["float32"]:
         table.add_row(weight, *(f"{far[weight]:.1e}" for far in found.values()))

@@ -6,13 +6,14 @@
 the full setting FULL; single tokens' frequencies give 543, interpolated bigrams 98, trigrams 73.
 Four plays are held out, two to watch the training by and two to test. Run it again with the same
 `--run-dir` to go on where it stopped or, once it is finished, to ask after another `--prompt`.
-Source: the document's section "Réseaux de Neurones Récurrents"; Zaremba et al., 2014, for dropout.
+
+Source: the document's section "Réseaux de Neurones Récurrents"; dropout as in Zaremba et al.,
+"Recurrent Neural Network Regularization", 2014.
 """
 
 import math
 import sys
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ import tyro
 from zoo import backends, cli, language, rnn_language_model, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
-from zoo.runs import Run
+from zoo.runs import Run, open_run
 from zoo.text import Vocabulary
 
 
@@ -58,6 +59,8 @@ class Config:
     """The learning rate over the run; cosine falls to 0 at the end."""
     seed: int = 0
     """Of initial weights, order, dropout and the text written; the same run on every backend."""
+    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
+    """What the network computes in."""
     run_dir: Path | None = None
     """Where results and checkpoints go; by default a new folder in runs/."""
     checkpoint_steps: int = 200
@@ -82,24 +85,22 @@ NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic", "prompt"
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, answers the prompt, and returns the metrics."""
     console = cli.console()
-    path = config.run_dir or Path("runs") / f"next_word-{datetime.now():%Y%m%d-%H%M%S}"
-    decisive = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
-    run = Run(path, {"recipe": "next_word", **decisive})
+    run = open_run("next_word", config, NOT_RESULTS)
     if config.deterministic:
         backends.backend.make_deterministic()
-    if (saved := path / "vocabulary.json").exists():
+    if (saved := run.path / "vocabulary.json").exists():
         vocabulary = Vocabulary.load(saved)
     else:
         vocabulary = Vocabulary.train(text.split("train"), config.vocabulary_size)
     answer = language.Answer(vocabulary, config.prompt, config.seed, config.temperature)
     model = rnn_language_model(
         len(vocabulary), config.cell, config.units, config.units, config.num_layers,
-        config.dropout, seed=config.seed,
+        config.dropout, seed=config.seed, dtype=config.dtype_policy,
     )  # fmt: skip
     if run.metrics:
         score = run.metrics["test_perplexity"]
-        console.print(f"The run in {path} is finished: test perplexity {score:.1f}")
-        model.load_weights(path / "model.weights.h5")
+        console.print(f"The run in {run.path} is finished: test perplexity {score:.1f}")
+        model.load_weights(run.path / "model.weights.h5")
     metrics = run.metrics or train(config, run, vocabulary, model)
     answer.write(model, console)
     return metrics
@@ -111,7 +112,8 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
     ids = text.encode_split(vocabulary, run.path)
     examples = text.Windows(ids["train"], config.length, config.train_examples)
     steps = config.epochs * math.ceil(len(examples) / config.batch_size)
-    optimizer = Adam(schedule(config.schedule, config.learning_rate, steps))
+    rate = schedule(config.schedule, config.learning_rate, steps)
+    optimizer = Adam(rate, global_clipnorm=1.0)  # a recurrent network's gradient may explode
     run.begin()
     run.write("vocabulary.json", vocabulary.to_json())
     console.print(
@@ -127,20 +129,10 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
     )  # fmt: skip
     scores = language.write_report(run, state.history, ids, mean_loss, len(vocabulary), console)
     model.save_weights(run.path / "model.weights.h5")
-    metrics = {
-        "recipe": "next_word",
-        "model": model.name,
-        "cell": config.cell,
-        **training.environment(),
-        "backends": state.backends,
-        "seed": config.seed,
-        "parameters": model.count_params(),
-        "train_examples": len(examples),
-        "epochs": config.epochs,
-        **scores,
-        "examples_per_second": state.examples_per_second,
-        "wall_seconds": state.wall_seconds,
-    }
+    metrics = training.metrics(
+        "next_word", model, state, cell=config.cell, seed=config.seed,
+        train_examples=len(examples), epochs=config.epochs, **scores,
+    )  # fmt: skip
     run.write_metrics(metrics)
     console.print(f"Results are in {run.path}\n")
     return metrics
