@@ -15,8 +15,7 @@ Frasconi, "Learning Long-Term Dependencies with Gradient Descent is Difficult", 
 
 import itertools
 import sys
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from zoo import backends, cli, evaluation, training
 from zoo.datasets import Recall
 from zoo.optimizers import Adam
 from zoo.rnn import open_gates, rnn_classifier
-from zoo.runs import Run
+from zoo.runs import Run, open_run
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
@@ -82,8 +81,7 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
     """Trains one cell at one length, or goes on with it, and returns what came of it."""
     train = Recall(config.seed, "train", length, config.steps * config.batch_size, SYMBOLS)
     test = Recall(config.seed, "test", length, config.test_examples, SYMBOLS)
-    shape = length, 2 * SYMBOLS
-    model = rnn_classifier(shape, SYMBOLS, cell, config.units, seed=config.seed)
+    model = rnn_classifier((length, 2 * SYMBOLS), SYMBOLS, cell, config.units, seed=config.seed)
     open_gates(model, length)
     optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
     whole.begin()
@@ -116,13 +114,11 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = Console()
-    path = config.run_dir or Path("runs") / f"long_memory-{datetime.now():%Y%m%d-%H%M%S}"
-    decisive = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
-    run = Run(path, {"recipe": "long_memory", **decisive})
+    run = open_run("long_memory", config, NOT_RESULTS)
     if run.metrics:
-        console.print(f"The run in {path} is finished: recall {run.metrics['test_accuracy']}")
+        console.print(f"The run in {run.path} is finished: recall {run.metrics['test_accuracy']}")
         return run.metrics
-    console.print(f"With {backends.name}; Ctrl-C stops, `--run-dir {path}` goes on")
+    console.print(f"With {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on")
     parts = []
     for cell, length in itertools.product(CELLS, config.lengths):
         console.print(f"{cell}, {length} steps")
@@ -132,7 +128,7 @@ def main(config: Config) -> dict[str, Any]:
     longest = {part["cell"]: part for part in parts}
     gradients = {cell: part["gradient"] for cell, part in longest.items()}
     figure = evaluation.plot_memory(config.lengths, recall, 1 / SYMBOLS, gradients)
-    figure.savefig(path / "memory.png", dpi=120)
+    figure.savefig(run.path / "memory.png", dpi=120)
     metrics = {
         "recipe": "long_memory",
         "model": "rnn_classifier",
@@ -148,7 +144,7 @@ def main(config: Config) -> dict[str, Any]:
         "wall_seconds": sum(part["wall_seconds"] for part in parts),
     }
     run.write_metrics(metrics)
-    console.print(f"Results are in {path}")
+    console.print(f"Results are in {run.path}")
     return metrics
 
 
