@@ -140,6 +140,7 @@ def test_padding_counts_for_nothing(bidirectional: bool) -> None:
         ({"input_shape": (28,)}, r"must be \(steps, features\). Received: input_shape=\(28,\)"),
         ({"input_shape": (None, 0)}, "input_shape=0"),
         ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"recurrent_initializer": "zeros"}, "orthogonal or uniform. Received: recurrent_init"),
         ({"padding_value": 0.0, "mask": True}, "give one. Received: padding_value=0.0, mask=True"),
     ],
 )

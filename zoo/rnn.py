@@ -163,18 +163,27 @@ def _check_cell(cell: str) -> None:
 
 
 def _recurrent(
-    cell: str, units: int, seed: int, dtype: str | None, name: str, **options: Any
+    cell: str,
+    units: int,
+    seed: int,
+    dtype: str | None,
+    name: str,
+    recurrent_initializer: str = "orthogonal",
+    **options: Any,
 ) -> keras.layers.RNN:
-    """The recurrent kernel begins orthogonal, the other uniform in ±1/sqrt(units) as PyTorch's,
-    biases at 0, a forget gate's at 1.
+    """The kernel begins uniform in ±1/sqrt(units), as PyTorch's, biases at 0, a forget gate's at 1.
 
     The open forget gate is Keras' default, too: Jozefowicz et al., "An Empirical Exploration of
     Recurrent Network Architectures", 2015.
     """
+    stream = f"{name}/recurrent_kernel"
+    uniform = recurrent_initializer == "uniform"
     return _LAYERS[cell](
         units,
         kernel_initializer=random.FanInUniform(seed, f"{name}/kernel", units),
-        recurrent_initializer=random.Orthogonal(seed, f"{name}/recurrent_kernel"),
+        recurrent_initializer=(
+            random.FanInUniform(seed, stream, units) if uniform else random.Orthogonal(seed, stream)
+        ),
         dtype=dtype,
         name=name,
         **options,
@@ -234,6 +243,7 @@ def rnn_classifier(
     bidirectional: bool = False,
     padding_value: float | None = None,
     mask: bool = False,
+    recurrent_initializer: Literal["orthogonal", "uniform"] = "orthogonal",
     seed: int = 0,
     dtype: str | None = None,
     name: str = "rnn_classifier",
@@ -251,6 +261,8 @@ def rnn_classifier(
         padding_value: steps all of whose features are this number are padding and are skipped,
             wherever they are.
         mask: whether a second input, (B, steps) bool, says which steps count.
+        recurrent_initializer: "orthogonal" lets each gate's recurrent kernel begin as a rotation,
+            which keeps a state's length; "uniform", in ±1/sqrt(units) as in PyTorch, shrinks it.
         seed: of the initial weights and the dropout masks; the same on every backend.
         dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: of the model.
@@ -274,6 +286,11 @@ def rnn_classifier(
     check_sizes(input_shape=features)
     check_sizes(num_classes=num_classes, units=units, num_layers=num_layers)
     check_dropout(dropout)
+    if recurrent_initializer not in ("orthogonal", "uniform"):
+        raise ValueError(
+            "`recurrent_initializer` must be orthogonal or uniform. "
+            f"Received: recurrent_initializer={recurrent_initializer}"
+        )
     if mask and padding_value is not None:
         raise ValueError(
             "`padding_value` and `mask` both say which steps count; give one. Received: "
@@ -286,11 +303,12 @@ def rnn_classifier(
     if padding_value is not None:
         x = keras.layers.Masking(padding_value, dtype=dtype, name="padding")(x)
     for i in range(1, num_layers + 1):
-        layer = _recurrent(cell, units, seed, dtype, f"rnn{i}", return_sequences=i < num_layers)
+        options = {"return_sequences": i < num_layers}
+        layer = _recurrent(cell, units, seed, dtype, f"rnn{i}", recurrent_initializer, **options)
         if bidirectional:
             back = _recurrent(
-                cell, units, seed, dtype, f"rnn{i}_back",
-                return_sequences=i < num_layers, go_backwards=True,
+                cell, units, seed, dtype, f"rnn{i}_back", recurrent_initializer,
+                go_backwards=True, **options,
             )  # fmt: skip
             layer = keras.layers.Bidirectional(
                 layer, backward_layer=back, dtype=dtype, name=f"rnn{i}_both"
