@@ -4,8 +4,8 @@
 
 `--quick` takes half a minute on two CPU cores. A table shows how far the gradients that the chain
 rule gives by hand are from the backend's own: at most 1e-5 in float32, 1e-12 in float64. Then one
-network learns by hand and one by `fit`, from the same seed; curves.png shows that they coincide.
-The four steps are in zoo/backprop.py.
+network learns by hand and one by `fit`, from the same seed; curves.png shows that they coincide
+(zoo/backprop.py has the four steps).
 """
 
 import sys

@@ -85,9 +85,8 @@ def main(config: Config) -> dict[str, Any]:
     classifier = registry.get_classifier(config.model)
     run = open_run("mnist", config, NOT_RESULTS)
     if run.metrics:
-        console.print(
-            f"The run in {run.path} is finished: {run.metrics['test_accuracy']:.2%} correct"
-        )
+        score = run.metrics["test_accuracy"]
+        console.print(f"The run in {run.path} is finished: {score:.2%} correct")
         return run.metrics
     if config.deterministic:
         backends.backend.make_deterministic()
