@@ -3,13 +3,13 @@
     KERAS_BACKEND=torch python recipes/long_memory.py --quick
 
 The first step of a sequence shows one of eight symbols, every later one a distractor; at the end
-the network names the symbol. Each cell learns each length from fresh weights with the same settings,
-gates opened at first (`zoo.rnn.open_gates`). `memory.png` shows recall by length, and the gradient
-that reaches each step. Run again with the same `--run-dir`, it goes on where it stopped.
+the network names the symbol. Each cell learns each length from fresh weights with the same
+settings, gates opened at first (`zoo.rnn.open_gates`). `memory.png` shows recall by length, and the
+gradient that reaches each step. Run again with the same `--run-dir`, it goes on where it stopped.
 
-`--quick` takes less than a minute on two CPU cores (PyTorch): over 80 steps the plain RNN names 12 %,
-which is chance, the LSTM 100 % and the GRU 86 %. The full setting takes four: over 160 steps 12, 100
-and 100 %. What the plain RNN lacks is a recurrent kernel that keeps a state's length: with
+`--quick` takes less than a minute on two CPU cores (PyTorch): over 80 steps the plain RNN names
+12 %, which is chance, the LSTM 100 % and the GRU 86 %. The full setting takes four: over 160 steps
+12, 100 and 100 %. What the plain RNN lacks is a recurrent kernel that keeps a state's length: with
 `--recurrent-initializer orthogonal` it keeps the symbol over 80 steps, too.
 
 Source: the document's section "Mémoire à Long Terme et Unité Récurrente Gâtée"; Bengio, Simard and
