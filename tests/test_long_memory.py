@@ -81,8 +81,8 @@ def test_the_gradient_at_a_step_is_how_the_loss_changes(cell: str) -> None:
         expected[:, step, channel] = (loss(x + move) - loss(x - move)) / 0.1
     function = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     found = backends.input_gradients(model, x, y, function)
-    # Measured: 8e-6, the error of the differences; the gradients reach 2e-2 to 6e-2.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
+    # Measured: 7e-5, the error of the differences; the gradients reach 0.02 to 0.14.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
     norms = np.linalg.norm(found, axis=-1).mean(0)
     np.testing.assert_allclose(evaluation.gradient_by_step(model, x, y), norms, rtol=1e-6)
     assert evaluation.gradient_by_step(model, x, y)[0] > 0
