@@ -46,9 +46,10 @@ def in_process(
         # It would stay on for the tests that follow.
         monkeypatch.setattr("zoo.cli.keep_freed_memory", lambda: None)
         monkeypatch.setattr(sys, "argv", [str(program), *arguments])
-        start = runpy.run_path if isinstance(program, Path) else runpy.run_module
+        if isinstance(program, str):  # pytest may have loaded it in a way that `runpy` cannot
+            program = Path(str(sys.modules[program].__file__)).with_name("__main__.py")
         with pytest.raises(SystemExit) as ended:
-            start(str(program), run_name="__main__")
+            runpy.run_path(str(program), run_name="__main__")
         output, errors = capsys.readouterr()
         return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), output, errors)
 
