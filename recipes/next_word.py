@@ -76,7 +76,7 @@ class Config:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         check_sizes(epochs=self.epochs, batch_size=self.batch_size)
-        check_sizes(length=self.length, checkpoint_steps=self.checkpoint_steps)
+        check_sizes(length=self.length, units=self.units, checkpoint_steps=self.checkpoint_steps)
 
 
 NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "temperature")

@@ -105,9 +105,9 @@ def test_text_that_cannot_be_encoded(vocabulary: Vocabulary, content: str, probl
 
 
 def test_vocabularies_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"at most 65536\. Received: size=70000"):
+    with pytest.raises(ValueError, match=r"at most 65536\. Received: vocabulary_size=70000"):
         Vocabulary.train([SAMPLE], 70_000)
-    with pytest.raises(ValueError, match=r"Received: size=5, texts with 15\b"):
+    with pytest.raises(ValueError, match=r"Received: vocabulary_size=5, texts with 15\b"):
         Vocabulary.train([SAMPLE], 5)
     with pytest.raises(ValueError, match="texts must not be empty"):
         Vocabulary.train([], 100)

@@ -1,6 +1,6 @@
 """Text for language models: Shakespeare's works, a subword vocabulary, token ids on the disk.
 
-    vocabulary = Vocabulary.train(split("train"), size=5000)
+    vocabulary = Vocabulary.train(split("train"), vocabulary_size=5000)
     ids = encode_to_disk(split("train"), vocabulary)
     windows = Windows(ids, length=64)
     (batch,) = windows(np.array([0, 7]))  # (2, 65)
@@ -85,31 +85,35 @@ class Vocabulary:
         self._tokenizer = tokenizer
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> Self:
-        """Merges the most frequent pair of tokens, beginning with bytes, until there are `size`.
+    def train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
+        """Merges the most frequent pair of tokens, beginning with bytes, again and again.
 
         Args:
             texts: the training texts, taken one at a time.
-            size: tokens in the vocabulary, at most 65,536 (an id takes two bytes on the disk). A
+            vocabulary_size: tokens, from 2 to 65,536 (an id takes two bytes on the disk). A
                 short text may give fewer.
 
         Raises:
-            ValueError: if `size` is too large, or does not hold the characters of the texts.
+            ValueError: if `vocabulary_size` is out of range, or too small for the texts' bytes.
         """
-        if size > 2**16:
-            raise ValueError(f"`size` must be at most 65536. Received: size={size}")
+        if not 2 <= vocabulary_size <= 2**16:
+            raise ValueError(
+                "`vocabulary_size` must be at least 2 and at most 65536. "
+                f"Received: vocabulary_size={vocabulary_size}"
+            )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[_SEPARATOR], show_progress=False
+            vocab_size=vocabulary_size, special_tokens=[_SEPARATOR], show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
         found = tokenizer.get_vocab_size()
-        if found > size or found < 2:
+        if found > vocabulary_size or found < 2:
             raise ValueError(
-                "`size` must be at least the number of different bytes in the texts and one more, "
-                f"and the texts must not be empty. Received: size={size}, texts with {found - 1}"
+                "`vocabulary_size` must be above the number of different bytes in the texts, "
+                "and the texts must not be empty. Received: "
+                f"vocabulary_size={vocabulary_size}, texts with {found - 1}"
             )
         return cls(tokenizer)
 
