@@ -12,8 +12,7 @@ gradient that reaches each step. Run again with the same `--run-dir`, it goes on
 12, 100 and 100 %. What the plain RNN lacks is a recurrent kernel that keeps a state's length: with
 `--recurrent-initializer orthogonal` it keeps the symbol over 80 steps, too.
 
-Source: the document's section "Mémoire à Long Terme et Unité Récurrente Gâtée"; Bengio, Simard and
-Frasconi, "Learning Long-Term Dependencies with Gradient Descent is Difficult", 1994.
+Source: the document's section "Mémoire à Long Terme et Unité Récurrente Gâtée"; Bengio, 1994.
 """
 
 import itertools
@@ -28,6 +27,7 @@ from rich.console import Console
 
 from zoo import backends, cli, evaluation, training
 from zoo.datasets import Recall
+from zoo.layers import check_sizes
 from zoo.optimizers import Adam
 from zoo.rnn import open_gates, rnn_classifier
 from zoo.runs import Run, open_run
@@ -36,6 +36,7 @@ CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
 HISTORY = "cell", "length", "loss", "accuracy", "test_loss", "test_accuracy"
 OF_LONGEST = "parameters", *HISTORY[4:], "gradient_ratio", "examples_per_second"
+NOT_RESULTS = "run_dir", "quick", "checkpoint_steps"
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,10 @@ class Config:
         for name, value in chosen.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("steps", "batch_size", "test_examples", "checkpoint_steps"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+        sizes = "steps", "batch_size", "test_examples", "checkpoint_steps"
+        check_sizes(**{name: getattr(self, name) for name in sizes})
         if not self.lengths or list(self.lengths) != sorted({1, *self.lengths} - {1}):
             raise ValueError(f"`lengths` must grow, from 2 on. Received: lengths={self.lengths}")
-
-
-NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps")
 
 
 def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
@@ -98,23 +94,17 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
     if run.metrics:
         return run.metrics
     x, y = test(np.arange(len(test)))
-    before = evaluation.gradient_by_step(model, x[:200], y[:200])
+    gradient = {"before": evaluation.gradient_by_step(model, x[:200], y[:200])}
     state = training.fit(
         model, optimizer, training.label_objective(model), train, run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=evaluation.label_scores(model, x, y), checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip
-    after = evaluation.gradient_by_step(model, x[:200], y[:200])
+    gradient["after"] = evaluation.gradient_by_step(model, x[:200], y[:200])
     model.save_weights(run.path / "model.weights.h5")
-    results = part | {
-        **state.history[-1],
-        "gradient": {"before": before, "after": after},
-        "gradient_ratio": {"before": before[0] / before[-1], "after": after[0] / after[-1]},
-        "backends": state.backends,
-        "parameters": model.count_params(),
-        "examples_per_second": state.examples_per_second,
-        "wall_seconds": state.wall_seconds,
-    }
+    ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
+    results = part | state.history[-1] | {"gradient": gradient, "gradient_ratio": ratio}
+    results = training.metrics("long_memory", model, state, **results)
     run.write_metrics(results)
     return results
 

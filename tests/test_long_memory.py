@@ -199,7 +199,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         ({"lengths": (1, 10)}, "must grow, from 2 on"),
         ({"lengths": (5, 5)}, "must grow"),
         ({"lengths": ()}, "must grow"),
-        ({"steps": 0}, "`steps` must be at least 1. Received: steps=0"),
+        ({"steps": 0}, "`steps` must be a whole number of at least 1. Received: steps=0"),
         ({"batch_size": 0}, "Received: batch_size=0"),
         ({"test_examples": -1}, "Received: test_examples=-1"),
         ({"checkpoint_steps": 0}, "Received: checkpoint_steps=0"),

@@ -225,10 +225,11 @@ def plot_mistakes(
 
 
 _FAINTEST = 1e-12  # of the last step's gradient: long lost beside float32's rounding, 6e-8
-_CELLS = {  # Okabe and Ito's colours, and markers, tell the cells apart without colour vision
-    "simple_rnn": ("plain RNN", "#D55E00", "o"),
-    "lstm": ("LSTM", "#0072B2", "s"),
-    "gru": ("GRU", "#009E73", "^"),
+_CELLS: dict[str, tuple[str, str, dict[str, Any]]] = {  # Okabe and Ito's colours
+    "simple_rnn": ("plain RNN", "#D55E00", {"marker": "o"}),
+    # A frame, so that a line that lies on it does not hide it.
+    "lstm": ("LSTM", "#0072B2", {"marker": "s", "markersize": 11, "fillstyle": "none"}),
+    "gru": ("GRU", "#009E73", {"marker": "^"}),
 }
 
 
@@ -251,7 +252,7 @@ def plot_memory(
     left, right = figure.subplots(1, 2)
     for cell, fractions in recall.items():
         name, colour, marker = _CELLS[cell]
-        left.plot(lengths, fractions, color=colour, marker=marker, label=name)
+        left.plot(lengths, fractions, color=colour, label=name, **marker)
     left.axhline(chance, color="0.4", linestyle="--", label=f"chance, {chance:.1%}")
     left.set_xscale("log", base=2)
     left.set_xticks(lengths, [str(length) for length in lengths])
