@@ -56,8 +56,7 @@ class Config:
     """A smaller batch, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        if self.train_examples is None:
-            object.__setattr__(self, "train_examples", 1024 if self.quick else 4096)
+        runs.fill_in(self, train_examples=1024 if self.quick else 4096)
         check_sizes(layers=self.layers, units=self.units, train_examples=self.train_examples)
 
 

@@ -52,10 +52,8 @@ class Config:
     """A short run: 1 epoch over 12,800 images, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"epochs": 1, "train_examples": 12_800} if self.quick else {"epochs": 5}
-        for name, value in quick.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        quick = {"epochs": 1, "train_examples": 12_800}
+        runs.fill_in(self, **(quick if self.quick else {"epochs": 5}))
         check_sizes(epochs=self.epochs, batch_size=self.batch_size)
         optimizers.schedule("constant", self.learning_rate, 0)
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from zoo import backends, cli, datasets, evaluation, registry, training
 from zoo.augment import ImageTransform
 from zoo.optimizers import Adam, schedule
-from zoo.runs import open_run
+from zoo.runs import fill_in, open_run
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class Config:
 
     def __post_init__(self) -> None:
         chosen = {"epochs": 1, "train_examples": 12_800} if self.quick else {"epochs": 5}
-        for name, value in chosen.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        fill_in(self, **chosen)
         for name in ("epochs", "train_examples", "test_examples", "batch_size", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

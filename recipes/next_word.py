@@ -23,7 +23,7 @@ import tyro
 from zoo import backends, cli, language, rnn_language_model, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
-from zoo.runs import Run, open_run
+from zoo.runs import Run, fill_in, open_run
 from zoo.text import Vocabulary
 
 
@@ -72,9 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         chosen = {"epochs": 1, "train_examples": 8000} if self.quick else {"epochs": 4}
-        for name, value in chosen.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        fill_in(self, **chosen)
         check_sizes(epochs=self.epochs, batch_size=self.batch_size)
         check_sizes(length=self.length, units=self.units, checkpoint_steps=self.checkpoint_steps)
 

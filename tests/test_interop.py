@@ -135,6 +135,6 @@ def test_recurrent_layers_are_one_stack_there(cell: str) -> None:
 
 def test_a_recurrent_layer_without_its_place() -> None:
     sequence = keras.Input((5, 3))
-    model = keras.Model(sequence, zoo.rnn.LSTM(4, name="memory")(sequence))
+    model = keras.Model(sequence, zoo.recurrent.LSTM(4, name="memory")(sequence))
     with pytest.raises(ValueError, match=r"such as rnn1.*Received: memory, a LSTM"):
         pytorch.state_dict(model)

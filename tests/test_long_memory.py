@@ -13,7 +13,7 @@ from keras import ops
 import zoo
 from recipes import long_memory
 from recipes.long_memory import Config, main
-from zoo import backends, datasets, evaluation, random, rnn, training
+from zoo import backends, datasets, evaluation, random, recurrent, training
 
 SMALL = {"lengths": (3, 6), "steps": 4, "batch_size": 4, "units": 5, "test_examples": 40}
 
@@ -92,7 +92,7 @@ def test_open_gates_keep_a_third_of_the_state() -> None:
     for cell, gate in (("lstm", np.s_[3:6]), ("gru", np.s_[0, :3])):
         model = zoo.rnn_classifier((4, 4), 2, cell=cell, units=3)
         before = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
-        rnn.open_gates(model, 50)
+        recurrent.open_gates(model, 50)
         after = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
         np.testing.assert_allclose(after[gate], math.log(50), rtol=1e-6)
         changed = np.zeros(after.shape, bool)
@@ -102,11 +102,11 @@ def test_open_gates_keep_a_third_of_the_state() -> None:
         np.testing.assert_allclose(kept, 1 / math.e, rtol=0.02)
     model = zoo.rnn_classifier((4, 4), 2, cell="simple_rnn", units=3)
     weights = model.get_weights()
-    rnn.open_gates(model, 50)
+    recurrent.open_gates(model, 50)
     for a, b in zip(weights, model.get_weights()):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="steps=0"):
-        rnn.open_gates(model, 0)
+        recurrent.open_gates(model, 0)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import backends, rnn, rnn_classifier, rnn_language_model
-from zoo.rnn import GRU, LSTM, SimpleRNN, choose, generate, initial_states, stepwise
+from zoo import backends, recurrent, rnn_classifier, rnn_language_model
+from zoo.generation import choose, generate, initial_states, stepwise
+from zoo.recurrent import GRU, LSTM, SimpleRNN
 
 CELLS = pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
 OURS = {"simple_rnn": SimpleRNN, "lstm": LSTM, "gru": GRU}
@@ -276,14 +277,16 @@ def test_the_equations_of_the_docstring_are_the_gates() -> None:
         return arrays(gates(*(ops.convert_to_tensor(a.astype(np.float32)) for a in inputs)))
 
     x, u = parts(1)
-    np.testing.assert_allclose(step(rnn.simple_rnn_gates, x, u, h)[0], np.tanh(x[0] + u[0]), 1e-5)
+    np.testing.assert_allclose(
+        step(recurrent.simple_rnn_gates, x, u, h)[0], np.tanh(x[0] + u[0]), 1e-5
+    )
     x, u = parts(4)
     i, f, g, o = (a + b for a, b in zip(x, u))
     expected = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    found = step(rnn.lstm_gates, x, u, h, c)
+    found = step(recurrent.lstm_gates, x, u, h, c)
     np.testing.assert_allclose(found[1], expected, 1e-5)
     np.testing.assert_allclose(found[0], sigmoid(o) * np.tanh(expected), 1e-5)
     x, u = parts(3)
     z, r = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
     expected = z * h + (1 - z) * np.tanh(x[2] + r * u[2])
-    np.testing.assert_allclose(step(rnn.gru_gates, x, u, h)[0], expected, 1e-5)
+    np.testing.assert_allclose(step(recurrent.gru_gates, x, u, h)[0], expected, 1e-5)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.special import log_softmax
 
-from zoo import rnn
+from zoo import generation
 from zoo.backends import backend
 from zoo.ngrams import NGrams
 from zoo.runs import Run
@@ -49,13 +49,13 @@ def work_loss(
         A function of works' ids, (N,) as of `zoo.text.encode_to_disk`, to the mean over all tokens
         but each work's first. It raises ValueError if there are none.
     """
-    stepper = rnn.stepwise(model)
+    stepper = generation.stepwise(model)
 
     def losses(ids: Tensor, targets: Tensor, *states: Tensor) -> list[Tensor]:
         inputs = [ops.convert_to_tensor(array) for array in (ids, *states)]
         logits, *after = stepper(inputs, training=False)
         logits = ops.cast(logits, "float32")
-        return [ops.sparse_categorical_crossentropy(targets, logits, from_logits=True), *after]
+        return [backend.cross_entropy(ops.convert_to_tensor(targets), logits), *after]
 
     forward = backend.forward(stepper, losses)
 
@@ -65,7 +65,7 @@ def work_loss(
         works = sorted(split_works(ids), key=len, reverse=True)
         for first in range(0, len(works), batch_size):
             batch = works[first : first + batch_size]
-            states: Sequence[Any] = rnn.initial_states(stepper, len(batch))
+            states: Sequence[Any] = generation.initial_states(stepper, len(batch))
             for start in range(0, len(batch[0]) - 1, chunk):
                 pieces = np.zeros((len(batch), chunk + 1), np.int32)
                 predicted = np.zeros((len(batch), chunk), bool)
@@ -100,13 +100,13 @@ def next_token(model: keras.Model) -> Predict:
         A function of N tuples of ids to (N, V) float64. It raises ValueError if one is empty or
         holds an id outside the vocabulary.
     """
-    stepper = rnn.stepwise(model)
+    stepper = generation.stepwise(model)
 
     def step(*arrays: Tensor) -> Any:
         return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
 
     forward = backend.forward(stepper, step)
-    zeros = rnn.initial_states(stepper, _ROWS)
+    zeros = generation.initial_states(stepper, _ROWS)
     known: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
 
     def read(sequences: Sequence[Ids]) -> np.ndarray:
@@ -324,7 +324,7 @@ class Answer:
         vocabulary: the model's.
         prompt: what stands before.
         seed: of the text.
-        temperature: of the text, as in `zoo.rnn.generate`.
+        temperature: of the text, as in `zoo.generation.generate`.
 
     Raises:
         ValueError: for an empty prompt, one that `vocabulary` cannot encode, or `temperature` below
@@ -348,7 +348,9 @@ class Answer:
         """Asks an `rnn_language_model`, and prints what it says."""
         words = next_words(next_token(model), self._vocabulary, self._prompt)
         likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
-        drawn = rnn.generate(model, self._ids[None], 120, self._seed, self._temperature, top_k=40)
+        drawn = generation.generate(
+            model, self._ids[None], 120, self._seed, self._temperature, top_k=40
+        )
         text = self._prompt + self._vocabulary.decode(drawn[0])
         answer = f"After {self._prompt!r}: {likeliest}\n\n{text}"
         console.print(answer, markup=False, highlight=False)

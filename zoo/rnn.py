@@ -1,193 +1,35 @@
-"""Recurrent networks: a state that goes from step to step, and gates that decide what it keeps.
+"""Recurrent networks: a class for a sequence, and the next word after each.
 
-Each cell takes an input x of i numbers and a state of u units. W, U and b below hold the weights of
-all gates side by side; · is the matrix product, * works element by element, σ is the sigmoid:
+The cells and their equations are in zoo/recurrent.py. An `rnn_classifier` reads rows of 28 pixels:
 
-    simple_rnn   h = tanh(W·x + U·h + b)                           u(i + u + 1) parameters
+    sequence   (B, 28, 28)
+    rnn1       (B, 128)          4·128·(28 + 128 + 1) for an LSTM
+    output     (B, classes)      (128 + 1)·classes
 
-    lstm         i, f, o = σ(W·x + U·h + b), g = tanh(...)        4u(i + u + 1)
-                 c = f*c + i*g          forget a part, add a part
-                 h = o*tanh(c)          show a part
+and an `rnn_language_model` reads tokens of a vocabulary of V and gives, after each, a logit for
+every token that may come next:
 
-    gru          z, r = σ(W·x + U·h + b)                           3u(i + u + 2)
-                 n = tanh(W·x + b + r*(U·h + b'))
-                 h = z*h + (1 - z)*n    one gate for both
+    ids        (B, T)
+    embedding  (B, T, 256)       V·256
+    rnn1       (B, T, 256)       4·256·(256 + 256 + 1) for an LSTM
+    output     (B, T, V)         (256 + 1)·V
 
-The plain cell multiplies the gradient by U and the slope of tanh at each step back, so that it dies
-away; the gates' sums let it pass (`recipes/long_memory.py`).
-
-Source: the document's sections "Réseaux de Neurones Récurrents" and "Mémoire à Long Terme et Unité
-Récurrente Gâtée"; Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997; Cho et al.,
-"Learning Phrase Representations", 2014, with the reset gate behind the product, as in PyTorch.
+Source: the document's section "Réseaux de Neurones Récurrents".
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
-from keras import ops
-from scipy.special import log_softmax
 
 from zoo import random
-from zoo.backends import backend
+from zoo.generation import generate
 from zoo.layers import Embedding, check_dropout, check_sizes
+from zoo.recurrent import GATES_AND_BIASES, LAYERS, Cell, check_cell, recurrent_layer
 from zoo.registry import ImageInput, register
 
 Tensor = Any
-Cell = Literal["simple_rnn", "lstm", "gru"]
-
-# ------------------------------------------------------------------ one step of each cell
-# x is W·x + b and h_part U·h + b', for all gates side by side: (B, units · gates).
-
-
-def simple_rnn_gates(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
-    return (ops.tanh(x + h_part),)
-
-
-def lstm_gates(x: Tensor, h_part: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = ops.split(x + h_part, 4, axis=-1)
-    c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
-    return ops.sigmoid(o) * ops.tanh(c), c
-
-
-def gru_gates(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
-    x_z, x_r, x_n = ops.split(x, 3, axis=-1)
-    h_z, h_r, h_n = ops.split(h_part, 3, axis=-1)
-    z = ops.sigmoid(x_z + h_z)
-    n = ops.tanh(x_n + ops.sigmoid(x_r + h_r) * h_n)
-    return (z * h + (1 - z) * n,)
-
-
-# ------------------------------------------------------------------ layers
-
-
-class _OverTime(keras.layers.RNN):  # type: ignore[misc]
-    """What the three layers share: their loop over time is chosen for each backend.
-
-    Masked steps leave the state as it is and repeat the output before. The weights are Keras' own;
-    so is the loop where a cell is not the one above, such as one with another activation.
-
-    Raises:
-        ValueError: for dropout inside the cell, which Keras draws from the backend's own generator,
-            and for a mask of another shape than the sequences.
-    """
-
-    kind: Cell
-    gates: Callable[..., tuple[Tensor, ...]]
-    cell: Any
-    go_backwards: bool
-
-    def __init__(
-        self, units: int, *, dropout: float = 0.0, recurrent_dropout: float = 0.0, **kwargs: Any
-    ):
-        if dropout or recurrent_dropout:
-            raise ValueError(
-                "`dropout` and `recurrent_dropout` must be 0, since other numbers are drawn for "
-                "them on each backend; put a zoo.random.Dropout between layers. Received: "
-                f"dropout={dropout}, recurrent_dropout={recurrent_dropout}"
-            )
-        super().__init__(units, **kwargs)
-        # The cell's generator is of no use without dropout, and named after how many there were
-        # before it, so that no checkpoint would fit another process' model.
-        self.cell._tracker.untrack(self.cell.seed_generator)
-        self.cell.seed_generator = None
-
-    def call(
-        self, sequences: Tensor, initial_state: Any = None, mask: Any = None, training: bool = False
-    ) -> Any:
-        mask = mask[0] if isinstance(mask, list | tuple) else mask
-        if mask is not None and tuple(mask.shape[1:]) != (sequences.shape[1],):
-            raise ValueError(
-                "`mask` must have the shape (batch, steps) of the sequences. Received: "
-                f"mask.shape={tuple(mask.shape)}, sequences.shape={tuple(sequences.shape)}"
-            )
-        return super().call(sequences, initial_state, mask, training)
-
-    def inner_loop(
-        self, sequences: Tensor, initial_state: Any, mask: Any, training: bool = False
-    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        cell = self.cell
-        ordinary = (
-            cell.use_bias
-            and cell.activation is keras.activations.tanh
-            and getattr(cell, "recurrent_activation", None) in (None, keras.activations.sigmoid)
-            and getattr(cell, "reset_after", True)
-        )
-        if not ordinary:
-            return super().inner_loop(sequences, initial_state, mask, training)  # type: ignore[no-any-return]
-        weights = cell.kernel, cell.recurrent_kernel, cell.bias
-        weights = tuple(ops.convert_to_tensor(w, dtype=cell.compute_dtype) for w in weights)
-        mask = None if mask is None else ops.cast(mask, "bool")
-        if self.go_backwards:
-            sequences = ops.flip(sequences, axis=1)
-            mask = None if mask is None else ops.flip(mask, axis=1)
-        outputs, states = backend.recurrent(
-            self.kind, type(self).gates, sequences, initial_state, weights, mask
-        )
-        return states[0], outputs, states
-
-
-@keras.saving.register_keras_serializable("zoo")
-class SimpleRNN(_OverTime, keras.layers.SimpleRNN):  # type: ignore[misc]
-    """`keras.layers.SimpleRNN`: (B, T, features) to (B, units) or (B, T, units)."""
-
-    kind = "simple_rnn"
-    gates = simple_rnn_gates
-
-
-@keras.saving.register_keras_serializable("zoo")
-class LSTM(_OverTime, keras.layers.LSTM):  # type: ignore[misc]
-    """`keras.layers.LSTM`: (B, T, features) to (B, units) or (B, T, units)."""
-
-    kind = "lstm"
-    gates = lstm_gates
-
-
-@keras.saving.register_keras_serializable("zoo")
-class GRU(_OverTime, keras.layers.GRU):  # type: ignore[misc]
-    """`keras.layers.GRU`: (B, T, features) to (B, units) or (B, T, units)."""
-
-    kind = "gru"
-    gates = gru_gates
-
-
-_LAYERS = {"simple_rnn": SimpleRNN, "lstm": LSTM, "gru": GRU}
-_GATES_AND_BIASES = {"simple_rnn": (1, 1), "lstm": (4, 1), "gru": (3, 2)}
-
-
-def _check_cell(cell: str) -> None:
-    if cell not in _LAYERS:
-        raise ValueError(f"`cell` must be one of {', '.join(_LAYERS)}. Received: cell={cell}")
-
-
-def _recurrent(
-    cell: str,
-    units: int,
-    seed: int,
-    dtype: str | None,
-    name: str,
-    recurrent_initializer: str = "orthogonal",
-    **options: Any,
-) -> keras.layers.RNN:
-    """The kernel begins uniform in ±1/sqrt(units), as PyTorch's, biases at 0, a forget gate's at 1.
-
-    The open forget gate is Keras' default, too: Jozefowicz et al., "An Empirical Exploration of
-    Recurrent Network Architectures", 2015.
-    """
-    stream = f"{name}/recurrent_kernel"
-    uniform = recurrent_initializer == "uniform"
-    return _LAYERS[cell](
-        units,
-        kernel_initializer=random.FanInUniform(seed, f"{name}/kernel", units),
-        recurrent_initializer=(
-            random.FanInUniform(seed, stream, units) if uniform else random.Orthogonal(seed, stream)
-        ),
-        dtype=dtype,
-        name=name,
-        **options,
-    )
 
 
 def _dense(units: int, inputs: int, seed: int, dtype: str | None) -> keras.layers.Dense:
@@ -201,7 +43,7 @@ def _dense(units: int, inputs: int, seed: int, dtype: str | None) -> keras.layer
 
 
 def _stack_count(cell: str, inputs: int, units: int, num_layers: int, directions: int = 1) -> int:
-    gates, biases = _GATES_AND_BIASES[cell]
+    gates, biases = GATES_AND_BIASES[cell]
     return sum(
         directions * gates * units * (width + units + biases)
         for width in (inputs, *[directions * units] * (num_layers - 1))
@@ -231,7 +73,7 @@ def _classifier_count(
     parameters="a layer u(i+u+1), LSTM 4u(i+u+1), GRU 3u(i+u+2)",
     count=_classifier_count,
     images=ImageInput(28, rows=True),
-    examples={cell: {"cell": cell} for cell in _LAYERS},
+    examples={cell: {"cell": cell} for cell in LAYERS},
 )
 def rnn_classifier(
     input_shape: Sequence[int | None] = (28, 28),
@@ -276,7 +118,7 @@ def rnn_classifier(
             `dropout` outside [0, 1), both `padding_value` and `mask`, and, when it is called, for
             a mask of another shape than the sequences.
     """
-    _check_cell(cell)
+    check_cell(cell)
     if len(input_shape) != 2:
         raise ValueError(
             f"`input_shape` must be (steps, features). Received: input_shape={tuple(input_shape)}"
@@ -304,9 +146,11 @@ def rnn_classifier(
         x = keras.layers.Masking(padding_value, dtype=dtype, name="padding")(x)
     for i in range(1, num_layers + 1):
         options = {"return_sequences": i < num_layers}
-        layer = _recurrent(cell, units, seed, dtype, f"rnn{i}", recurrent_initializer, **options)
+        layer = recurrent_layer(
+            cell, units, seed, dtype, f"rnn{i}", recurrent_initializer, **options
+        )
         if bidirectional:
-            back = _recurrent(
+            back = recurrent_layer(
                 cell, units, seed, dtype, f"rnn{i}_back", recurrent_initializer,
                 go_backwards=True, **options,
             )  # fmt: skip
@@ -319,32 +163,6 @@ def rnn_classifier(
     width = 2 * units if bidirectional else units
     logits = _dense(num_classes, width, seed, dtype)(x)
     return keras.Model([sequence, *counts.values()] if mask else sequence, logits, name=name)
-
-
-def open_gates(model: keras.Model, steps: int) -> None:
-    """Lets each LSTM and GRU layer begin by keeping its state over so many steps.
-
-    A forget or update gate's bias becomes log(steps): by itself the gate then keeps
-    steps/(steps + 1) of the state at a step, and about 1/e over all of them. The plain cell has no
-    gate and is left as it is.
-
-    Args:
-        model: any whose recurrent layers are its own, such as an `rnn_classifier`.
-        steps: how far the memory should reach, at least 1.
-
-    Source: Gers, Schmidhuber and Cummins, "Learning to Forget", 2000; the logarithm from Tallec and
-    Ollivier, "Can Recurrent Neural Networks Warp Time?", ICLR 2018, section 3.
-    """
-    check_sizes(steps=steps)
-    for layer in model.layers:
-        if isinstance(layer, LSTM | GRU):
-            units = layer.cell.units
-            bias = ops.convert_to_numpy(layer.cell.bias).copy()
-            if isinstance(layer, LSTM):
-                bias[units : 2 * units] = math.log(steps)  # i, f, g, o
-            else:
-                bias[0, :units] = math.log(steps)  # z, r, n
-            layer.cell.bias.assign(bias)
 
 
 # ------------------------------------------------------------------ the next word
@@ -377,7 +195,7 @@ def _greedy(model: keras.Model) -> Mapping[str, Any]:
             "cell": cell, "vocabulary_size": 64, "embedding_dim": 16, "units": 24,
             "num_layers": 2, "dropout": 0.1,
         }
-        for cell in _LAYERS
+        for cell in LAYERS
     },
 )  # fmt: skip
 def rnn_language_model(
@@ -403,7 +221,8 @@ def rnn_language_model(
         num_layers: recurrent layers, each reading the states of the one before.
         dropout: fraction dropped before each layer and before the output, in [0, 1).
         stateful: whether a call goes on where the one before ended, as Keras' recurrent layers
-            do; `layer.reset_state()` begins anew. `stepwise` hands the states over instead.
+            do; `layer.reset_state()` begins anew. `zoo.generation.stepwise` hands the states over
+            instead.
         batch_size: of every batch; a stateful model needs it.
         seed: of the initial weights and the dropout masks; the same on every backend.
         dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
@@ -417,7 +236,7 @@ def rnn_language_model(
         ValueError: for a size that is not at least 1, an unknown cell (the text lists the three),
             `dropout` outside [0, 1), or a stateful model without `batch_size`.
     """
-    _check_cell(cell)
+    check_cell(cell)
     check_sizes(vocabulary_size=vocabulary_size, embedding_dim=embedding_dim, units=units)
     check_sizes(num_layers=num_layers, batch_size=1 if batch_size is None else batch_size)
     check_dropout(dropout)
@@ -439,121 +258,10 @@ def rnn_language_model(
         name="embedding",
     )(ids)
     for i in range(1, num_layers + 1):
-        layer = _recurrent(
+        layer = recurrent_layer(
             cell, units, seed, dtype, f"rnn{i}",
             return_sequences=True, return_state=True, stateful=stateful,
         )  # fmt: skip
         x, *_ = layer(drop(x, f"dropout{i}"))
     logits = _dense(vocabulary_size, units, seed, dtype)(drop(x, "dropout"))
     return keras.Model(ids, logits, name=name)
-
-
-def stepwise(model: keras.Model) -> keras.Model:
-    """The same layers as a model that takes and returns the states.
-
-    A long sequence can be read in chunks, each with the states that the one before returned.
-
-    Args:
-        model: an `rnn_language_model`.
-
-    Returns:
-        A model from [ids (B, T), *states] to [logits (B, T, vocabulary), *states]. A state is
-        (B, units); an LSTM layer has two. A sequence begins with zeros: `initial_states`.
-    """
-    ids = keras.Input((None,), dtype="int32", name="ids")
-    x, before, after = ids, [], []
-    for layer in model.layers[1:]:
-        if isinstance(layer, _OverTime):
-            first = [keras.Input((size,), dtype=layer.compute_dtype) for size in layer.state_size]
-            x, *last = layer(x, initial_state=first)
-            before += first
-            after += last
-        else:
-            x = layer(x)
-    return keras.Model([ids, *before], [x, *after], name=f"{model.name}_stepwise")
-
-
-def initial_states(stepper: keras.Model, batch_size: int) -> list[np.ndarray]:
-    """The zeros that a sequence begins with, for each state of a `stepwise` model."""
-    return [
-        np.zeros((batch_size, state.shape[-1]), np.float32 if "16" in state.dtype else state.dtype)
-        for state in stepper.inputs[1:]
-    ]
-
-
-def generate(
-    model: keras.Model,
-    prompt: np.ndarray,
-    count: int,
-    seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-) -> np.ndarray:
-    """Continues each prompt by so many tokens, a step of the network a token.
-
-    Args:
-        model: an `rnn_language_model`.
-        prompt: token ids, (B, T) int, at least one each.
-        count: of the tokens to come.
-        seed: of the draws; the same on every backend.
-        temperature: 1 draws from the model's own distribution, less from its likelier tokens, 0
-            takes the likeliest.
-        top_k: draw from so many of the likeliest tokens only; by default from all.
-
-    Returns:
-        (B, count) int32, without the prompt.
-
-    Raises:
-        ValueError: for an empty prompt, an id outside the vocabulary, `count` or `top_k` below 1,
-            or `temperature` below 0.
-    """
-    prompt = np.asarray(prompt)
-    if prompt.ndim != 2 or not prompt.size or prompt.dtype.kind not in "iu":
-        raise ValueError(
-            "`prompt` must be integers of shape (batch, tokens), at least one token each. "
-            f"Received: shape={prompt.shape}, dtype={prompt.dtype}"
-        )
-    check_sizes(count=count, top_k=1 if top_k is None else top_k)
-    if not temperature >= 0:
-        raise ValueError(f"`temperature` must be 0 or more. Received: temperature={temperature}")
-    vocabulary_size = int(model.output.shape[-1])
-    wrong = prompt[(prompt < 0) | (prompt >= vocabulary_size)]
-    if wrong.size:
-        raise ValueError(
-            f"`prompt` must hold ids in [0, {vocabulary_size}), the model's vocabulary. "
-            f"Received: id {wrong[0]}"
-        )
-    stepper = stepwise(model)
-
-    def step(*arrays: Tensor) -> Any:
-        return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
-
-    forward = backend.forward(stepper, step)
-    key = random.key(seed, "generate")
-    ids = prompt.astype(np.int32)
-    states: Sequence[Any] = initial_states(stepper, len(ids))
-    found = []
-    for number in range(count):
-        logits, *states = forward(ids, *states)
-        last = ops.convert_to_numpy(ops.cast(logits[:, -1], "float32"))
-        uniform = random.uniform(random.fold_in(key, number), len(last))
-        ids = choose(last, uniform, temperature, top_k)[:, None]
-        found.append(ids)
-    return np.concatenate(found, axis=1)
-
-
-def choose(
-    logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0, top_k: int | None = None
-) -> np.ndarray:
-    """Tokens drawn by given uniform numbers: (B, V) and (B,) in [0, 1) to (B,) int32.
-
-    The first token at which the sum of probabilities exceeds the number.
-    """
-    if temperature == 0:
-        return np.asarray(logits.argmax(-1), np.int32)
-    logits = logits.astype(np.float64) / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
-        logits = np.where(logits < least, -np.inf, logits)
-    sums = np.exp(log_softmax(logits, axis=-1)).cumsum(-1)
-    return np.asarray((sums <= uniform[:, None] * sums[:, -1:]).sum(-1), np.int32)

@@ -129,5 +129,12 @@ def open_run(recipe: str, config: Any, not_results: Collection[str] = ("run_dir"
     return Run(path, {"recipe": recipe, **decisive})
 
 
+def fill_in(config: Any, **values: Any) -> None:
+    """Gives the fields of a frozen dataclass that are None these values, in its `__post_init__`."""
+    for name, value in values.items():
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, value)
+
+
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -169,7 +169,7 @@ def _cross_entropy(labels: Any, logits: Any) -> Any:
     """The mean; 16 bits are too few for it."""
     if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
         logits = ops.cast(logits, "float32")
-    return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+    return ops.mean(backend.cross_entropy(labels, logits))
 
 
 def batch_order(seed: int, epoch: int, examples: int) -> np.ndarray:

@@ -98,6 +98,10 @@ class Backend(Protocol):
         """What a `zoo.layers.MaxPooling2D` computes."""
         ...
 
+    def cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """-log softmax(logits) at the label: (...) and (..., classes) to (...)."""
+        ...
+
     def checked_ids(self, ids: Tensor, size: int, layer: str) -> Tensor:
         """The ids, if all lie in [0, size); else an error that names the layer."""
         ...

@@ -9,6 +9,7 @@ from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
 from zoo.backends.common import conv2d as conv2d
+from zoo.backends.common import cross_entropy as cross_entropy
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import max_pool2d as max_pool2d
 

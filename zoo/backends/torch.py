@@ -92,6 +92,15 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return forward(model, torch.compile(function, backend=compiler))
 
 
+def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+    """Keras would make a row of zeros and a one for each label."""
+    classes = logits.shape[-1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, classes), labels.reshape(-1).long(), reduction="none"
+    )
+    return losses.reshape(labels.shape)
+
+
 def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
     # Keras asks for shapes on the device "meta", which has no numbers.
     if ids.numel() and ids.device.type != "meta" and not torch.compiler.is_compiling():
