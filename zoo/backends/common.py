@@ -61,10 +61,6 @@ def check_range(low: int, high: int, size: int, layer: str) -> None:
         )
 
 
-def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-
-
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.Conv2D.call(layer, inputs)
 

@@ -13,7 +13,6 @@ import keras
 
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
-from zoo.backends.common import cross_entropy as cross_entropy
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
@@ -163,6 +162,12 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 compiled = forward
+
+
+def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+    """Keras would make a row of zeros and a one for each label."""
+    chosen = jnp.take_along_axis(logits, labels[..., None].astype("int32"), axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:

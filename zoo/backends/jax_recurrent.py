@@ -37,53 +37,50 @@ def recurrent(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loop(gates: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any) -> Any:
     """projected: (T, B, k); states: (B, units) each. Returns h at every step, the last states."""
-    (outputs, *_), last, _ = _steps(gates, projected, states, kernel, bias, mask)
+
+    def step(before: Any, at: Any) -> Any:
+        x, counts = at
+        after = _masked(gates, counts)(x, before[0] @ kernel + bias, *before)
+        return after, after[0]
+
+    last, outputs = lax.scan(step, states, (projected, mask))
     return outputs, last
 
 
-def _steps(gates: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any) -> Any:
-    def step(before: Any, at: Any) -> Any:
-        x, counts = at
-        h = before[0] @ kernel + bias
-        after = gates(x, h, *before)
-        if counts is not None:
-            after = tuple(jnp.where(counts, new, old) for new, old in zip(after, before))
-        return after, (after, h)
-
-    last, (after, h) = lax.scan(step, states, (projected, mask))
-    return after, last, h
+def _masked(gates: Any, counts: Any) -> Any:
+    if counts is None:
+        return gates
+    return lambda x, h_part, *before: tuple(
+        jnp.where(counts, new, old) for new, old in zip(gates(x, h_part, *before), before)
+    )
 
 
 def _loop_forward(
     gates: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any
 ) -> Any:
-    after, last, h = _steps(gates, projected, states, kernel, bias, mask)
-    return (after[0], last), (projected, states, kernel, mask, after, h)
+    def step(before: Any, at: Any) -> Any:
+        x, counts = at
+        after, pull = jax.vjp(_masked(gates, counts), x, before[0] @ kernel + bias, *before)
+        return after, (after[0], before[0], pull)
+
+    last, (outputs, h, pulls) = lax.scan(step, states, (projected, mask))
+    return (outputs, last), (kernel, h, pulls)
 
 
 def _loop_backward(gates: Any, residuals: Any, gradients: Any) -> Any:
-    projected, states, kernel, mask, after, h = residuals
+    kernel, h, pulls = residuals
     output_gradients, last_gradients = gradients
-    before = tuple(jnp.concatenate([s[None], a[:-1]]) for s, a in zip(states, after))
 
     def step(coming: Any, at: Any) -> Any:
-        x, h, before, output_gradient, counts = at
-        coming = [coming[0] + output_gradient, *coming[1:]]
-        passed = [jnp.zeros_like(c) for c in coming]
-        if counts is not None:
-            passed = [jnp.where(counts, 0, c) for c in coming]
-            coming = [jnp.where(counts, c, 0) for c in coming]
-        _, pull = jax.vjp(gates, x, h, *before)
-        x_gradient, h_gradient, *going = pull(tuple(coming))
+        pull, output_gradient = at
+        x_gradient, h_gradient, *going = pull((coming[0] + output_gradient, *coming[1:]))
         going[0] += h_gradient @ kernel.T
-        going = tuple(g + p for g, p in zip(going, passed))
-        return going, (x_gradient, h_gradient)
+        return tuple(going), (x_gradient, h_gradient)
 
-    steps = projected, h, before, output_gradients, mask
     state_gradients, (x_gradient, h_gradient) = lax.scan(
-        step, tuple(last_gradients), steps, reverse=True
+        step, tuple(last_gradients), (pulls, output_gradients), reverse=True
     )
-    kernel_gradient = jnp.einsum("tbu,tbk->uk", before[0], h_gradient)
+    kernel_gradient = jnp.einsum("tbu,tbk->uk", h, h_gradient)
     return x_gradient, state_gradients, kernel_gradient, h_gradient.sum((0, 1)), None
 
 

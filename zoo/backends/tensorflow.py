@@ -9,7 +9,6 @@ from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
 from zoo.backends.common import conv2d as conv2d
-from zoo.backends.common import cross_entropy as cross_entropy
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import max_pool2d as max_pool2d
 
@@ -106,6 +105,10 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     by_xla = tf.function(function, jit_compile=True)
     return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))
+
+
+def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
