@@ -1,6 +1,6 @@
 """Trains a model on every backend with several seeds and tests whether accuracies are equivalent.
 
-    python -m benchmarks.accuracy cnn_48x48 --seeds 5
+    python -m benchmarks.accuracy cnn_48x48
 
 Needs the backends to be installed side by side. Runs that are finished are not repeated, so it can
 be stopped and started again. The numbers go to results/accuracy.json.
@@ -31,8 +31,8 @@ class Config:
 
     model: tyro.conf.Positional[str]
     """What recipes/mnist.py trains."""
-    seeds: int = 5
-    """Runs a backend, with seeds 0, 1, ..."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """One run of each on every backend, tested in pairs, since the same seed is the same run."""
     margin: float = 0.005
     """The difference of mean accuracies that does not matter; 0.005 is half a point."""
     runs: Path = Path("runs/accuracy")
@@ -67,10 +67,10 @@ def train(config: Config, backend: str, seed: int) -> float:
 
 def main(config: Config) -> None:
     accuracies = {
-        name: [train(config, name, seed) for seed in range(config.seeds)]
-        for name in backends.installed()
+        name: [train(config, name, seed) for seed in config.seeds] for name in backends.installed()
     }
-    found = compare_accuracies(accuracies, config.margin)
+    found = compare_accuracies(accuracies, config.margin, paired=True)
+    found["seeds"] = config.seeds
     content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     content[config.model] = found
     RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n")

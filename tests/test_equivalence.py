@@ -24,6 +24,22 @@ def test_it_is_the_textbooks_arithmetic() -> None:
     assert found["equivalent"]
 
 
+def test_in_pairs_it_is_the_textbooks_arithmetic() -> None:
+    a, b, margin = np.array([0.90, 0.95, 0.99]), np.array([0.901, 0.948, 0.990]), 0.005
+    apart = a - b
+    error = np.std(apart, ddof=1) / np.sqrt(3)
+    half = stats.t.ppf(0.95, 2) * error
+    found = equivalence(a, b, margin, paired=True)
+    np.testing.assert_allclose(found["interval"], [apart.mean() - half, apart.mean() + half])
+    p = max(
+        stats.t.cdf((apart.mean() - margin) / error, 2),
+        stats.t.sf((apart.mean() + margin) / error, 2),
+    )
+    assert found["p_value"] == pytest.approx(p)
+    assert found["equivalent"]
+    assert not equivalence(a, b, margin)["equivalent"]
+
+
 def test_the_interval_within_the_margin_is_equivalence() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -53,6 +69,7 @@ def test_few_noisy_runs_are_not_called_equivalent() -> None:
 def test_equal_numbers() -> None:
     assert equivalence([0.97, 0.97], [0.97, 0.97], 0.005)["equivalent"]
     assert not equivalence([0.97, 0.97], [0.98, 0.98], 0.005)["equivalent"]
+    assert equivalence([0.9, 0.97], [0.9, 0.97], 0.005, paired=True)["equivalent"]
 
 
 def test_every_two_backends() -> None:
@@ -66,6 +83,10 @@ def test_every_two_backends() -> None:
     [
         (([0.9, 0.9], [0.9, 0.9], 0.0), "`margin` must be above 0. Received: margin=0.0"),
         (([0.9], [0.9, 0.9], 0.01), "`first` must have at least two numbers. Received: 1"),
+        (
+            ([0.9] * 3, [0.9] * 2, 0.01, True),
+            "where they are `paired`. Received: 3 and 2",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: tuple, text: str) -> None:
