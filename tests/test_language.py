@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from zoo import language, rnn_language_model
+from zoo import gpt, language, rnn_language_model
 from zoo.text import Vocabulary
 
 WORKS = [[0, *np.random.default_rng(i).integers(1, 12, size)] for i, size in enumerate((40, 7, 23))]
@@ -33,6 +33,22 @@ def test_the_state_is_carried_through_each_work(
     expected = -np.concatenate(likelihoods).mean()
     found = language.work_loss(model, chunk, batch_size)(IDS)
     assert found == pytest.approx(expected, rel=1e-5)  # measured: 1e-7
+
+
+def test_the_loss_on_pieces_of_a_text() -> None:
+    model = gpt(12, max_length=8, num_layers=1, num_heads=1, hidden_dim=8)
+    ids = np.concatenate(WORKS * 2)[:100]
+    pieces = [ids[start : start + 8] for start in range(0, 96, 7)]
+    pieces = [piece for piece in pieces if len(piece) == 8]
+    likelihoods = [log_probabilities(model, p.tolist())[np.arange(7), p[1:]] for p in pieces]
+    found = language.window_loss(model, 7, batch_size=4)(ids)
+    assert found == pytest.approx(-np.mean(likelihoods), rel=1e-5)
+
+
+def test_bits_of_characters() -> None:
+    vocabulary = Vocabulary.characters(["to be"])
+    ids = vocabulary.encode("to be to be")
+    assert language.bits_per_character(np.log(2), ids, vocabulary) == pytest.approx(1)
 
 
 def test_a_loss_of_nothing(model: keras.Model) -> None:

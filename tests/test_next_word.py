@@ -14,7 +14,7 @@ import tyro
 
 import zoo
 from recipes.next_word import Config, main
-from zoo import text, training
+from zoo import language, text, training
 from zoo.backends import backend
 
 SMALL = {
@@ -81,12 +81,10 @@ def test_it_learns_and_says_so(finished: tuple[Path, dict, str]) -> None:
 def test_the_run_directory_is_complete(finished: tuple[Path, dict, str]) -> None:
     folder, metrics, _ = finished
     assert sorted(os.listdir(folder)) == [
-        "checkpoints", "config.json", "history.csv", "metrics.json", "model.weights.h5",
-        "perplexity.png", "vocabulary.json",
+        "checkpoints", "config.json", "history.csv", "metrics.json", "model.json",
+        "model.weights.h5", "perplexity.png", "vocabulary.json",
     ]  # fmt: skip
-    vocabulary = text.Vocabulary.load(folder / "vocabulary.json")
-    model = zoo.rnn_language_model(len(vocabulary), "gru", 32, 32)
-    model.load_weights(folder / "model.weights.h5")
+    model, _ = language.load_run(folder)
     assert model.count_params() == metrics["parameters"]
     header = (folder / "history.csv").read_text().splitlines()[0]
     assert header == "epoch,loss,validation_loss,validation_perplexity"

@@ -5,7 +5,7 @@ from keras import ops
 
 from tests import reference
 from zoo.backends import backend
-from zoo.optimizers import Adam
+from zoo.optimizers import Adam, AdamW, schedule
 
 
 def test_adam_is_pytorchs_over_twenty_steps() -> None:
@@ -20,6 +20,27 @@ def test_adam_is_pytorchs_over_twenty_steps() -> None:
         optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
         expected = oracle.update(expected, gradient)
     np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=2e-6)
+
+
+def test_adamw_shrinks_matrices_and_nothing_else() -> None:
+    start, gradient = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    matrix, bias = keras.Variable(start, name="matrix"), keras.Variable(start[0], name="bias")
+    optimizer = AdamW(0.1, decay=0.5)
+    optimizer.apply([ops.convert_to_tensor(g) for g in (gradient, gradient[0])], [matrix, bias])
+    shrunk = reference.Adam(0.1, 0.0).update(start * (1 - 0.1 * 0.5), gradient)
+    kept = reference.Adam(0.1, 0.0).update(start[0], gradient[0])
+    np.testing.assert_allclose(ops.convert_to_numpy(matrix.value), shrunk, atol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(bias.value), kept, atol=1e-6)
+    again = AdamW.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    assert again.weight_decay == 0.5
+
+
+def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
+    rate = schedule("warmup_cosine", 0.01, 1100)
+    values = [float(rate(step)) for step in (0, 50, 100, 600, 1100)]
+    np.testing.assert_allclose(values, [0, 0.005, 0.01, 0.0055, 0.001], rtol=1e-4, atol=1e-9)
+    assert float(schedule("warmup_cosine", 0.01, 2)(1)) == pytest.approx(0.01)
 
 
 def test_epsilon_is_added_after_the_bias_is_corrected() -> None:

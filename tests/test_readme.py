@@ -41,25 +41,45 @@ def test_the_results_reach_what_is_promised() -> None:
     for model in ("mlp", "lstm", "gru"):
         assert min(scores(model, 12_800, 3)) >= 0.94
     assert min(scores("simple_rnn", 12_800, 3)) >= 0.88
+    assert min(scores("mlp", 60_000, 5)) >= 0.975
 
 
 def test_words_are_predicted_better_than_by_bigrams() -> None:
-    runs = [run for run, _ in results.runs("next_word") if run["epochs"] > 1]
-    assert runs
-    for run in runs:
+    """With the full setting; with the quick one far better than by single tokens' frequencies."""
+    runs = [run for run, _ in results.runs("next_word")]
+    full = [run for run in runs if run["epochs"] > 1]
+    assert {run["cell"] for run in full} >= {"lstm", "gru"}
+    for run in full:
         assert run["test_perplexity"] < run["bigram_test_perplexity"]
+        assert run["wall_seconds"] < 40 * 60
+    quick = [run for run in runs if run["epochs"] == 1]
+    assert {run["backend"] for run in quick} == set(zoo.backends.NAMES)
+    for run in quick:
+        assert run["test_perplexity"] < run["unigram_test_perplexity"] / 4
+        assert run["wall_seconds"] < 6 * 60
+
+
+def test_recurrent_steps_are_as_fast_as_promised() -> None:
+    """On PyTorch within 1.1 times PyTorch's own; on the others no slower than stock Keras."""
+    measured = [m["recurrent_step"] for m in results.machines() if "recurrent_step" in m]
+    assert measured
+    for cells in measured:
+        assert cells.keys() >= {"lstm", "gru"}
+        for found in cells.values():
+            assert found["zoo torch"]["ratio"] > 1 / 1.1
+            for name in ("jax", "tensorflow"):
+                assert found[f"zoo {name}"]["seconds"] < found[f"stock {name}"]["seconds"]
 
 
 def test_accuracies_are_equivalent() -> None:
-    """Five seeds a backend, within half a point; those of `lstm` differ too much for the test."""
+    """Five seeds a backend, within half a point."""
     found = json.loads((ROOT / "results" / "accuracy.json").read_text())
     assert set(found) == {"cnn_48x48", "lstm", "mlp"}
-    for model, about in found.items():
+    for about in found.values():
         assert about["margin"] == 0.005
         assert {len(seeds) for seeds in about["test_accuracy"].values()} == {5}
         for pair in about["pairs"]:
-            assert abs(pair["difference"]) < 0.001
-            assert pair["equivalent"] or model == "lstm"
+            assert pair["equivalent"]
 
 
 def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

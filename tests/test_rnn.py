@@ -194,7 +194,7 @@ def test_it_generates_what_it_holds_likeliest(model: keras.Model) -> None:
     np.testing.assert_array_equal(found, ids[:, 9:])
     drawn = generate(model, IDS, 4, seed=1)
     np.testing.assert_array_equal(drawn, generate(model, IDS, 4, seed=1))
-    assert (drawn != generate(model, IDS, 4, seed=2)).any()
+    assert (np.array(drawn) != generate(model, IDS, 4, seed=2)).any()
 
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
@@ -208,6 +208,8 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 
     assert shares() == [0.5, 0.0625, 0.1875, 0.25]
     assert shares(top_k=2) == pytest.approx([2 / 3, 0, 0, 1 / 3], abs=1e-4)
+    assert shares(top_p=0.75) == pytest.approx([2 / 3, 0, 0, 1 / 3], abs=1e-4)
+    assert shares(top_p=0.76) == pytest.approx([0.5 / 0.9375, 0, 0.2, 0.25 / 0.9375], abs=1e-4)
     assert shares(temperature=0.5)[0] == pytest.approx(0.25 / 0.3515625, abs=1e-4)
     assert shares(temperature=0.0) == [1, 0, 0, 0]
     assert choose(logits[None], np.array([1 - 2.0**-24])).item() == 3
@@ -216,10 +218,13 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"prompt": np.zeros((1, 0), int)}, "at least one token each"),
-        ({"prompt": np.array([[1, 20]])}, r"ids in \[0, 20\), the model's vocabulary.*id 20"),
-        ({"prompt": np.array([[-1, 2]])}, "Received: id -1"),
-        ({"count": 0}, "`count` must be a whole number"),
+        ({"prompts": []}, "at least one prompt. Received: none"),
+        ({"prompts": np.zeros((1, 0), int)}, "sequence of integers, at least one. Received: shape"),
+        ({"prompts": np.array([[1, 20]])}, r"ids in \[0, 20\), the model's vocabulary.*id 20"),
+        ({"prompts": [[1], [-1, 2]]}, "Received: id -1 at index 1"),
+        ({"prompts": [[1], [1, 2]]}, r"must be equally long.*Received: \[1, 2\] tokens"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number"),
+        ({"top_p": 1.5}, r"`top_p` must lie in \(0, 1\]. Received: top_p=1.5"),
         ({"top_k": 0}, "top_k=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
     ],
@@ -227,7 +232,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 def test_generation_refuses(arguments: dict, text: str) -> None:
     model = rnn_language_model(20, "gru", 4, 6)
     with pytest.raises(ValueError, match=text):
-        generate(model, **{"prompt": IDS, "count": 3, **arguments})
+        generate(model, **{"prompts": IDS, "max_new_tokens": 3, **arguments})
 
 
 @pytest.mark.parametrize("wrong", [20, -1])

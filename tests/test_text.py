@@ -9,7 +9,17 @@ import pytest
 
 import zoo
 from zoo import datasets, text
-from zoo.text import Vocabulary, Windows, check_ids, encode_to_disk, split, split_works
+from zoo.text import (
+    RandomWindows,
+    Vocabulary,
+    Windows,
+    check_ids,
+    encode_split,
+    encode_to_disk,
+    split,
+    split_works,
+    vocabulary_works,
+)
 
 PARTS = ("train", "validation", "test")
 SAMPLE = "the cat sat on the mat, the cat sat; and then the hat.\n"
@@ -171,6 +181,44 @@ def test_windows() -> None:
 def test_windows_that_cannot_be(length: int, examples: int | None, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Windows(np.arange(23), length, examples)
+
+
+def test_windows_from_places_drawn_at_random() -> None:
+    ids = np.arange(1000)
+    windows = RandomWindows(ids, 4, count=5000, seed=1)
+    (found,) = windows(np.arange(5000))
+    assert found.shape == (5000, 5)
+    assert (np.diff(found, axis=1) == 1).all()
+    assert found.min() == 0
+    assert found.max() == 999
+    counts, _ = np.histogram(found[:, 0], 10, (0, 996))
+    assert counts.min() > 400  # of 500
+    again, other = RandomWindows(ids, 4, 5000, seed=1), RandomWindows(ids, 4, 5000, seed=2)
+    np.testing.assert_array_equal(again(np.arange(9))[0], found[:9])
+    assert (other(np.arange(9))[0] != found[:9]).any()
+    with pytest.raises(ValueError, match=r"`length` must be at least 1 and below 4.*length=4"):
+        RandomWindows(ids[:4], 4, 2)
+
+
+def test_characters() -> None:
+    vocabulary = Vocabulary.characters(["abba c", "b\n"])
+    assert len(vocabulary) == 6
+    assert sorted(vocabulary.tokens) == ["\n", "\x0c", " ", "a", "b", "c"]
+    assert vocabulary.decode(vocabulary.encode("cab\nab")) == "cab\nab"
+    assert len(vocabulary.encode("cab ab")) == 6
+    with pytest.raises(ValueError, match="Received: 'd' at index 0"):
+        vocabulary.encode("d")
+
+
+def test_the_last_tenth_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.text.works", lambda: iter([("a", "aaaa"), ("b", "bbbbbbbbbbbbbb")]))
+    vocabulary = Vocabulary.characters(vocabulary_works("first_90"))
+    parts = encode_split(vocabulary, how="first_90")
+    assert len(parts["train"]) == 18
+    assert vocabulary.decode(parts["test"]) == "bb"
+    np.testing.assert_array_equal(parts["validation"], parts["test"])
+    with pytest.raises(ValueError, match=r"`split` must be works or first_90. Received: split=no"):
+        encode_split(vocabulary, how="no")
 
 
 def test_memory_does_not_grow_with_the_corpus(vocabulary: Vocabulary, tmp_path: Path) -> None:

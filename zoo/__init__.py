@@ -3,8 +3,9 @@
 from zoo import backends as backends  # first: it checks that the backend asked for is there
 from zoo._version import __version__ as __version__
 from zoo.cnn import cnn_48x48 as cnn_48x48
+from zoo.gpt import gpt as gpt
 from zoo.mlp import mlp as mlp
 from zoo.rnn import rnn_classifier as rnn_classifier
 from zoo.rnn import rnn_language_model as rnn_language_model
 
-__all__ = ["cnn_48x48", "mlp", "rnn_classifier", "rnn_language_model"]
+__all__ = ["cnn_48x48", "gpt", "mlp", "rnn_classifier", "rnn_language_model"]

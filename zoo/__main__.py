@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import tyro
 from rich.table import Table
 
-from zoo import cli, registry, summary
+from zoo import cli, language, registry, summary
 from zoo.parity import command
 
 
@@ -32,6 +33,23 @@ def show(name: tyro.conf.Positional[str]) -> None:
     show_model(registry.get(name).build())
 
 
+def generate(
+    run_dir: Path, prompt: str, tokens: int = 300, temperature: float = 0.8, seed: int = 0
+) -> None:
+    """Write a text with a model that recipes/shakespeare.py or recipes/next_word.py has trained.
+
+    Args:
+        run_dir: the directory of its run.
+        prompt: what the text begins with.
+        tokens: how many are to come.
+        temperature: 1 draws as the model predicts, less from its likelier tokens, 0 the likeliest.
+        seed: of the draws; the same text on every backend.
+    """
+    model, vocabulary = language.load_run(run_dir)
+    writer = language.Writer(vocabulary, prompt, seed, temperature)
+    writer.write(model, cli.console(), tokens)
+
+
 def show_model(model: keras.Model) -> None:
     """Prints the table for a model that is built."""
     table = Table("layer", "kind", "output", "parameters", "", title=model.name)
@@ -52,6 +70,7 @@ def main(arguments: Sequence[str]) -> int | None:
     commands: dict[str, Callable[..., Any]] = {
         "list": list_models,
         "show": show,
+        "generate": generate,
         "check": command.Check,
         "report": command.rewrite,
     }

@@ -94,8 +94,22 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
             )
             continue
         _assign(path, arrays, dict(_variables(parts)))
+        for part in parts.values():
+            if isinstance(part, keras.Model):
+                settle(part)
         return progress
     return None
+
+
+def settle(model: keras.Model) -> None:
+    """Tells layers whose variables were assigned to use them.
+
+    `keras.layers.Normalization` and its like keep constants made from their variables, which
+    follow an assignment on PyTorch but nowhere else.
+    """
+    for layer in model._flatten_layers():
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
 
 
 def load_model(path: str | Path) -> keras.Model:

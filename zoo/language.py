@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,13 +20,14 @@ from zoo import generation
 from zoo.backends import backend
 from zoo.ngrams import NGrams
 from zoo.runs import Run
-from zoo.text import Vocabulary, check_ids, split_works
+from zoo.text import Vocabulary, Windows, check_ids, split_works
 
 Tensor = Any
 Ids = tuple[int, ...]
 Predict = Callable[[Sequence[Ids]], np.ndarray]
 
 _ROWS = 32  # sequences that the model is asked of at once
+_TOP_K = 40  # tokens that a text is drawn from
 
 _WORD = re.compile(r"(?:[^\W_]|')*[^\W_](?:[^\W_]|')*")  # letters and digits, and apostrophes
 _WORD_END = re.compile(r"(?:[^\W_]|')*\Z")
@@ -79,6 +81,43 @@ def work_loss(
         if not count:
             raise ValueError("`ids` must hold a work of two tokens or more. Received: none")
         return total / count
+
+    return mean_loss
+
+
+def window_loss(
+    model: keras.Model, length: int, batch_size: int = 64
+) -> Callable[[np.ndarray], float]:
+    """Compiles the mean loss on pieces of a text, in nats a token.
+
+    The text is cut into pieces of `length` tokens; each token but the first is predicted from those
+    before it in its piece.
+
+    Args:
+        model: from ids to logits, such as a `gpt`.
+        length: of a piece; the last one is left out if it is shorter.
+        batch_size: pieces that are read at once; it changes the memory, not the loss.
+
+    Returns:
+        A function of ids, (N,) integers, to the mean over all tokens predicted.
+    """
+
+    def losses(ids: Tensor) -> Tensor:
+        ids = ops.convert_to_tensor(ids)
+        logits = ops.cast(model(ids[:, :-1], training=False), "float32")
+        return backend.cross_entropy(ids[:, 1:], logits)
+
+    forward = backend.forward(model, losses)
+
+    def mean_loss(ids: np.ndarray) -> float:
+        pieces = Windows(ids, length)
+        total = 0.0
+        for first in range(0, len(pieces), batch_size):
+            # The last batch is filled up, so that one shape is compiled.
+            numbers = np.arange(first, first + batch_size)
+            found = ops.convert_to_numpy(forward(*pieces(np.minimum(numbers, len(pieces) - 1))))
+            total += float(found[numbers < len(pieces)].sum(dtype=np.float64))
+        return total / (len(pieces) * length)
 
     return mean_loss
 
@@ -315,8 +354,32 @@ def plot_perplexity(
     return figure
 
 
-class Answer:
-    """What a model says after a prompt: the five likeliest words, and a text that goes on from it.
+def plot_losses(losses: Sequence[float], last: Mapping[str, float]) -> Figure:
+    """The loss of every training step and its running mean, and what it came to in validation.
+
+    Args:
+        losses: in nats a token.
+        last: has `validation_loss`, likewise.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = np.arange(1, len(losses) + 1)
+    span = max(len(losses) // 50, 1)
+    sums = np.cumsum([0.0, *losses])
+    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.7)
+    means = (sums[span:] - sums[:-span]) / span
+    axes.plot(steps[span - 1 :], means, label=f"training, mean of {span} steps")
+    axes.axhline(
+        last["validation_loss"], color="C1", linestyle="--", label="validation, at the end"
+    )
+    axes.set(xlabel="step", ylabel="nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+class Writer:
+    """Writes on from a prompt.
 
     Made before a long training, it refuses at once what it would refuse at the end.
 
@@ -324,7 +387,7 @@ class Answer:
         vocabulary: the model's.
         prompt: what stands before.
         seed: of the text.
-        temperature: of the text, as in `zoo.generation.generate`.
+        temperature: of the text, as in `zoo.generation.stream`.
 
     Raises:
         ValueError: for an empty prompt, one that `vocabulary` cannot encode, or `temperature` below
@@ -338,19 +401,56 @@ class Answer:
             raise ValueError(
                 f"`temperature` must be 0 or more. Received: temperature={temperature}"
             )
-        self._vocabulary = vocabulary
-        self._prompt = prompt.rstrip(" ")
-        self._ids = vocabulary.encode(self._prompt, "prompt")
-        self._seed = seed
-        self._temperature = temperature
+        self.vocabulary = vocabulary
+        self.prompt = prompt.rstrip(" ")
+        self.ids = vocabulary.encode(self.prompt, "prompt")
+        self.seed = seed
+        self.temperature = temperature
 
-    def write(self, model: keras.Model, console: Console) -> None:
-        """Asks an `rnn_language_model`, and prints what it says."""
-        words = next_words(next_token(model), self._vocabulary, self._prompt)
-        likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
-        drawn = generation.generate(
-            model, self._ids[None], 120, self._seed, self._temperature, top_k=40
+    def write(self, model: keras.Model, console: Console, count: int = 300) -> None:
+        """Prints the prompt and so many tokens after it, as they come."""
+
+        def show(text: str) -> None:
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+        show(self.prompt)
+        drawn = generation.stream(
+            model, [self.ids], count, self.seed, self.temperature, top_k=_TOP_K
         )
-        text = self._prompt + self._vocabulary.decode(drawn[0])
-        answer = f"After {self._prompt!r}: {likeliest}\n\n{text}"
-        console.print(answer, markup=False, highlight=False)
+        for (token,) in drawn:
+            show(self.vocabulary.tokens[token])
+        show("\n")
+
+
+class Answer(Writer):
+    """What a recurrent model says after a prompt: the five likeliest words, and then a text."""
+
+    def write(self, model: keras.Model, console: Console, count: int = 120) -> None:
+        """Asks an `rnn_language_model`, and prints what it says."""
+        words = next_words(next_token(model), self.vocabulary, self.prompt)
+        likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
+        console.print(f"After {self.prompt!r}: {likeliest}\n", markup=False, highlight=False)
+        super().write(model, console, count)
+
+
+def bits_per_character(loss: float, ids: np.ndarray, vocabulary: Vocabulary) -> float:
+    """From a mean loss in nats a token of a text, (N,) ids."""
+    return loss / math.log(2) * len(ids) / len(vocabulary.decode(ids))
+
+
+def load_run(folder: Path) -> tuple[keras.Model, Vocabulary]:
+    """The model and the vocabulary of a finished run of a language model.
+
+    Raises:
+        ValueError: if the directory holds no such run; the text names the file that is missing.
+    """
+    folder = Path(folder)
+    for name in ("metrics.json", "model.json", "model.weights.h5", "vocabulary.json"):
+        if not (folder / name).exists():
+            raise ValueError(
+                "`run_dir` must hold a finished run of recipes/shakespeare.py or "
+                f"recipes/next_word.py. Received: {folder}, which has no {name}"
+            )
+    model = keras.models.model_from_json((folder / "model.json").read_text())
+    model.load_weights(folder / "model.weights.h5")
+    return model, Vocabulary.load(folder / "vocabulary.json")

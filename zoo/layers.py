@@ -7,6 +7,7 @@ chosen for each backend, in `zoo.backends`.
 from typing import Any
 
 import keras
+from keras import ops
 
 from zoo.backends import backend
 
@@ -30,8 +31,21 @@ class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Embedding(keras.layers.Embedding):  # type: ignore[misc]
-    """`keras.layers.Embedding` that refuses ids outside the vocabulary: (B, T) to (B, T, width).
+class Dense(keras.layers.Dense):  # type: ignore[misc]
+    """`keras.layers.Dense` that keeps its dtype without a bias, too: (..., inputs) to (..., units).
+
+    Two float64 tensors give Keras a float32 one on PyTorch and JAX.
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        return ops.cast(super().call(inputs, training=training), self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
+    """`keras.layers.ReversibleEmbedding` that refuses ids outside the vocabulary.
+
+    (B, T) to (B, T, width) and, called with `reverse=True`, (B, T, width) to (B, T, vocabulary).
 
     What a backend does with such an id is its own: an error without a word of the id, NaN, another
     row.
@@ -41,9 +55,10 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             the backend's own error with the same text; XLA on TensorFlow drops the check.
     """
 
-    def call(self, inputs: Tensor) -> Tensor:
-        inputs = backend.checked_ids(inputs, self.input_dim, self.name)
-        return super().call(inputs)
+    def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
+        if not reverse:
+            inputs = backend.checked_ids(inputs, self.input_dim, self.name)
+        return ops.cast(super().call(inputs, reverse=reverse), self.compute_dtype)
 
 
 def known_activation(name: str) -> str:

@@ -9,8 +9,15 @@ from zoo.backends import backend
 Tensor = Any
 
 
-def schedule(name: str, learning_rate: float, steps: int) -> Any:
-    """What the learning rate does over a run of so many steps: "constant", or "cosine" to 0.
+def schedule(name: str, learning_rate: float, steps: int, warmup_steps: int = 100) -> Any:
+    """What the learning rate does over a run.
+
+    Args:
+        name: "constant"; "cosine", which falls to 0; or "warmup_cosine", which rises from 0 and
+            then falls to a tenth.
+        learning_rate: at its largest.
+        steps: of the run.
+        warmup_steps: of the rise, at most a tenth of them all.
 
     Raises:
         ValueError: for another name, or a learning rate that is not above 0.
@@ -23,7 +30,14 @@ def schedule(name: str, learning_rate: float, steps: int) -> Any:
         return learning_rate
     if name == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    raise ValueError(f"`schedule` must be constant or cosine. Received: schedule={name}")
+    if name == "warmup_cosine":
+        rise = max(min(warmup_steps, steps // 10), 1)
+        return keras.optimizers.schedules.CosineDecay(
+            0.0, steps - rise, alpha=0.1, warmup_target=learning_rate, warmup_steps=rise
+        )
+    raise ValueError(
+        f"`schedule` must be constant, cosine or warmup_cosine. Received: schedule={name}"
+    )
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -87,3 +101,36 @@ class Adam(keras.optimizers.Adam):  # type: ignore[misc]
         for unused in ("amsgrad", "weight_decay"):
             config.pop(unused)
         return {**config, "l2": self.l2}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class AdamW(Adam):
+    """Adam, and weights that shrink by a share of the learning rate: as `torch.optim.AdamW`.
+
+        w = w - learning_rate · decay · w          before Adam's step
+
+    Only tables and matrices shrink; biases and the scales of normalisations do not.
+
+    Args:
+        learning_rate: a number or a `keras.optimizers.schedules.LearningRateSchedule`.
+        decay: 0 or more.
+        **kwargs: as for `Adam`.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    def __init__(
+        self, learning_rate: Any = 1e-3, decay: float = 0.1, name: str = "adamw", **kwargs: Any
+    ):
+        if not decay >= 0:
+            raise ValueError(f"`decay` must be 0 or more. Received: decay={decay}")
+        super().__init__(learning_rate, name=name, **kwargs)
+        self.weight_decay = decay  # Keras' own optimizer does the rest
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        return len(variable.shape) > 1
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.pop("weight_decay", None)
+        return {**config, "decay": self.weight_decay}

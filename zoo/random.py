@@ -212,6 +212,30 @@ class FanInUniform(keras.initializers.Initializer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
+class Normal(keras.initializers.Initializer):  # type: ignore[misc]
+    """Normal of mean 0, as transformers begin.
+
+    Args:
+        seed: the model's seed.
+        stream: names the weight, so that no two of a model begin alike.
+        stddev: by default 1/sqrt(inputs of each unit), read off the shape (all axes but the last).
+    """
+
+    def __init__(self, seed: int, stream: str, stddev: float | None = None):
+        self.seed = seed
+        self.stream = stream
+        self.stddev = stddev
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        stddev = 1 / math.sqrt(math.prod(shape[:-1])) if self.stddev is None else self.stddev
+        values = normal(key(self.seed, "weights", self.stream), shape, stddev)
+        return ops.convert_to_tensor(values, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"seed": self.seed, "stream": self.stream, "stddev": self.stddev}
+
+
+@keras.saving.register_keras_serializable("zoo")
 class Orthogonal(keras.initializers.Initializer):  # type: ignore[misc]
     """Square blocks side by side, (n, n·blocks), each a random rotation: no signal grows or dies.
 

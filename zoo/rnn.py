@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from zoo import random
 from zoo.generation import generate
@@ -181,7 +180,8 @@ def _language_model_count(
 
 
 def _greedy(model: keras.Model) -> Mapping[str, Any]:
-    return {"tokens": generate(model, np.array([[1, 2, 3]]), 12, temperature=0.0)}
+    (tokens,) = generate(model, [[1, 2, 3]], 12, temperature=0.0)
+    return {"tokens": tokens}
 
 
 @register(

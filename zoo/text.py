@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from zoo import random
 from zoo.datasets import embedded
 
 SHAKESPEARE_SHA256 = "089ed6470c5acf7e0922bafaf46c3d999971315b3a41ca6674068634ae62b369"
@@ -101,6 +102,23 @@ class Vocabulary:
                 "`vocabulary_size` must be at least 2 and at most 65536. "
                 f"Received: vocabulary_size={vocabulary_size}"
             )
+        vocabulary = cls._trained(texts, vocabulary_size)
+        found = len(vocabulary)
+        if found > vocabulary_size or found < 2:
+            raise ValueError(
+                "`vocabulary_size` must be above the number of different bytes in the texts, "
+                "and the texts must not be empty. Received: "
+                f"vocabulary_size={vocabulary_size}, texts with {found - 1}"
+            )
+        return vocabulary
+
+    @classmethod
+    def characters(cls, texts: Iterable[str]) -> Self:
+        """Nothing is merged: each byte of the texts is a token, in English each character."""
+        return cls._trained(texts, 1)
+
+    @classmethod
+    def _trained(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -108,13 +126,6 @@ class Vocabulary:
             vocab_size=vocabulary_size, special_tokens=[_SEPARATOR], show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
-        found = tokenizer.get_vocab_size()
-        if found > vocabulary_size or found < 2:
-            raise ValueError(
-                "`vocabulary_size` must be above the number of different bytes in the texts, "
-                "and the texts must not be empty. Received: "
-                f"vocabulary_size={vocabulary_size}, texts with {found - 1}"
-            )
         return cls(tokenizer)
 
     @classmethod
@@ -231,16 +242,69 @@ def encode_to_disk(
         return np.memmap(file, np.uint16, "r")
 
 
-def encode_split(vocabulary: Vocabulary, folder: Path | None = None) -> dict[str, np.ndarray]:
-    """The ids of "train", "validation" and "test", each as `encode_to_disk` gives them."""
-    parts = ("train", "validation", "test")
-    return {part: encode_to_disk(split(part), vocabulary, folder) for part in parts}
+def encode_split(
+    vocabulary: Vocabulary, folder: Path | None = None, how: str = "works"
+) -> dict[str, np.ndarray]:
+    """The ids of "train", "validation" and "test", each as `encode_to_disk` gives them.
+
+    Args:
+        vocabulary: to encode with.
+        folder: on the disk that is to hold them.
+        how: "works" holds whole works out. "first_90" trains on the first 90 % of the text, and the
+            rest is for validation and test alike.
+
+    Raises:
+        ValueError: for another `how`.
+    """
+    _check_split(how)
+    if how == "works":
+        parts = ("train", "validation", "test")
+        return {part: encode_to_disk(split(part), vocabulary, folder) for part in parts}
+    ids = encode_to_disk(vocabulary_works(how), vocabulary, folder)
+    border = int(0.9 * len(ids))
+    return {"train": ids[:border], "validation": ids[border:], "test": ids[border:]}
+
+
+def vocabulary_works(how: str = "works") -> Iterator[str]:
+    """The texts that a vocabulary is made from, with a split as in `encode_split`.
+
+    With "first_90" it is all of them, so that each character of the rest is known.
+    """
+    _check_split(how)
+    return split("train") if how == "works" else (text for _, text in works())
+
+
+def make_vocabulary(saved: Path, size: int | None, how: str = "works") -> Vocabulary:
+    """What a run has saved; else of so many subwords, or of characters, made from the texts.
+
+    Args:
+        saved: a file, which need not be there.
+        size: of the vocabulary; None takes characters.
+        how: a split as in `encode_split`.
+    """
+    if saved.exists():
+        return Vocabulary.load(saved)
+    texts = vocabulary_works(how)
+    return Vocabulary.characters(texts) if size is None else Vocabulary.train(texts, size)
+
+
+def _check_split(how: str) -> None:
+    if how not in ("works", "first_90"):
+        raise ValueError(f"`split` must be works or first_90. Received: split={how}")
 
 
 def split_works(ids: np.ndarray) -> list[np.ndarray]:
     """The works in the ids of `encode_to_disk`, each (T,) from its `BEGIN` on, still on disk."""
     begins = np.flatnonzero(ids == Vocabulary.BEGIN)
     return [ids[begin:end] for begin, end in zip(begins, [*begins[1:], len(ids)])]
+
+
+def _check_window(ids: np.ndarray, length: int) -> None:
+    if not 1 <= length < len(ids):
+        raise ValueError(
+            f"`length` must be at least 1 and below {len(ids)}, the tokens of the text. "
+            f"Received: length={length}"
+        )
 
 
 class Windows:
@@ -258,11 +322,7 @@ class Windows:
     def __init__(self, ids: np.ndarray, length: int, train_examples: int | None = None):
         self._ids = ids
         self._length = length
-        if not 1 <= length < len(ids):
-            raise ValueError(
-                f"`length` must be at least 1 and below {len(ids)}, the tokens of the text. "
-                f"Received: length={length}"
-            )
+        _check_window(ids, length)
         whole = (len(ids) - 1) // length
         if train_examples is not None and not 1 <= train_examples <= whole:
             raise ValueError(
@@ -277,4 +337,34 @@ class Windows:
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray]:
         """The windows of these numbers, (B,), as ids (B, length + 1) int32."""
         places = np.asarray(indices)[:, None] * self._length + np.arange(self._length + 1)
+        return (self._ids[places].astype(np.int32),)
+
+
+class RandomWindows:
+    """Training examples: pieces of a text from places drawn at random, and the token after each.
+
+    Args:
+        ids: (N,) integers, in memory or on the disk.
+        length: tokens the model reads at once.
+        count: how many pieces.
+        seed: of the places.
+
+    Raises:
+        ValueError: if there are too few ids for one window.
+    """
+
+    def __init__(self, ids: np.ndarray, length: int, count: int, seed: int = 0):
+        _check_window(ids, length)
+        self._ids = ids
+        self._length = length
+        key = random.key(seed, "windows")
+        places = random.uniform(key, count).astype(np.float64) * (len(ids) - length)
+        self._places = places.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray]:
+        """The windows of these numbers, (B,), as ids (B, length + 1) int32."""
+        places = self._places[np.asarray(indices)][:, None] + np.arange(self._length + 1)
         return (self._ids[places].astype(np.int32),)

@@ -43,7 +43,8 @@ def two_inputs(dropout: bool = False) -> keras.Model:
 
 def one_input() -> keras.Model:
     image = keras.Input((12, 12, 3), name="image")
-    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv")(image)
+    x = layers.Normalization(name="normal")(image)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv")(x)
     x = Scale(name="scale")(layers.BatchNormalization(name="norm")(x))
     x = layers.GlobalAveragePooling2D(name="pool")(ops.gelu(x))
     return keras.Model(image, layers.Dense(4, name="last")(x), name="one_input")

@@ -90,6 +90,21 @@ class Backend(Protocol):
         """The same by the library's compiler, also where that is not faster; for comparisons."""
         ...
 
+    def decoder(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """As `forward`, of `function(arrays, caches) -> (outputs, caches)`.
+
+        The caches are written to where they are; those that were given are not to be used again.
+        """
+        ...
+
+    def cache(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """Zeros that `write` can write to within a `decoder`."""
+        ...
+
+    def write(self, cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+        """The cache, (B, capacity, ...), with `new`, (B, T, ...), at `start`."""
+        ...
+
     def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
         """What a `zoo.layers.Conv2D` computes: convolution, bias, activation."""
         ...

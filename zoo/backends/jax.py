@@ -164,6 +164,25 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 compiled = forward
 
 
+def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    variables = model.variables
+
+    def with_values(values: Any, arrays: Any, caches: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+            return function(arrays, caches)
+
+    compiled = jax.jit(with_values, donate_argnums=2)
+    return lambda arrays, caches: compiled([v.value for v in variables], arrays, caches)
+
+
+def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
+    return jnp.zeros(shape, dtype)
+
+
+def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=1)
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     """Keras would make a row of zeros and a one for each label."""
     chosen = jnp.take_along_axis(logits, labels[..., None].astype("int32"), axis=-1)[..., 0]

@@ -107,6 +107,23 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))
 
 
+def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def without_caches(arrays: Any, caches: Any) -> Any:
+        return function(arrays, caches)[0]
+
+    compiled = tf.function(without_caches, jit_compile=_jit_compile())
+    return lambda arrays, caches: (compiled(arrays, caches), caches)
+
+
+def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
+    return tf.Variable(tf.zeros(shape, dtype), trainable=False)
+
+
+def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    cache[:, start : start + tf.shape(new)[1]].assign(new)
+    return cache
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 

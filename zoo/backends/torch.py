@@ -92,6 +92,19 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return forward(model, torch.compile(function, backend=compiler))
 
 
+def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    return forward(model, function)
+
+
+def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
+    return keras.ops.zeros(shape, dtype)
+
+
+def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    cache[:, int(start) : int(start) + new.shape[1]] = new
+    return cache
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     """Keras would make a row of zeros and a one for each label."""
     classes = logits.shape[-1]

@@ -15,6 +15,7 @@ from keras import ops, tree
 
 from zoo import random
 from zoo.augment import ImageTransform
+from zoo.checkpoints import settle
 from zoo.parity.case import Case
 
 Tensor = Any
@@ -122,6 +123,7 @@ class Subject:
                 if value is None or value.shape != tuple(variable.shape) or path in self.generators:
                     value = self.initial[path]
                 variable.assign(ops.convert_to_tensor(value, dtype=variable.dtype))
+        settle(self.model)
 
     # -------------------------------------------------------------- data
 
