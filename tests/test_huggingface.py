@@ -61,6 +61,15 @@ def test_names_without_a_prefix_and_masks_are_taken(folder: Path) -> None:
     np.testing.assert_array_equal(ops.convert_to_numpy(huggingface.load(folder)(IDS)), expected)
 
 
+def test_bfloat16(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    rounded = {name: array.astype("bfloat16") for name, array in state.items()}
+    save_file(rounded, folder / "model.safetensors")
+    found = huggingface.load(folder).get_layer("embedding").embeddings
+    expected = state["transformer.wte.weight"].astype("bfloat16").astype(np.float32)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

@@ -79,11 +79,10 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Mode
             f"`folder` must hold a model.safetensors that is whole. Received: {folder} ({error})"
         ) from error
     # Some files leave out the prefix, some hold the causal mask or the tied output, too.
+    prefixes = "transformer.", "model.", "lm_head."
     arrays = {
-        name
-        if name.startswith(("transformer.", "model.", "lm_head."))
-        else f"transformer.{name}": a
-        for name, a in arrays.items()
+        name if name.startswith(prefixes) else f"transformer.{name}": _known(array)
+        for name, array in arrays.items()
         if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
     }
     tensors = list(_tensors(model, kind))
@@ -96,6 +95,11 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Mode
         for variable, array in zip(tensor.variables, tensor.to_here(arrays[tensor.name])):
             variable.assign(array)
     return model
+
+
+def _known(array: np.ndarray) -> np.ndarray:
+    """NumPy itself has no bfloat16."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
