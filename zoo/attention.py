@@ -24,10 +24,11 @@ import numpy as np
 from keras import ops
 
 from zoo import random
-from zoo.layers import Dense
+from zoo.backends import backend
+from zoo.layers import Dense, run
 
 Tensor = Any
-Cache = tuple[Tensor, Tensor]  # keys and values so far, (B, capacity, num_kv_heads, head_dim) each
+Cache = tuple[Tensor, Tensor]  # keys and values so far, (B, num_kv_heads, capacity, head_dim) each
 PositionKind = Literal["sinusoidal", "learned", "rotary"]
 
 # Where layers leave their weights, by path, while somebody asks: see `zoo.attention_maps`.
@@ -64,6 +65,11 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     x = ops.cast(x, cosines.dtype)  # 16 bits are too few for an angle
     first, second = ops.split(x, 2, axis=-1)
     return ops.cast(x * cosines + ops.concatenate([-second, first], axis=-1) * sines, dtype)
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """(B, T, heads, head_dim) as caches hold it: (B, heads, T, head_dim)."""
+    return ops.transpose(x, (0, 2, 1, 3))
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -208,12 +214,12 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
 
     def queries(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(B, T, hidden_dim) to (B, T, num_heads, head_dim)."""
-        return self._rotated(self._heads(self.query_projection(x), self.num_heads), positions)
+        return self._rotated(self._heads(run(self.query_projection, x), self.num_heads), positions)
 
     def keys_and_values(self, x: Tensor, positions: Tensor | None = None) -> Cache:
         """(B, S, hidden_dim) to (B, S, num_kv_heads, head_dim) each."""
-        keys = self._heads(self.key_projection(x), self.num_kv_heads)
-        values = self._heads(self.value_projection(x), self.num_kv_heads)
+        keys = self._heads(run(self.key_projection, x), self.num_kv_heads)
+        values = self._heads(run(self.value_projection, x), self.num_kv_heads)
         return self._rotated(keys, positions), values
 
     def attend(
@@ -228,13 +234,16 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         maps = asked_for.get()
         if maps is not None:
             maps[self.path] = self._weights(query, keys, visible, causal)
-        if self.num_kv_heads == 1:  # Keras gives each to its queries, but not a single one to all
-            keys, values = (ops.repeat(x, self.num_heads, axis=2) for x in (keys, values))
-        mixed = ops.dot_product_attention(
-            query, keys, values, mask=visible, scale=self.head_dim**-0.5, is_causal=causal
-        )
+        scale = self.head_dim**-0.5
+        return self._output(backend.attention(query, keys, values, visible, causal, scale))
+
+    def attend_cache(self, query: Tensor, cache: Cache, visible: Tensor) -> Tensor:
+        """The same to keys and values that are kept; `visible`: (B, 1, T, S) bool."""
+        return self._output(backend.cached_attention(query, *cache, visible, self.head_dim**-0.5))
+
+    def _output(self, mixed: Tensor) -> Tensor:
         shape = ops.shape(mixed)
-        return self.output_projection(ops.reshape(mixed, (*shape[:2], shape[2] * shape[3])))
+        return run(self.output_projection, ops.reshape(mixed, (*shape[:2], shape[2] * shape[3])))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))

@@ -20,8 +20,8 @@ import keras
 from keras import ops
 
 from zoo import random
-from zoo.attention import Attention, Cache
-from zoo.layers import Dense, check_dropout, check_sizes
+from zoo.attention import Attention, Cache, heads_first
+from zoo.layers import Dense, check_dropout, check_sizes, run
 
 Tensor = Any
 Norm = Literal["layer_norm", "rms_norm"]
@@ -95,8 +95,8 @@ class FeedForward(keras.layers.Layer):  # type: ignore[misc]
     def call(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         if self.activation == "swiglu":
-            return self.down(activate(self.gate(x)) * self.up(x))
-        return self.down(activate(self.up(x)))
+            return run(self.down, activate(run(self.gate, x)) * run(self.up, x))
+        return run(self.down, activate(run(self.up, x)))
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -200,9 +200,12 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
-            return self.cross_attention(x, context, counts=context_counts)
+            return run(self.cross_attention, x, context, counts=context_counts)
 
-        return self.combine(x, lambda x: self.attention(x, counts=counts), attend_context, training)
+        def attend(x: Tensor) -> Tensor:
+            return run(self.attention, x, counts=counts)
+
+        return self.combine(x, attend, attend_context, training)
 
     def combine(
         self,
@@ -215,14 +218,14 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         x = self._add("attention", x, attend, training)
         if self.cross_attention is not None:
             x = self._add("cross_attention", x, attend_context, training)
-        return self._add("feed_forward", x, self.feed_forward, training)
+        return self._add("feed_forward", x, lambda x: run(self.feed_forward, x), training)
 
     def _add(self, part: str, x: Tensor, function: Any, training: bool) -> Tensor:
         norm, drop = getattr(self, f"{part}_norm"), getattr(self, f"{part}_dropout", None)
-        added = function(norm(x) if self.norm_first else x)
+        added = function(run(norm, x) if self.norm_first else x)
         if drop is not None:
-            added = drop(added, training=training)
-        return x + added if self.norm_first else norm(x + added)
+            added = run(drop, added, training=training)
+        return x + added if self.norm_first else run(norm, x + added)
 
     def step(
         self,
@@ -238,7 +241,7 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
 
         Args:
             x: (B, T, hidden_dim).
-            cache: of the positions before, (B, capacity, num_kv_heads, head_dim) each.
+            cache: of the positions before, (B, num_kv_heads, capacity, head_dim) each.
             write: puts new keys or values into one.
             visible: (B, 1, T, capacity) bool.
             positions: (B, T).
@@ -252,15 +255,15 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
 
         def attend(x: Tensor) -> Tensor:
             query = self.attention.queries(x, positions)
-            new = self.attention.keys_and_values(x, positions)
+            new = (heads_first(x) for x in self.attention.keys_and_values(x, positions))
             kept.extend(write(old, added) for old, added in zip(cache, new))
-            return self.attention.attend(query, kept[0], kept[1], visible)
+            return self.attention.attend_cache(query, (kept[0], kept[1]), visible)
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
             assert context is not None
             query = self.cross_attention.queries(x)
-            return self.cross_attention.attend(query, *context, context_visible)
+            return self.cross_attention.attend_cache(query, context, context_visible)
 
         x = self.combine(x, attend, attend_context)
         return x, (kept[0], kept[1])
@@ -268,7 +271,7 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
     def cache_spec(self, rows: int, capacity: int) -> tuple[tuple[int, ...], str]:
         """Shape and dtype of each half of a cache for `step`."""
         attention = self.attention
-        shape = rows, capacity, attention.num_kv_heads, attention.head_dim
+        shape = rows, attention.num_kv_heads, capacity, attention.head_dim
         return shape, attention.compute_dtype
 
     def compute_output_shape(self, input_shape: Any, *_: Any, **__: Any) -> Any:

@@ -158,16 +158,17 @@ class _Cached:
         ids, start, padding = (ops.convert_to_tensor(array) for array in arrays)
         places = start + ops.arange(ids.shape[1], dtype="int32")  # (T,)
         positions = ops.maximum(places[None] - padding[:, None], 0)  # (B, T)
-        keys = ops.arange(caches[0][0].shape[1], dtype="int32")  # (capacity,)
-        # Not what is yet to come, and not the padding.
+        keys = ops.arange(caches[0][0].shape[2], dtype="int32")  # (capacity,)
+        # Not what is yet to come, and not the padding; which sees itself, so as to see something.
         visible = (keys <= places[:, None])[None] & (keys >= padding[:, None])[:, None]
+        visible = visible | (keys == places[:, None])[None]
         visible = visible[:, None]  # (B, 1, T, capacity)
 
         def write(cache: Tensor, new: Tensor) -> Tensor:
             return backend.write(cache, new, start)
 
         embedding, *layers = self._layers
-        x = embedding(ids)
+        x = embedding.look_up(ids)
         kept: list[Any] = []
         for layer in layers:
             if isinstance(layer, Positions):

@@ -60,6 +60,21 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
             inputs = backend.checked_ids(inputs, self.input_dim, self.name)
         return ops.cast(super().call(inputs, reverse=reverse), self.compute_dtype)
 
+    def look_up(self, ids: Tensor) -> Tensor:
+        """For ids that were checked: the check makes JAX take its slow way into compiled code."""
+        return super().call(ids)
+
+
+def run(layer: keras.layers.Layer, *inputs: Tensor, **options: Any) -> Tensor:
+    """Calls a layer that is built and lies in another one.
+
+    What Keras does around a layer's `call` takes longer than a small one's arithmetic where steps
+    are not compiled, and within another layer it is of no use unless numbers have to be cast.
+    """
+    if layer.compute_dtype == layer.variable_dtype:
+        return layer.call(*inputs, **options)
+    return layer(*inputs, **options)
+
 
 def known_activation(name: str) -> str:
     """The name, if Keras has an activation of it that keeps the width and takes no arguments.

@@ -102,7 +102,7 @@ class Backend(Protocol):
         ...
 
     def write(self, cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-        """The cache, (B, capacity, ...), with `new`, (B, T, ...), at `start`."""
+        """The cache, (B, heads, capacity, head_dim), with `new`, of T rows, from `start` on."""
         ...
 
     def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
@@ -111,6 +111,36 @@ class Backend(Protocol):
 
     def max_pool2d(self, layer: Any, inputs: Tensor) -> Tensor:
         """What a `zoo.layers.MaxPooling2D` computes."""
+        ...
+
+    def attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> Tensor:
+        """softmax(scale·q·kᵀ + mask)·v, by a fused kernel where there is one.
+
+        Args:
+            query: (B, T, heads, head_dim).
+            keys: (B, S, kv_heads, head_dim); kv_heads divides heads.
+            values: likewise.
+            visible: bool, broadcast to (B, heads, T, S); each query is to see a key at least.
+            causal: whether query t sees no key beyond t.
+            scale: of the scores.
+
+        Returns:
+            (B, T, heads, head_dim).
+        """
+        ...
+
+    def cached_attention(
+        self, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float
+    ) -> Tensor:
+        """The same with keys and values as caches hold them, (B, kv_heads, S, head_dim)."""
         ...
 
     def cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:

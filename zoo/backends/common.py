@@ -69,6 +69,35 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    if keys.shape[2] == 1:  # Keras gives each to its queries, but not a single one to all
+        keys, values = (ops.repeat(x, query.shape[2], axis=2) for x in (keys, values))
+    return ops.dot_product_attention(
+        query, keys, values, mask=visible, scale=scale, is_causal=causal
+    )
+
+
+def cached_attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float
+) -> Tensor:
+    batch, length, heads, head_dim = query.shape
+    shared = heads // keys.shape[1]
+    query = ops.reshape(query * scale, (batch, length, keys.shape[1], shared, head_dim))
+    # The queries that share keys are rows of one product: (B, kv_heads, shared·T, head_dim).
+    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch, keys.shape[1], -1, head_dim))
+    scores = ops.matmul(query, ops.swapaxes(keys, 2, 3))
+    scores = ops.reshape(scores, (batch, keys.shape[1], shared, length, keys.shape[2]))
+    if "16" in str(scores.dtype):
+        scores = ops.cast(scores, "float32")
+    weights = ops.softmax(ops.where(visible[:, :, None], scores, -1e30), axis=-1)
+    weights = ops.reshape(weights, (batch, keys.shape[1], shared * length, keys.shape[2]))
+    mixed = ops.matmul(ops.cast(weights, values.dtype), values)
+    mixed = ops.reshape(mixed, (batch, keys.shape[1], shared, length, head_dim))
+    return ops.reshape(ops.transpose(mixed, (0, 3, 1, 2, 4)), (batch, length, heads, head_dim))
+
+
 def corrected(optimizer: Any, learning_rate: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Adam's step size and epsilon, with the moments' bias corrected, for the coming step."""
     # Sixteen bits are too few for it.

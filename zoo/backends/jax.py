@@ -13,11 +13,15 @@ import keras
 
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
+from zoo.backends.common import attention as attention
+from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
 
 Tensor = Any
+
+_MANY_CLASSES = 256
 
 
 def version() -> str:
@@ -180,11 +184,13 @@ def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-    """Keras would make a row of zeros and a one for each label."""
+    """Keras makes a row of zeros and a one for each label, which takes time among many classes."""
+    if logits.shape[-1] < _MANY_CLASSES:
+        return keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     chosen = jnp.take_along_axis(logits, labels[..., None].astype("int32"), axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 

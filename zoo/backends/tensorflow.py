@@ -8,6 +8,8 @@ import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
+from zoo.backends.common import attention as attention
+from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import max_pool2d as max_pool2d
@@ -120,8 +122,8 @@ def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    cache[:, start : start + tf.shape(new)[1]].assign(new)
-    return cache
+    cache[:, :, start : start + tf.shape(new)[2]].assign(new)
+    return tf.convert_to_tensor(cache)
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:

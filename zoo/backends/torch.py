@@ -101,8 +101,45 @@ def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    cache[:, int(start) : int(start) + new.shape[1]] = new
+    cache[:, :, int(start) : int(start) + new.shape[2]] = new
     return cache
+
+
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """Keras would copy all three first."""
+    if causal and visible is not None:  # the kernel takes one or the other
+        shape = query.shape[1], keys.shape[1]
+        visible = visible & torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    return _attention(query, keys, values, visible, scale, causal and visible is None)
+
+
+def cached_attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float
+) -> Tensor:
+    return _attention(query, keys, values, visible, scale)
+
+
+def _attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor | None,
+    scale: float,
+    causal: bool = False,
+) -> Tensor:
+    mixed = torch.nn.functional.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=visible,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=query.shape[2] != keys.shape[1],
+    )
+    return mixed.transpose(1, 2)
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
