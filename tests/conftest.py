@@ -3,13 +3,14 @@
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from zoo import text
 from zoo.backends import backend
 
 backend.use_full_precision()
@@ -54,3 +55,19 @@ def in_process(
         return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), output, errors)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def few_works() -> Iterator[None]:
+    """Shakespeare's works are two, and the first pages of those held out."""
+    whole = text.works
+    held_out = (*text.VALIDATION, *text.TEST)
+    kept = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
+    pages = [
+        (title, content[: 20_000 if title in held_out else None])
+        for title, content in whole()
+        if title in kept
+    ]
+    text.works = lambda: iter(pages)
+    yield
+    text.works = whole

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +16,12 @@ from recipes.next_word import Config, main
 from zoo import language, text, training
 from zoo.backends import backend
 
+pytestmark = pytest.mark.usefixtures("few_works")
+
 SMALL = {
     "cell": "gru", "vocabulary_size": 400, "units": 32, "dropout": 0.1, "length": 32, "epochs": 2,
     "batch_size": 16, "learning_rate": 1e-2, "train_examples": 640,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_works() -> Iterator[None]:
-    whole = text.works
-    held_out = (*text.VALIDATION, *text.TEST)
-    kept = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
-    pages = [
-        (title, content[: 20_000 if title in held_out else None])
-        for title, content in whole()
-        if title in kept
-    ]
-    text.works = lambda: iter(pages)
-    yield
-    text.works = whole
 
 
 def run(folder: Path, **changes: object) -> tuple[dict, str]:
@@ -46,7 +32,7 @@ def run(folder: Path, **changes: object) -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+def finished(few_works: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, *run(folder)
 

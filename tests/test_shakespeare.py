@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +14,15 @@ import tyro
 import zoo
 from recipes.shakespeare import Config, main
 from zoo import __main__ as command_line
-from zoo import language, text, training
+from zoo import language, training
 from zoo.backends import backend
+
+pytestmark = pytest.mark.usefixtures("few_works")
 
 SMALL = {
     "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "length": 32, "steps": 200,
     "batch_size": 16, "learning_rate": 1e-2, "dropout": 0.1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_works() -> Iterator[None]:
-    whole = text.works
-    held_out = (*text.VALIDATION, *text.TEST)
-    kept = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
-    pages = [
-        (title, content[: 20_000 if title in held_out else None])
-        for title, content in whole()
-        if title in kept
-    ]
-    text.works = lambda: iter(pages)
-    yield
-    text.works = whole
 
 
 def run(folder: Path, **changes: object) -> tuple[dict, str]:
@@ -47,7 +33,7 @@ def run(folder: Path, **changes: object) -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+def finished(few_works: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, *run(folder)
 

@@ -23,9 +23,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo import random
 from zoo.backends import backend
-from zoo.layers import Dense, run
+from zoo.layers import projection, run
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # keys and values so far, (B, num_kv_heads, capacity, head_dim) each
@@ -180,21 +179,10 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         width = input_shape[-1]
         self.head_dim = width // self.num_heads
         narrow = self.num_kv_heads * self.head_dim
-        for name, units, stddev in (
-            ("query", width, self.stddev),
-            ("key", narrow, self.stddev),
-            ("value", narrow, self.stddev),
-            ("output", width, self.output_stddev),
-        ):
-            layer = Dense(
-                units,
-                use_bias=self.use_bias,
-                kernel_initializer=random.Normal(self.seed, f"{self.stream}/{name}", stddev),
-                dtype=self.dtype_policy,
-                name=name,
-            )
-            layer.build((None, None, width))
-            setattr(self, f"{name}_projection", layer)
+        self.query_projection = projection(self, "query", width, width, self.stddev)
+        self.key_projection = projection(self, "key", width, narrow, self.stddev)
+        self.value_projection = projection(self, "value", width, narrow, self.stddev)
+        self.output_projection = projection(self, "output", width, width, self.output_stddev)
         if self.rotary_base is not None:
             self._rotations = rotary_tables(self.max_length, self.head_dim, self.rotary_base)
 

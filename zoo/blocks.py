@@ -21,7 +21,7 @@ from keras import ops
 
 from zoo import random
 from zoo.attention import Attention, Cache, heads_first
-from zoo.layers import Dense, check_dropout, check_sizes, run
+from zoo.layers import check_dropout, check_sizes, projection, run
 
 Tensor = Any
 Norm = Literal["layer_norm", "rms_norm"]
@@ -77,20 +77,11 @@ class FeedForward(keras.layers.Layer):  # type: ignore[misc]
 
     def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
-        layers = [("up", width, self.intermediate_dim, self.stddev)]
+        inner = self.intermediate_dim
+        self.up = projection(self, "up", width, inner, self.stddev)
         if self.activation == "swiglu":
-            layers.append(("gate", width, self.intermediate_dim, self.stddev))
-        layers.append(("down", self.intermediate_dim, width, self.output_stddev))
-        for name, inputs, units, stddev in layers:
-            layer = Dense(
-                units,
-                use_bias=self.use_bias,
-                kernel_initializer=random.Normal(self.seed, f"{self.stream}/{name}", stddev),
-                dtype=self.dtype_policy,
-                name=name,
-            )
-            layer.build((None, None, inputs))
-            setattr(self, name, layer)
+            self.gate = projection(self, "gate", width, inner, self.stddev)
+        self.down = projection(self, "down", inner, width, self.output_stddev)
 
     def call(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]

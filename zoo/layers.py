@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from zoo import random
 from zoo.backends import backend
 
 Tensor = Any
@@ -63,6 +64,21 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
     def look_up(self, ids: Tensor) -> Tensor:
         """For ids that were checked: the check makes JAX take its slow way into compiled code."""
         return super().call(ids)
+
+
+def projection(
+    owner: Any, name: str, inputs: int, units: int, stddev: float | None
+) -> keras.layers.Layer:
+    """A built `Dense` within a layer that has `use_bias`, `seed` and `stream`; normal weights."""
+    layer = Dense(
+        units,
+        use_bias=owner.use_bias,
+        kernel_initializer=random.Normal(owner.seed, f"{owner.stream}/{name}", stddev),
+        dtype=owner.dtype_policy,
+        name=name,
+    )
+    layer.build((None, None, inputs))
+    return layer
 
 
 def run(layer: keras.layers.Layer, *inputs: Tensor, **options: Any) -> Tensor:
