@@ -202,7 +202,7 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         self,
         x: Tensor,
         attend: Callable[[Tensor], Tensor],
-        attend_context: Callable[[Tensor], Tensor],
+        attend_context: Callable[[Tensor], Tensor] | None = None,
         training: bool = False,
     ) -> Tensor:
         """The block around whatever attention is done by."""
@@ -225,8 +225,6 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         write: Callable[[Tensor, Tensor], Tensor],
         visible: Tensor,
         positions: Tensor,
-        context: Cache | None = None,
-        context_visible: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """The same in inference mode for the next positions, with keys and values kept.
 
@@ -236,8 +234,6 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             write: puts new keys or values into one.
             visible: (B, 1, T, capacity) bool.
             positions: (B, T).
-            context: keys and values of the `cross_attention`.
-            context_visible: (B, 1, 1, S) bool.
 
         Returns:
             What `call` gives for these positions, and the cache with them in it.
@@ -250,13 +246,7 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             kept.extend(write(old, added) for old, added in zip(cache, new))
             return self.attention.attend_cache(query, (kept[0], kept[1]), visible)
 
-        def attend_context(x: Tensor) -> Tensor:
-            assert self.cross_attention is not None
-            assert context is not None
-            query = self.cross_attention.queries(x)
-            return self.cross_attention.attend_cache(query, context, context_visible)
-
-        x = self.combine(x, attend, attend_context)
+        x = self.combine(x, attend)
         return x, (kept[0], kept[1])
 
     def cache_spec(self, rows: int, capacity: int) -> tuple[tuple[int, ...], str]:

@@ -12,11 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from zoo.parity import rungs as ladder
-from zoo.parity import tasks
+from zoo.parity import comparisons, tasks
 from zoo.parity.case import Case
+from zoo.parity.evidence import Evidence
 from zoo.parity.report import Report, Row, RungReport
-from zoo.parity.rungs import RUNGS, Evidence, Rung
+from zoo.parity.rungs import RUNGS, Rung
 from zoo.parity.workers import WorkerError, Workers
 
 Progress = Callable[[str, Sequence[RungReport]], None]
@@ -315,7 +315,7 @@ class _Check:
         return {
             f"{mode} mode, {precision}, {a} and {b}": [
                 (reading.where, reading.distance, reading.tolerance)
-                for reading in ladder.layer_readings(evidence, mode, a, b, precision)
+                for reading in comparisons.layer_readings(evidence, mode, a, b, precision)
             ]
             for precision in evidence.precisions
             for mode in ("inference", "training")
