@@ -15,8 +15,6 @@ from zoo.generation import generate
 from zoo.gpt import CONFIGURATIONS
 from zoo.interop import huggingface
 
-pytestmark = pytest.mark.oracles
-
 IDS = np.random.default_rng(0).integers(0, 80, (3, 20)).astype(np.int32)
 SIZES = {"vocab_size": 80, "bos_token_id": None, "eos_token_id": None}
 

@@ -10,8 +10,6 @@ from torch import nn
 
 from zoo.blocks import TransformerBlock
 
-pytestmark = pytest.mark.oracles
-
 X = np.random.default_rng(0).normal(size=(3, 6, 16)).astype(np.float32)
 CONTEXT = np.random.default_rng(1).normal(size=(3, 9, 16)).astype(np.float32)
 COUNTS = np.arange(6) < np.array([[6], [3], [1]])
