@@ -28,12 +28,17 @@ def build(name: str, **options: Any) -> keras.Model:
     return entry.build(**{**arguments, **options})
 
 
-def example_input(model: keras.Model, batch: int = 4) -> np.ndarray:
+def example_input(model: keras.Model, batch: int = 4) -> Any:
     generator = np.random.default_rng(0)
-    shape = (batch, *(size or 6 for size in model.input.shape[1:]))
-    if "int" in model.input.dtype:
-        return generator.integers(0, model.output.shape[-1], shape).astype(model.input.dtype)
-    return generator.normal(size=shape).astype(model.input.dtype)
+
+    def drawn(spec: keras.KerasTensor) -> np.ndarray:
+        shape = (batch, *(size or 6 for size in spec.shape[1:]))
+        if "int" not in spec.dtype:
+            return generator.normal(size=shape).astype(spec.dtype)
+        embeddings = (x for x in model.layers if isinstance(x, keras.layers.Embedding))
+        return generator.integers(0, min(e.input_dim for e in embeddings), shape, spec.dtype)
+
+    return keras.tree.map_structure(drawn, model.input)
 
 
 def example_target(model: keras.Model, batch: int = 4) -> np.ndarray:

@@ -7,5 +7,6 @@ from zoo.gpt import gpt as gpt
 from zoo.mlp import mlp as mlp
 from zoo.rnn import rnn_classifier as rnn_classifier
 from zoo.rnn import rnn_language_model as rnn_language_model
+from zoo.transformer import transformer as transformer
 
-__all__ = ["cnn_48x48", "gpt", "mlp", "rnn_classifier", "rnn_language_model"]
+__all__ = ["cnn_48x48", "gpt", "mlp", "rnn_classifier", "rnn_language_model", "transformer"]

@@ -188,6 +188,8 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         training: bool = False,
     ) -> Tensor:
         """`context`: (B, S, hidden_dim); `counts`, `context_counts`: (B, T), (B, S), no padding."""
+        if context is not None:
+            _check_rows(context.shape[0], x.shape[0])
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
@@ -225,6 +227,8 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         write: Callable[[Tensor, Tensor], Tensor],
         visible: Tensor,
         positions: Tensor,
+        context: Cache | None = None,
+        context_visible: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """The same in inference mode for the next positions, with keys and values kept.
 
@@ -234,6 +238,8 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             write: puts new keys or values into one.
             visible: (B, 1, T, capacity) bool.
             positions: (B, T).
+            context: keys and values of the context: `context_cache`.
+            context_visible: (B, 1, 1, S) bool.
 
         Returns:
             What `call` gives for these positions, and the cache with them in it.
@@ -246,8 +252,19 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             kept.extend(write(old, added) for old, added in zip(cache, new))
             return self.attention.attend_cache(query, (kept[0], kept[1]), visible)
 
-        x = self.combine(x, attend)
+        def attend_context(x: Tensor) -> Tensor:
+            assert self.cross_attention is not None and context is not None
+            query = self.cross_attention.queries(x)
+            return self.cross_attention.attend_cache(query, context, context_visible)
+
+        x = self.combine(x, attend, attend_context)
         return x, (kept[0], kept[1])
+
+    def context_cache(self, context: Tensor) -> Cache:
+        """Keys and values of a context, (B, S, hidden_dim), for every `step` that reads it."""
+        assert self.cross_attention is not None
+        keys, values = self.cross_attention.keys_and_values(context)
+        return heads_first(keys), heads_first(values)
 
     def cache_spec(self, rows: int, capacity: int) -> tuple[tuple[int, ...], str]:
         """Shape and dtype of each half of a cache for `step`."""
@@ -262,6 +279,14 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         return {**super().get_config(), **self._settings}
 
 
+def _check_rows(sources: int | None, targets: int | None) -> None:
+    if None not in (sources, targets) and sources != targets:
+        raise ValueError(
+            "There must be as many sources as targets, each of which attends to its own. "
+            f"Received: {sources} sources and {targets} targets"
+        )
+
+
 def check_block(
     hidden_dim: int,
     num_heads: int,
@@ -269,7 +294,7 @@ def check_block(
     activation: str,
     norm: str,
     dropout: float,
-    rotary: bool,
+    positions: str,
     **sizes: int,
 ) -> None:
     """Raises ValueError for arguments of a block that make no sense; the text says which."""
@@ -286,7 +311,7 @@ def check_block(
             "`num_heads` must be divisible by `num_kv_heads`, which share the queries. Received: "
             f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
         )
-    if rotary and hidden_dim // num_heads % 2:
+    if positions == "rotary" and hidden_dim // num_heads % 2:
         raise ValueError(
             "`hidden_dim` / `num_heads` must be even for rotary positions, which turn pairs. "
             f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
@@ -294,6 +319,7 @@ def check_block(
     for argument, value, known in (
         ("activation", activation, tuple(ACTIVATIONS)),
         ("norm", norm, ("layer_norm", "rms_norm")),
+        ("positions", positions, ("learned", "sinusoidal", "rotary")),
     ):
         if value not in known:
             raise ValueError(

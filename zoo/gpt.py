@@ -148,17 +148,11 @@ def gpt(
             it is called, for a sequence longer than `max_length`.
     """
     check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
-    rotary = positions == "rotary"
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
     check_block(
-        hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, rotary,
+        hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, positions,
         intermediate_dim=intermediate_dim,
     )  # fmt: skip
-    if positions not in ("learned", "sinusoidal", "rotary"):
-        raise ValueError(
-            "`positions` must be one of learned, sinusoidal, rotary. "
-            f"Received: positions={positions}"
-        )
 
     ids = keras.Input((None,), dtype="int32", name="ids")
     embedding = Embedding(
@@ -169,7 +163,7 @@ def gpt(
         name="embedding",
     )
     x = embedding(ids)
-    if not rotary:
+    if positions != "rotary":
         initializer = random.Normal(seed, "positions", _STDDEV)
         x = Positions(positions, max_length, initializer, dtype=dtype, name="positions")(x)
     if dropout:
@@ -177,7 +171,8 @@ def gpt(
     for i in range(1, num_layers + 1):
         x = TransformerBlock(
             intermediate_dim, activation, num_heads, num_kv_heads,
-            causal=True, rotary_base=rotary_base if rotary else None, max_length=max_length,
+            causal=True, max_length=max_length,
+            rotary_base=rotary_base if positions == "rotary" else None,
             norm=norm, epsilon=epsilon, dropout=dropout, use_bias=use_bias,
             # What is added 2·num_layers times begins smaller, so that the sum does not grow.
             stddev=_STDDEV, output_stddev=_STDDEV / (2 * num_layers) ** 0.5,

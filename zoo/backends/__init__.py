@@ -105,6 +105,10 @@ class Backend(Protocol):
         """The cache, (B, heads, capacity, head_dim), with `new`, of T rows, from `start` on."""
         ...
 
+    def reorder(self, caches: Any, rows: np.ndarray) -> Any:
+        """The caches, nested as `decoder` takes them, of these rows in place of those there are."""
+        ...
+
     def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
         """What a `zoo.layers.Conv2D` computes: convolution, bias, activation."""
         ...

@@ -187,6 +187,11 @@ def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
     return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
 
 
+@partial(jax.jit, donate_argnums=0)
+def reorder(caches: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda cache: cache[rows], caches)
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     """Keras makes a row of zeros and a one for each label, which takes time among many classes."""
     if logits.shape[-1] < _MANY_CLASSES:

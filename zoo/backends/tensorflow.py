@@ -126,6 +126,12 @@ def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
     return tf.convert_to_tensor(cache)
 
 
+def reorder(caches: Any, rows: Any) -> Any:
+    for cache in tf.nest.flatten(caches):
+        cache.assign(tf.gather(cache, rows))
+    return caches
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 

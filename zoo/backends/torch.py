@@ -105,6 +105,11 @@ def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
     return cache
 
 
+def reorder(caches: Any, rows: Any) -> Any:
+    places = keras.ops.convert_to_tensor(rows)
+    return keras.tree.map_structure(lambda cache: cache[places], caches)
+
+
 def attention(
     query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
