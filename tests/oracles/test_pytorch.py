@@ -1,4 +1,4 @@
-"""The blocks against PyTorch's own transformer layers: both orders of norms, masks."""
+"""The blocks and the whole transformer against PyTorch's own: both orders of norms, masks."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from keras import ops
 from torch import nn
 
+from zoo import transformer
+from zoo.attention import sinusoidal_table
 from zoo.blocks import TransformerBlock
 
 X = np.random.default_rng(0).normal(size=(3, 6, 16)).astype(np.float32)
@@ -90,3 +92,42 @@ def test_a_decoders_layer_with_a_context(norm_first: bool, activation: Any) -> N
             memory_key_padding_mask=torch.from_numpy(~CONTEXT_COUNTS),
         ).numpy()  # fmt: skip
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # it says that it is slow
+@NORM_FIRST
+def test_the_whole_transformer(norm_first: bool) -> None:
+    """`nn.Transformer`, given the embeddings that ours begins with, and asked for its logits."""
+    ours = transformer(
+        40, 50, 16, num_layers=2, num_heads=4, hidden_dim=16, intermediate_dim=24, dropout=0.0,
+        norm_first=norm_first,
+    )  # fmt: skip
+    theirs = nn.Transformer(16, 4, 2, 2, 24, 0.0, "relu", batch_first=True, norm_first=norm_first)
+    if not norm_first:  # the paper's has no norms after its last blocks
+        theirs.encoder.norm = theirs.decoder.norm = None
+    theirs = randomised(theirs)
+    for half in ("encoder", "decoder"):
+        stack = getattr(theirs, half)
+        for number, layer in enumerate(stack.layers, 1):
+            copy_block(ours.get_layer(f"{half}_block{number}"), layer)
+        if norm_first:
+            weights = [stack.norm.weight.detach().numpy(), stack.norm.bias.detach().numpy()]
+            ours.get_layer(f"{half}_norm").set_weights(weights)
+    sources = np.random.default_rng(2).integers(1, 40, (3, 9)) * CONTEXT_COUNTS
+    targets = np.random.default_rng(3).integers(1, 50, (3, 6))
+    positions = sinusoidal_table(16, 16)
+    tables = (ours.get_layer(f"{half}_embedding").get_weights()[0] for half in ("source", "target"))
+    source_table, target_table = tables
+    embedded = (
+        torch.from_numpy((4 * table[ids] + positions[: ids.shape[1]]).astype(np.float32))
+        for table, ids in ((source_table, sources), (target_table, targets))
+    )
+    padding = torch.from_numpy(~CONTEXT_COUNTS)
+    with torch.enable_grad():  # as above
+        mixed = theirs(
+            *embedded, tgt_mask=nn.Transformer.generate_square_subsequent_mask(6),
+            src_key_padding_mask=padding, memory_key_padding_mask=padding, tgt_is_causal=True,
+        )  # fmt: skip
+    expected = mixed.detach().numpy() @ target_table.T
+    found = ops.convert_to_numpy(ours([sources, targets]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
