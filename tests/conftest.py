@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from zoo import text
+from zoo import pairs, text
 from zoo.backends import backend
 
 backend.use_full_precision()
@@ -71,3 +71,17 @@ def few_works() -> Iterator[None]:
     text.works = lambda: iter(pages)
     yield
     text.works = whole
+
+
+@pytest.fixture(scope="module")
+def few_pairs() -> Iterator[None]:
+    """The verses are Jonah's and James', and some to learn from."""
+    whole = pairs.pairs
+    chosen = [
+        pair
+        for pair in whole()
+        if pair.book in ("Jonah", "James", "Ecclesiastes", "Malachi", "Romans", "Nahum")
+    ]
+    pairs.pairs = lambda: iter(chosen)
+    yield
+    pairs.pairs = whole

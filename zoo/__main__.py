@@ -34,15 +34,22 @@ def show(name: tyro.conf.Positional[str]) -> None:
 
 
 def generate(
-    run_dir: Path, prompt: str, tokens: int = 300, temperature: float = 0.8, seed: int = 0
+    run_dir: Path,
+    prompt: str,
+    tokens: int = 300,
+    temperature: float | None = None,
+    seed: int = 0,
 ) -> None:
     """Write a text with a model that recipes/shakespeare.py or recipes/next_word.py has trained.
+
+    One that recipes/translate.py has trained translates the prompt.
 
     Args:
         run_dir: the directory of its run.
         prompt: what the text begins with.
-        tokens: how many are to come.
-        temperature: 1 draws as the model predicts, less from its likelier tokens, 0 the likeliest.
+        tokens: how many are to come at most.
+        temperature: 1 draws as the model predicts, less from its likelier tokens, by default 0.8; 0
+            takes the likeliest, which is the default of a translation.
         seed: of the draws; the same text on every backend.
     """
     model, vocabulary = language.load_run(run_dir)

@@ -253,7 +253,8 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             return self.attention.attend_cache(query, (kept[0], kept[1]), visible)
 
         def attend_context(x: Tensor) -> Tensor:
-            assert self.cross_attention is not None and context is not None
+            assert self.cross_attention is not None
+            assert context is not None
             query = self.cross_attention.queries(x)
             return self.cross_attention.attend_cache(query, context, context_visible)
 

@@ -71,8 +71,8 @@ def _count(
 def _tokens(model: keras.Model) -> Mapping[str, Any]:
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     return {
-        "greedy tokens": generate(model, prompts, 24, temperature=0.0),
-        "drawn tokens": generate(model, prompts, 24, seed=1),
+        "greedy tokens": generate(model, prompts, 64, temperature=0.0),
+        "drawn tokens": generate(model, prompts, 64, seed=1),
     }
 
 
@@ -84,11 +84,11 @@ def _tokens(model: keras.Model) -> Mapping[str, Any]:
     sample=_tokens,
     examples={
         "": {
-            "vocabulary_size": 64, "max_length": 32, "num_layers": 2, "num_heads": 2,
+            "vocabulary_size": 64, "max_length": 72, "num_layers": 2, "num_heads": 2,
             "hidden_dim": 16, "dropout": 0.1,
         },
         "llama": {
-            **CONFIGURATIONS["llama"], "vocabulary_size": 64, "max_length": 32, "num_layers": 2,
+            **CONFIGURATIONS["llama"], "vocabulary_size": 64, "max_length": 72, "num_layers": 2,
             "hidden_dim": 32, "intermediate_dim": 48,
         },
     },

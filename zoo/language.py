@@ -171,7 +171,7 @@ def plot_perplexity(
         axes.plot(epochs, np.exp([row[name] for row in history]), marker="o", label=label)
     for number, (name, loss) in enumerate(baselines.items(), 2):
         axes.axhline(np.exp(loss), color=f"C{number}", linestyle="--", label=f"{name}, validation")
-    ticks = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    ticks = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
@@ -208,15 +208,16 @@ def plot_losses(losses: Sequence[float], last: Mapping[str, float]) -> Figure:
 
 
 class Writer:
-    """Writes on from a prompt.
+    """Writes on from a prompt, or translates it.
 
     Made before a long training, it refuses at once what it would refuse at the end.
 
     Args:
         vocabulary: the model's.
-        prompt: what stands before.
+        prompt: what stands before, or is to be translated.
         seed: of the text.
-        temperature: of the text, as in `zoo.generation.stream`.
+        temperature: of the text, as in `zoo.generation.stream`; by default 0.8, and 0 of a
+            translation.
 
     Raises:
         ValueError: for an empty prompt, one that `vocabulary` cannot encode, or `temperature` below
@@ -224,9 +225,13 @@ class Writer:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, prompt: str, seed: int = 0, temperature: float = 1.0
+        self,
+        vocabulary: Vocabulary,
+        prompt: str,
+        seed: int = 0,
+        temperature: float | None = None,
     ):
-        if not temperature >= 0:
+        if temperature is not None and not temperature >= 0:
             raise ValueError(
                 f"`temperature` must be 0 or more. Received: temperature={temperature}"
             )
@@ -237,17 +242,32 @@ class Writer:
         self.temperature = temperature
 
     def write(self, model: keras.Model, console: Console, count: int = 300) -> None:
-        """Prints the prompt and so many tokens after it, as they come."""
+        """Prints the prompt and so many tokens after it, or its translation, as they come."""
 
         def show(text: str) -> None:
             console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
-        show(self.prompt)
-        drawn = generation.stream(
-            model, [self.ids], count, self.seed, self.temperature, top_k=_TOP_K
-        )
-        for (token,) in drawn:
-            show(self.vocabulary.tokens[token])
+        options: dict[str, Any] = {"seed": self.seed, "top_k": _TOP_K}
+        if generation.reads_sources(model):
+            begin = Vocabulary.BEGIN
+            prompts: list[Any] = [[begin]]
+            options |= {"sources": [self.ids], "stop_tokens": [begin]}
+            temperature = 0.0
+        else:
+            show(self.prompt)
+            prompts, temperature = [self.ids], 0.8
+        if self.temperature is not None:
+            temperature = self.temperature
+        written: list[int] = []
+        shown = ""
+        for (token,) in generation.stream(
+            model, prompts, count, temperature=temperature, **options
+        ):
+            written.append(token)
+            text = self.vocabulary.decode(np.array(written))
+            if not text.endswith("\ufffd"):  # a character may be several tokens
+                show(text[len(shown) :])
+                shown = text
         show("\n")
 
 
@@ -277,8 +297,8 @@ def load_run(folder: Path) -> tuple[keras.Model, Vocabulary]:
     for name in ("metrics.json", "model.json", "model.weights.h5", "vocabulary.json"):
         if not (folder / name).exists():
             raise ValueError(
-                "`run_dir` must hold a finished run of recipes/shakespeare.py or "
-                f"recipes/next_word.py. Received: {folder}, which has no {name}"
+                "`run_dir` must hold a finished run of recipes/shakespeare.py, recipes/translate.py "
+                f"or recipes/next_word.py. Received: {folder}, which has no {name}"
             )
     model = keras.models.model_from_json((folder / "model.json").read_text())
     model.load_weights(folder / "model.weights.h5")

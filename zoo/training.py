@@ -90,7 +90,10 @@ class Examples(Protocol):
         ...
 
     def __call__(self, indices: np.ndarray) -> tuple[Any, ...]:
-        """What the objective is given of the examples with these indices, (B,) int32."""
+        """What the objective is given of the examples with these indices, (B,) int32.
+
+        The last array has a row for each. Shapes may differ from batch to batch.
+        """
         ...
 
 
@@ -271,7 +274,7 @@ class _Loop:
         self._state = state
         self._pending: list[tuple[int, int, Mapping[str, Any]]] = []
         self._pending_steps = 1 if backend.device() == "cpu" else _PENDING_STEPS
-        self._shapes: set[int] = set()  # batch sizes that are compiled
+        self._shapes: set[Any] = set()  # of the arrays that a step is compiled for
         self._clock = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -290,19 +293,22 @@ class _Loop:
 
     def step(self, indices: np.ndarray) -> None:
         state = self._state
-        compiles = len(indices) not in self._shapes
+        started = time.perf_counter()
+        arrays = self._data(indices)
+        count = len(arrays[-1])
+        shapes = tuple(tuple(array.shape) for array in arrays)
+        compiles = shapes not in self._shapes
         if compiles:
             self._flush()
-        started = time.perf_counter()
-        metrics = self._train_step(*self._data(indices), np.int32(state.step))
+        metrics = self._train_step(*arrays, np.int32(state.step))
         state.step += 1
-        self._pending.append((state.step, len(indices), metrics))
+        self._pending.append((state.step, count, metrics))
         if compiles:
-            self._shapes.add(len(indices))
+            self._shapes.add(shapes)
             self._flush(timed=False)
             return
         state.timed_seconds += time.perf_counter() - started
-        state.timed_examples += len(indices)
+        state.timed_examples += count
         if len(self._pending) >= self._pending_steps:
             self._flush()
 

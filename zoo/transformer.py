@@ -105,8 +105,8 @@ def _count(
 def _tokens(model: keras.Model) -> Mapping[str, Any]:
     sources, prompts = [[5, 3, 9, 2], [7, 8]], [[1], [1, 4, 6]]
     return {
-        "greedy tokens": generate(model, prompts, 24, sources=sources, temperature=0.0),
-        "drawn tokens": generate(model, prompts, 24, sources=sources, seed=1),
+        "greedy tokens": generate(model, prompts, 64, sources=sources, temperature=0.0),
+        "drawn tokens": generate(model, prompts, 64, sources=sources, seed=1),
         "tokens of a beam": beam_search(model, prompts, 12, sources=sources),
     }
 
@@ -119,11 +119,11 @@ def _tokens(model: keras.Model) -> Mapping[str, Any]:
     sample=_tokens,
     examples={
         "": {
-            "source_vocabulary_size": 48, "target_vocabulary_size": 64, "max_length": 32,
+            "source_vocabulary_size": 48, "target_vocabulary_size": 64, "max_length": 72,
             "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "dropout": 0.1,
         },
         "pre_norm": {
-            "source_vocabulary_size": 64, "target_vocabulary_size": 64, "max_length": 32,
+            "source_vocabulary_size": 64, "target_vocabulary_size": 64, "max_length": 72,
             "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 32,
             "intermediate_dim": 48, "activation": "swiglu", "norm": "rms_norm", "norm_first": True,
             "positions": "rotary", "use_bias": False, "share_embeddings": True,

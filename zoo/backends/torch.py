@@ -57,7 +57,7 @@ class TrainStep:
         gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights)]
         with torch.no_grad():
             self._optimizer.apply(gradients, variables)
-        return {"loss": loss.detach(), **metrics}
+        return {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
 
     def sync(self) -> None:
         """The variables are always up to date."""

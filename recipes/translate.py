@@ -1,0 +1,184 @@
+"""Trains a transformer to translate English verses into Spanish.
+
+    KERAS_BACKEND=jax python recipes/translate.py --quick
+
+Seven books are held out; both languages share a vocabulary of subwords. The same `--run-dir` goes
+on where it stopped. Then `python -m zoo generate --run-dir DIR --prompt "In the beginning"`
+translates.
+
+Source: the document's section "Architecture de Transformateur"; Vaswani et al., 2017.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import tyro
+
+from zoo import backends, cli, language, pairs, training, transformer, translation
+from zoo.layers import check_sizes
+from zoo.optimizers import Adam, schedule
+from zoo.pairs import LengthBuckets, Pair
+from zoo.runs import Run, fill_in, open_run
+from zoo.text import Vocabulary
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a transformer on English and Spanish verses, and let it translate."""
+
+    vocabulary_size: int = 6000
+    """Subwords, of both languages together."""
+    num_layers: int = 3
+    """Blocks of the encoder, and as many of the decoder."""
+    num_heads: int = 4
+    """Heads of each attention."""
+    hidden_dim: int = 192
+    """Width of a token's vector."""
+    intermediate_dim: int = 768
+    """Width within a block's feed-forward network."""
+    norm_first: bool = True
+    """Normalise what goes into each part of a block; not, as in the paper, the sum after it."""
+    dropout: float = 0.1
+    """Fraction dropped of the embeddings and of what each part of a block adds."""
+    epochs: int | None = None
+    """Passes over the training pairs; by default 10, with --quick 3."""
+    train_pairs: int | None = None
+    """Take only that many of the training pairs, from the beginning; by default all, with --quick
+    6,000."""
+    longest: int | None = None
+    """Tokens of the longest sentence that is trained on; by default 64, with --quick 32."""
+    batch_tokens: int = 2048
+    """Tokens of a training step on either side; sentences of like length are read together."""
+    learning_rate: float = 2e-3
+    """Adam's step size at its largest; it rises for 400 steps and falls to a tenth."""
+    label_smoothing: float = 0.1
+    """Share of each label that is spread over the vocabulary."""
+    num_beams: int = 4
+    """Translations that are followed at once."""
+    test_pairs: int | None = None
+    """Translate only that many of the test pairs; by default all, with --quick 64."""
+    seed: int = 0
+    """Of initial weights, batches and dropout; the same run on every backend."""
+    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
+    """What the network computes in."""
+    run_dir: Path | None = None
+    """Where results and checkpoints go; by default a new folder in runs/."""
+    checkpoint_steps: int = 200
+    """A checkpoint every so many steps, besides one after each epoch."""
+    deterministic: bool = False
+    """Turn on the backend's deterministic switches; slower on some devices."""
+    quick: bool = False
+    """A short run: 3 epochs over 6,000 pairs, where not set otherwise."""
+
+    def __post_init__(self) -> None:
+        quick = {"epochs": 3, "train_pairs": 6000, "longest": 32, "test_pairs": 64}
+        fill_in(self, **(quick if self.quick else {"epochs": 10, "longest": 64}))
+        check_sizes(
+            epochs=self.epochs, longest=self.longest, batch_tokens=self.batch_tokens,
+            num_beams=self.num_beams, checkpoint_steps=self.checkpoint_steps,
+            train_pairs=1 if self.train_pairs is None else self.train_pairs,
+            test_pairs=1 if self.test_pairs is None else self.test_pairs,
+        )  # fmt: skip
+
+
+NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic")
+MAX_LENGTH = 256  # tokens of the longest sentence that can be translated
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs the recipe, or goes on with it, and returns the metrics."""
+    console = cli.console()
+    run = open_run("translate", config, NOT_RESULTS)
+    if config.deterministic:
+        backends.backend.make_deterministic()
+    if run.metrics:
+        found = run.metrics
+        console.print(
+            f"The run in {run.path} is finished: BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}"
+        )
+        return found
+    parts = {part: pairs.split(part) for part in ("train", "validation", "test")}
+    parts["train"] = parts["train"][: config.train_pairs]
+    saved = run.path / "vocabulary.json"
+    if saved.exists():
+        vocabulary = Vocabulary.load(saved)
+    else:
+        # Of all pairs, so that each character of the others is known.
+        texts = (text for pair in pairs.split("train") for text in (pair.source, pair.target))
+        vocabulary = Vocabulary.train(texts, config.vocabulary_size)
+    model = transformer(
+        len(vocabulary), len(vocabulary), MAX_LENGTH, config.num_layers, config.num_heads,
+        config.hidden_dim, config.intermediate_dim, norm_first=config.norm_first,
+        share_embeddings=True, dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
+    )  # fmt: skip
+    return train(config, run, parts, vocabulary, model)
+
+
+def train(
+    config: Config,
+    run: Run,
+    parts: dict[str, list[Pair]],
+    vocabulary: Vocabulary,
+    model: keras.Model,
+) -> dict[str, Any]:
+    """Trains the model, or goes on with it; writes and returns the metrics."""
+    console = cli.console()
+    ids = {part: pairs.encoded(chosen, vocabulary) for part, chosen in parts.items()}
+    batches = LengthBuckets(*ids["train"], config.batch_tokens, config.longest, config.seed)
+    held_out = {
+        part: LengthBuckets(*ids[part], config.batch_tokens) for part in ("validation", "test")
+    }
+    steps = config.epochs * len(batches)
+    rate = schedule("warmup_cosine", config.learning_rate, steps, warmup_steps=400)
+    optimizer = Adam(rate, beta_2=0.98, global_clipnorm=1.0)
+    objective = translation.translation_objective(model, config.label_smoothing)
+    run.begin()
+    run.write("vocabulary.json", vocabulary.to_json())
+    console.print(
+        f"{model.count_params():,} parameters, {batches.pairs:,} pairs of at most "
+        f"{config.longest} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
+    )
+    mean_loss = translation.pair_loss(model)
+    state = training.fit(
+        model, optimizer, objective, batches, run,
+        epochs=config.epochs, batch_size=1, seed=config.seed,
+        evaluate=lambda: {"validation_loss": mean_loss(held_out["validation"])},
+        checkpoint_steps=config.checkpoint_steps, console=console,
+    )  # fmt: skip
+    model.save_weights(run.path / "model.weights.h5")
+    run.write("model.json", model.to_json(indent=2).encode())
+    unigram = {
+        part: translation.unigram_loss(ids["train"][1], ids[part][1], len(vocabulary))
+        for part in ("validation", "test")
+    }
+    history = [{**row, "loss": row["nats"]} for row in state.history]  # without the smoothing
+    language.plot_perplexity(history, {"unigram": unigram["validation"]}).savefig(
+        run.path / "perplexity.png", dpi=120
+    )
+    step = max(len(parts["test"]) // (config.test_pairs or len(parts["test"])), 1)
+    test = parts["test"][::step][: config.test_pairs]  # of all books
+    sources = [pair.source for pair in test]
+    hypotheses = translation.translate(model, vocabulary, sources, config.num_beams)
+    scores = translation.write_report(run, parts["train"], test, hypotheses, console)
+    shown = min(zip(sources, hypotheses), key=lambda pair: abs(len(pair[0]) - 60))  # fits a page
+    translation.plot_cross_attention(model, vocabulary, *shown).savefig(
+        run.path / "attention.png", dpi=120
+    )
+    metrics = training.metrics(
+        "translate", model, state, seed=config.seed, train_examples=batches.pairs,
+        epochs=config.epochs, test_loss=mean_loss(held_out["test"]),
+        unigram_test_loss=unigram["test"], test_pairs=len(test), **scores,
+    )  # fmt: skip
+    run.write_metrics(metrics)
+    console.print(
+        f"Test loss {metrics['test_loss']:.3f} nats a token, by frequency alone "
+        f"{unigram['test']:.3f}. Results are in {run.path}\n"
+    )
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(tyro.cli(Config))))

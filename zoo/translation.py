@@ -1,0 +1,246 @@
+"""What a transformer makes of sentence pairs: its loss, translations, and how good they are."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import sacrebleu
+from keras import ops
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from zoo.attention_maps import attention_maps, plot_attention
+from zoo.backends import Objective, backend
+from zoo.generation import beam_search
+from zoo.ngrams import NGrams
+from zoo.pairs import LengthBuckets, Pair
+from zoo.runs import Run
+from zoo.text import Vocabulary
+
+Tensor = Any
+
+
+def smoothed_cross_entropy(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Against 1 - smoothing for the label and the rest for all alike: (...) and (..., V) to (...).
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture", 2016, section 7.
+    """
+    hard = backend.cross_entropy(labels, logits)
+    even = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+    return (1 - smoothing) * hard + smoothing * even
+
+
+def _losses(model: keras.Model, smoothing: float, training: bool) -> Callable[..., Any]:
+    """Of (source, target), as of `LengthBuckets`, the sums of losses and the tokens predicted."""
+
+    def losses(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        source, target = ops.convert_to_tensor(source), ops.convert_to_tensor(target)
+        read, labels = target[:, :-1], target[:, 1:]
+        logits = ops.cast(model([source, read], training=training), "float32")
+        counts = ops.cast(ops.logical_or(read != 0, labels != 0), "float32")
+        hard = backend.cross_entropy(labels, logits)
+        smoothed = smoothed_cross_entropy(labels, logits, smoothing) if smoothing else hard
+        return ops.sum(smoothed * counts), ops.sum(hard * counts), ops.sum(counts)
+
+    return losses
+
+
+def translation_objective(model: keras.Model, smoothing: float = 0.1) -> Objective:
+    """Cross-entropy of each token of a translation, in nats a token, for `zoo.training.fit`.
+
+    Args:
+        model: from [source, target] to logits, such as a `transformer`.
+        smoothing: share of the labels that is spread over the vocabulary, in [0, 1); the metric
+            `nats` is without.
+
+    Returns:
+        A function of (source, target, step), as of `zoo.pairs.LengthBuckets`.
+
+    Raises:
+        ValueError: for `smoothing` outside [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"`smoothing` must lie in [0, 1). Received: smoothing={smoothing}")
+    losses = _losses(model, smoothing, training=True)
+
+    def objective(source: Any, target: Any, step: Any) -> Any:
+        smoothed, hard, count = losses(source, target)
+        return smoothed / count, {"nats": hard / count}
+
+    return objective
+
+
+def pair_loss(model: keras.Model) -> Callable[[LengthBuckets], float]:
+    """Compiles the mean loss, in nats a token of the translations, their ends included."""
+    forward = backend.forward(model, _losses(model, 0.0, training=False))
+
+    def mean_loss(batches: LengthBuckets) -> float:
+        total, count = 0.0, 0.0
+        for number in range(len(batches)):
+            _, found, tokens = forward(*batches(np.array([number])))
+            total += float(found)
+            count += float(tokens)
+        return total / count
+
+    return mean_loss
+
+
+def unigram_loss(
+    train: Sequence[np.ndarray], test: Sequence[np.ndarray], vocabulary_size: int
+) -> float:
+    """The same of a model that knows how frequent tokens are, and nothing else."""
+    ends = [0]
+    counted = NGrams(1, vocabulary_size).fit(np.concatenate([ends, ids, ends]) for ids in train)
+    found = [counted.log_probabilities(np.concatenate([ends, ids, ends])) for ids in test]
+    return -float(np.concatenate(found).mean())
+
+
+def translate(
+    model: keras.Model,
+    vocabulary: Vocabulary,
+    texts: Sequence[str],
+    num_beams: int = 4,
+    batch_size: int = 32,
+) -> list[str]:
+    """Translations of sentences.
+
+    Args:
+        model: a `transformer` that was trained on `vocabulary`'s ids, where 0 begins and ends.
+        vocabulary: of both languages.
+        texts: sentences.
+        num_beams: of `zoo.generation.beam_search`.
+        batch_size: sentences that are translated at once; it changes the speed only.
+
+    Raises:
+        ValueError: for a text that is empty, too long, or has characters that `vocabulary` lacks.
+    """
+    sources = [vocabulary.encode(text) for text in texts]
+    found: dict[int, str] = {}
+    # Sentences of like length side by side, so that none waits long for another.
+    order = sorted(range(len(sources)), key=lambda place: len(sources[place]))
+    for first in range(0, len(order), batch_size):
+        # The last batch is filled up, so that no other shape is compiled.
+        batch = [order[min(first + i, len(order) - 1)] for i in range(batch_size)]
+        longest = len(sources[batch[-1]])
+        written = beam_search(
+            model, [[Vocabulary.BEGIN]] * batch_size, longest + longest // 2 + 10, num_beams,
+            stop_tokens=[Vocabulary.BEGIN], sources=[sources[place] for place in batch],
+        )  # fmt: skip
+        found |= {place: vocabulary.decode(ids).strip() for place, ids in zip(batch, written)}
+    return [found[place] for place in range(len(sources))]
+
+
+# ------------------------------------------------------------------ how good they are
+
+
+def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """BLEU and chrF of a corpus, from 0 to 100, by sacreBLEU with its own settings.
+
+    Source: Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
+    """
+    return {
+        "bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score,
+        "chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score,
+    }
+
+
+def baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[str]]:
+    """Translations by those who know nothing: the source itself, and the most frequent words.
+
+    "most_frequent_word" says the most frequent word of the translations once a word of the source.
+    "word_by_word" says for each word of the source the one that goes with it most, as Dice measures
+    it: 2 · pairs with both / (pairs with the one + pairs with the other).
+    """
+    words: Counter[str] = Counter()
+    for pair in train:
+        words.update(pair.target.split())
+    ((most_frequent, _),) = words.most_common(1)
+    dictionary = _dictionary(train)
+    return {
+        "copied_source": [pair.source for pair in test],
+        "most_frequent_word": [
+            " ".join([most_frequent] * len(pair.source.split())) for pair in test
+        ],
+        "word_by_word": [
+            " ".join(dictionary.get(word, word) for word in pair.source.split()) for pair in test
+        ],
+    }
+
+
+def _dictionary(train: Sequence[Pair]) -> dict[str, str]:
+    sources: Counter[str] = Counter()
+    targets: Counter[str] = Counter()
+    both: dict[str, Counter[str]] = {}
+    for pair in train:
+        theirs = set(pair.target.split())
+        targets.update(theirs)
+        for word in set(pair.source.split()):
+            sources[word] += 1
+            both.setdefault(word, Counter()).update(theirs)
+    return {
+        word: max(counted, key=lambda other: 2 * counted[other] / (sources[word] + targets[other]))
+        for word, counted in both.items()
+    }
+
+
+def write_report(
+    run: Run,
+    train: Sequence[Pair],
+    test: Sequence[Pair],
+    hypotheses: Sequence[str],
+    console: Console,
+) -> dict[str, float]:
+    """Holds translations against the baselines'; prints, writes and returns the scores.
+
+    Args:
+        run: where `translations.tsv` goes, with all of them.
+        train: what the baselines are made of.
+        test: what was translated.
+        hypotheses: the model's translations.
+        console: where the scores and some examples are printed.
+
+    Returns:
+        `bleu` and `chrf`, and the baselines' as `copied_source_bleu` and so on.
+    """
+    references = [pair.target for pair in test]
+    table = Table("translation", "BLEU", "chrF")
+    found: dict[str, float] = {}
+    for name, translations in {"": hypotheses, **baselines(train, test)}.items():
+        by = scores(translations, references)
+        table.add_row(name.replace("_", " ") or "the model's", *(f"{x:.1f}" for x in by.values()))
+        found |= {f"{name}_{metric}".strip("_"): score for metric, score in by.items()}
+    console.print(_examples(test, hypotheses))
+    console.print(table)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["reference", "source", "target", "model"])
+    writer.writerows([*pair, hypothesis] for pair, hypothesis in zip(test, hypotheses))
+    run.write("translations.tsv", text.getvalue().encode())
+    return found
+
+
+def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -> Table:
+    """Some verses from all over the test set with what the model made of them."""
+    table = Table("verse", "source", "the model's", "reference", show_lines=True)
+    for place in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int):
+        pair = test[place]
+        table.add_row(pair.reference, pair.source, hypotheses[place], pair.target)
+    return table
+
+
+def plot_cross_attention(
+    model: keras.Model, vocabulary: Vocabulary, source: str, translation: str
+) -> Figure:
+    """Where the last block's heads look in the source while they write each token."""
+    read = vocabulary.encode(source)
+    written = np.concatenate([[Vocabulary.BEGIN], vocabulary.encode(translation)])
+    maps: Mapping[str, np.ndarray] = attention_maps(model, [read[None], written[None]])
+    *_, weights = (found for path, found in maps.items() if path.endswith("cross_attention"))
+    # A row belongs to the token that is predicted there.
+    predicted = [*(vocabulary.tokens[token] for token in written[1:]), "end"]
+    return plot_attention(weights[0], predicted, [vocabulary.tokens[token] for token in read])
