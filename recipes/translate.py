@@ -163,8 +163,8 @@ def train(
     sources = [pair.source for pair in test]
     hypotheses = translation.translate(model, vocabulary, sources, config.num_beams)
     scores = translation.write_report(run, parts["train"], test, hypotheses, console)
-    shown = min(zip(sources, hypotheses), key=lambda pair: abs(len(pair[0]) - 60))  # fits a page
-    translation.plot_cross_attention(model, vocabulary, *shown).savefig(
+    shown = min(sources, key=lambda text: abs(len(text) - 60))  # fits a page
+    translation.plot_cross_attention(model, vocabulary, shown).savefig(
         run.path / "attention.png", dpi=120
     )
     metrics = training.metrics(

@@ -131,3 +131,9 @@ def test_layers_keep_their_configuration() -> None:
         again = type(layer).from_config(layer.get_config())
         assert isinstance(again, keras.layers.Layer)
         assert again.get_config() == layer.get_config()
+
+
+def test_a_single_token_looks_at_itself() -> None:
+    model = gpt(8, num_layers=1, num_heads=2, hidden_dim=8)
+    (weights,) = attention_maps(model, np.array([[3]])).values()
+    np.testing.assert_allclose(weights, np.ones((1, 2, 1, 1)))

@@ -19,8 +19,8 @@ from zoo import training
 pytestmark = pytest.mark.usefixtures("few_pairs")
 
 SMALL = {
-    "vocabulary_size": 400, "num_layers": 1, "num_heads": 2, "hidden_dim": 32,
-    "intermediate_dim": 64, "epochs": 2, "longest": 48, "batch_tokens": 512,
+    "vocabulary_size": 600, "num_layers": 1, "num_heads": 2, "hidden_dim": 32,
+    "intermediate_dim": 64, "epochs": 8, "longest": 48, "batch_tokens": 512,
     "learning_rate": 1e-2, "test_pairs": 5, "num_beams": 2,
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ def test_it_learns_and_translates(finished: tuple[Path, dict, str]) -> None:
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     expected = {
         "recipe": "translate", "model": "transformer", "backend": zoo.backends.name, "seed": 0,
-        "epochs": 2, "test_pairs": 5,
+        "epochs": 8, "test_pairs": 5,
     }  # fmt: skip
     assert {name: metrics[name] for name in expected} == expected
     assert metrics["test_loss"] < metrics["unigram_test_loss"]

@@ -258,7 +258,9 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             visible = before if visible is None else ops.logical_and(visible, before)
         if visible is not None:
             scores = ops.where(visible, scores, ops.full_like(scores, -math.inf))
-        return ops.softmax(scores, axis=-1)
+        # Keras' softmax warns of a single key.
+        weights = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
+        return weights / ops.sum(weights, axis=-1, keepdims=True)
 
     def get_config(self) -> dict[str, Any]:
         names = (

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from zoo.attention_maps import attention_maps, plot_attention
 from zoo.backends import Objective, backend
-from zoo.generation import beam_search
+from zoo.generation import beam_search, generate
 from zoo.ngrams import NGrams
 from zoo.pairs import LengthBuckets, Pair
 from zoo.runs import Run
@@ -233,14 +233,16 @@ def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -
     return table
 
 
-def plot_cross_attention(
-    model: keras.Model, vocabulary: Vocabulary, source: str, translation: str
-) -> Figure:
-    """Where the last block's heads look in the source while they write each token."""
+def plot_cross_attention(model: keras.Model, vocabulary: Vocabulary, source: str) -> Figure:
+    """Where the last block's heads look in a source while they write each token of a translation."""
+    begin = Vocabulary.BEGIN
     read = vocabulary.encode(source)
-    written = np.concatenate([[Vocabulary.BEGIN], vocabulary.encode(translation)])
-    maps: Mapping[str, np.ndarray] = attention_maps(model, [read[None], written[None]])
+    (written,) = generate(
+        model, [[begin]], 2 * len(read), temperature=0.0, stop_tokens=[begin], sources=[read]
+    )
+    maps: Mapping[str, np.ndarray] = attention_maps(
+        model, [read[None], np.array([[begin, *written[:-1]]])]
+    )
     *_, weights = (found for path, found in maps.items() if path.endswith("cross_attention"))
-    # A row belongs to the token that is predicted there.
-    predicted = [*(vocabulary.tokens[token] for token in written[1:]), "end"]
-    return plot_attention(weights[0], predicted, [vocabulary.tokens[token] for token in read])
+    tokens = [*vocabulary.tokens[:begin], "end", *vocabulary.tokens[begin + 1 :]]
+    return plot_attention(weights[0], [tokens[i] for i in written], [tokens[i] for i in read])
