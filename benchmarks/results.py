@@ -3,6 +3,7 @@
     python -m benchmarks.results cpu-2-cores --runs runs/a runs/b
     python -m benchmarks.results cpu-2-cores --train-step step.json --pipeline pipeline.json
     python -m benchmarks.results cpu-2-cores --recurrent-step recurrent.json
+    python -m benchmarks.results cpu-2-cores --gpt-speed gpt.json
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
 results/accuracy.json is what benchmarks/accuracy.py wrote.
@@ -36,6 +37,8 @@ class Config:
     """What benchmarks/pipeline.py wrote."""
     recurrent_step: Path | None = None
     """What benchmarks/recurrent_step.py wrote."""
+    gpt_speed: Path | None = None
+    """What benchmarks/gpt_speed.py wrote, for both tasks."""
 
 
 ORDER = ("recipe", "model", "cell", "train_examples", "epochs", "backend")
@@ -64,7 +67,7 @@ def update(machine: str, config: Config) -> None:
         key = run["settings"], run["backend"]
         kept = [other for other in content["runs"] if (other["settings"], other["backend"]) != key]
         content["runs"] = sorted([*kept, run], key=place)
-    for name in ("train_step", "pipeline", "recurrent_step"):
+    for name in ("train_step", "pipeline", "recurrent_step", "gpt_speed"):
         file = getattr(config, name)
         if file:
             content[name] = json.loads(file.read_text())
@@ -135,6 +138,28 @@ def speed() -> str:
     )
 
 
+def gpt_speed() -> str:
+    """Tokens a second and ratios: a row a contender, two columns a task."""
+    tasks = {"generate": "written", "train": "trained on"}
+    rows = [
+        (
+            name,
+            *(
+                cell
+                for task in tasks
+                for found in [machine["gpt_speed"][task][name]]
+                for cell in (f"{found['examples_per_second']:.0f}", f"{found['ratio']:.2f}")
+            ),
+            machine["name"],
+        )
+        for machine in machines()
+        if "gpt_speed" in machine
+        for name in machine["gpt_speed"]["generate"]
+    ]
+    columns = [text for verb in tasks.values() for text in (f"tokens/s {verb}", "ratio")]
+    return table(("", *columns, "machine"), rows)
+
+
 def recurrent() -> str:
     """Seconds and ratios of recurrent steps: a row a contender, two columns a cell."""
     rows = [
@@ -180,6 +205,60 @@ def words() -> str:
     )
 
 
+def translations() -> str:
+    """BLEU and chrF of translations, with those of the baselines on the same verses."""
+    names = {
+        "": "", "word_by_word": "word by word", "copied_source": "the source, copied",
+        "most_frequent_word": "the most frequent word",
+    }  # fmt: skip
+    head = (
+        "pairs", "epochs", "backend", "test loss", "by frequency", "BLEU", "chrF",
+        *(f"{name}: BLEU, chrF" for name in names.values() if name), "minutes", "machine",
+    )  # fmt: skip
+    rows = []
+    for run, machine in runs("translate"):
+        scores = [
+            tuple(run[f"{name}_{metric}".strip("_")] for metric in ("bleu", "chrf"))
+            for name in names
+        ]
+        ours, *baselines = scores
+        rows.append(
+            (
+                f"{run['train_examples']:,}",
+                str(run["epochs"]),
+                run["backend"],
+                f"{run['test_loss']:.2f}",
+                f"{run['unigram_test_loss']:.2f}",
+                *(f"**{score:.1f}**" for score in ours),
+                *(f"{bleu:.1f}, {chrf:.1f}" for bleu, chrf in baselines),
+                f"{run['wall_seconds'] / 60:.1f}",
+                machine,
+            )
+        )
+    return table(head, rows)
+
+
+def shakespeare() -> str:
+    head = ("tokens", "held out", "steps", "backend", "test loss", "bits/character", "seconds",
+            "machine")  # fmt: skip
+    return table(
+        head,
+        (
+            (
+                run["tokens"],
+                {"works": "four plays", "first_90": "the last tenth"}[run["settings"]["split"]],
+                f"{run['settings']['steps']:,}",
+                run["backend"],
+                f"**{run['test_loss']:.3f}**",
+                f"{run['test_bits_per_character']:.3f}",
+                f"{run['wall_seconds']:.0f}",
+                machine,
+            )
+            for run, machine in runs("shakespeare")
+        ),
+    )
+
+
 def equivalence() -> str:
     found = json.loads((ROOT / "results" / "accuracy.json").read_text())
     rows = [(model, *cells(pair)) for model, about in found.items() for pair in about["pairs"]]
@@ -192,6 +271,9 @@ def tables() -> dict[str, str]:
         "accuracy": accuracy(),
         "equivalence": equivalence(),
         "words": words(),
+        "shakespeare": shakespeare(),
+        "translations": translations(),
+        "gpt_speed": gpt_speed(),
         "speed": speed(),
         "recurrent": recurrent(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
