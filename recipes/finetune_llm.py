@@ -4,8 +4,8 @@
 
 Needs `pip install "keras-zoo[hub]"`, and takes the preset of any `CausalLM`. Its weights stay; to
 the kernels of each attention's queries and values it adds products of two thin matrices, and trains
-these alone. The end of the text is held out, by default a tenth. The same `--run-dir` goes on where
-it stopped, and a finished run answers another `--prompt`. To use what was learnt:
+these alone. The last tenth of the text is held out. The same `--run-dir` goes on where it stopped,
+and a finished run answers another `--prompt`. What was learnt is there for use elsewhere:
 
     model = keras_hub.models.CausalLM.from_preset("gpt2_base_en")
     model.backbone.load_lora_weights("runs/.../model.lora.h5")
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import keras
 import numpy as np
 import tyro
 from keras import ops
@@ -42,7 +41,7 @@ class Config:
     text: Path
     """A file in UTF-8; to go on with a run, its content must be the same."""
     held_out: float = 0.1
-    """Share of the text, its end, to test on."""
+    """Share of the text, its end, to test on instead of training."""
     rank: int = 8
     """Columns of the thin matrices."""
     length: int = 128
@@ -54,15 +53,15 @@ class Config:
     learning_rate: float = 5e-4
     """AdamW's step size at its largest; it rises for up to 100 steps and falls to a tenth."""
     seed: int = 0
-    """Of the thin matrices, the pieces and the text written; the same run on every backend."""
+    """Of the thin matrices and the pieces; the same run on every backend."""
     dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
     """What the network computes in; the thin matrices are float32."""
     prompt: str = "Once upon a time"
     """What the texts written before and after training begin with."""
     max_new_tokens: int = 100
     """Of each; it may end earlier."""
-    temperature: float = 0.8
-    """Of each: 1 draws as the model predicts, 0 takes the likeliest."""
+    sampler: Literal["greedy", "beam", "contrastive"] = "contrastive"
+    """KerasHub's way to choose them; none of these three draws random numbers."""
     run_dir: Path | None = None
     """Where results and checkpoints go; by default a new folder in runs/."""
     checkpoint_steps: int = 100
@@ -80,16 +79,16 @@ class Config:
         check_sizes(max_new_tokens=self.max_new_tokens)
         if not 0 < self.held_out < 1:
             raise ValueError(f"`held_out` must lie in (0, 1). Received: held_out={self.held_out}")
-        if not self.temperature >= 0:
-            raise ValueError(f"`temperature` must be 0 or more. Received: {self.temperature}")
         if not self.prompt.strip():
             raise ValueError(f"`prompt` must not be empty. Received: {self.prompt!r}")
         digest = hashlib.sha256(read_text(self.text).encode()).hexdigest()
         object.__setattr__(self, "text_sha256", digest)
 
 
-HOW_IT_WRITES = ("prompt", "max_new_tokens", "temperature")
-NOT_RESULTS = ("text", "run_dir", "quick", "checkpoint_steps", "deterministic", *HOW_IT_WRITES)
+NOT_RESULTS = (
+    "text", "run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "max_new_tokens",
+    "sampler",
+)  # fmt: skip
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -111,20 +110,15 @@ def main(config: Config) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     """The file's text."""
+    if not path.is_file() or not path.stat().st_size:
+        raise ValueError(f"`text` must be a file that is not empty. Received: text={path}")
     try:
-        content = path.read_bytes()
-        text = content.decode()
-    except OSError as error:
-        what = f"`text` must be a file that can be read: {error.strerror}. Received: {path}"
-        raise OSError(error.errno, what) from error
+        return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"`text` must be UTF-8. Received: {path} with the byte {content[error.start]:#04x} at "
-            f"offset {error.start}. `iconv -t UTF-8` converts it"
+            f"`text` must be UTF-8. Received: text={path} with the byte "
+            f"{error.object[error.start]:#04x} at offset {error.start}. Convert it with `iconv`"
         ) from error
-    if not text.strip():
-        raise ValueError(f"`text` must not be empty. Received: {path} of {len(content)} bytes")
-    return text
 
 
 def load(config: Config) -> Any:
@@ -154,20 +148,7 @@ def load(config: Config) -> Any:
             f"names that KerasHub adapts: {', '.join(model.backbone.default_lora_layer_names())}. "
             f"Received: preset={config.preset}, a {type(model).__name__}"
         )
-
-    class Drawn(keras_hub.samplers.Sampler):  # type: ignore[misc]
-        """Draws by numbers that are the same on every backend."""
-
-        def __init__(self) -> None:
-            super().__init__(config.temperature)
-            self.draws = keras.random.SeedGenerator(0)  # its second number counts them
-
-        def get_next_token(self, probabilities: Any) -> Any:  # (1, V) to (1,)
-            key = random.fold_in(random.key(config.seed, "generate"), self.draws.next()[1])
-            passed = ops.cumsum(probabilities, axis=-1)[:, :-1] <= random.uniform(key, (1, 1))
-            return ops.sum(ops.cast(passed, "int32"), axis=-1)
-
-    model.compile(sampler=Drawn() if config.temperature else "greedy")
+    model.compile(sampler=config.sampler)
     return model
 
 
@@ -197,18 +178,16 @@ class Reader:
 
 
 def write(config: Config, reader: Reader, when: str) -> None:
-    """Prints the prompt and what the model writes after it, with the same draws every time."""
+    """Prints the prompt and what the model writes after it."""
     count = len(reader.start) + len(reader.encode(config.prompt))
     if count >= reader.context:
         raise ValueError(
             f"`prompt` must have fewer tokens than the model's context. Received: {count} tokens "
             f"and a context of {reader.context}"
         )
-    for variable in reader.model.sampler.variables:
-        variable.assign(ops.zeros(variable.shape, variable.dtype))
     longest = min(count + config.max_new_tokens, reader.context)
-    written = f"{when}:\n{reader.model.generate(config.prompt, max_length=longest)}\n"
-    cli.console().print(written, markup=False, highlight=False, soft_wrap=True)
+    written = reader.model.generate(config.prompt, max_length=longest)
+    cli.console().print(f"{when}:\n{written}\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def train(config: Config, run: Run, reader: Reader) -> dict[str, Any]:
