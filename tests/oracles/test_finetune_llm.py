@@ -36,7 +36,7 @@ SMALL = {
     "prompt": "The king", "max_new_tokens": 12,
 }  # fmt: skip
 SIZES = {"vocabulary_size": 300, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 32}
-# Held-out losses before and after; the backends agree to 1e-8.
+# Held-out losses before and after; the backends agree to 1e-7.
 LOSSES = {"gpt2": (6.211143, 5.823731), "llama": (6.394787, 6.294151)}
 BOTH = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
