@@ -1,0 +1,245 @@
+"""Fine-tunes a language model of KerasHub on a text file, by low-rank adaptation (LoRA).
+
+    KERAS_BACKEND=jax python recipes/finetune_llm.py --preset gpt2_base_en --text my.txt --quick
+
+Needs `pip install "keras-zoo[hub]"`, and takes the preset of any `CausalLM`. Its weights stay; to
+the kernels of each attention's queries and values it adds products of two thin matrices, and trains
+these alone. The last tenth of the text is held out. The same `--run-dir` goes on where it stopped,
+and a finished run answers another `--prompt`. What was learnt is there for use elsewhere:
+
+    model = keras_hub.models.CausalLM.from_preset("gpt2_base_en")
+    model.backbone.load_lora_weights("runs/.../model.lora.h5")
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+"""
+
+import hashlib
+import math
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from keras import ops
+
+from zoo import backends, cli, language, random, training
+from zoo.layers import check_sizes
+from zoo.optimizers import AdamW, schedule
+from zoo.runs import Run, fill_in, open_run
+from zoo.text import RandomWindows
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tune a language model of KerasHub on a text file, and let it write."""
+
+    preset: str
+    """A name that KerasHub knows, such as gpt2_base_en, or a folder that `save_to_preset` wrote."""
+    text: Path
+    """A file in UTF-8; to go on with a run, its content must be the same."""
+    held_out: float = 0.1
+    """Share of the text, its end, to test on instead of training."""
+    rank: int = 8
+    """Columns of the thin matrices."""
+    length: int = 128
+    """Tokens that the model sees at once."""
+    steps: int | None = None
+    """Training steps; by default 500, with --quick 50."""
+    batch_size: int = 4
+    """Pieces of a training step, from places drawn at random."""
+    learning_rate: float = 5e-4
+    """AdamW's step size at its largest; it rises for up to 100 steps and falls to a tenth."""
+    seed: int = 0
+    """Of the thin matrices and the pieces; the same run on every backend."""
+    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
+    """What the network computes in; the thin matrices are float32."""
+    prompt: str = "Once upon a time"
+    """What the texts written before and after training begin with."""
+    max_new_tokens: int = 100
+    """Of each; it may end earlier."""
+    sampler: Literal["greedy", "beam", "contrastive"] = "contrastive"
+    """KerasHub's way to choose them; none of these three draws random numbers."""
+    run_dir: Path | None = None
+    """Where results and checkpoints go; by default a new folder in runs/."""
+    checkpoint_steps: int = 100
+    """A checkpoint every so many steps, besides one at the end."""
+    deterministic: bool = False
+    """Turn on the backend's deterministic switches; slower on some devices."""
+    quick: bool = False
+    """A short run: 50 steps, where not set otherwise."""
+    text_sha256: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        fill_in(self, steps=50 if self.quick else 500)
+        check_sizes(rank=self.rank, length=self.length, steps=self.steps)
+        check_sizes(batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps)
+        check_sizes(max_new_tokens=self.max_new_tokens)
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"`held_out` must lie in (0, 1). Received: held_out={self.held_out}")
+        if not self.prompt.strip():
+            raise ValueError(f"`prompt` must not be empty. Received: {self.prompt!r}")
+        digest = hashlib.sha256(read_text(self.text).encode()).hexdigest()
+        object.__setattr__(self, "text_sha256", digest)
+
+
+NOT_RESULTS = (
+    "text", "run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "max_new_tokens",
+    "sampler",
+)  # fmt: skip
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs the recipe, or goes on with it, writes before and after, and returns the metrics."""
+    console = cli.console()
+    run = open_run("finetune_llm", config, NOT_RESULTS)
+    if config.deterministic:
+        backends.backend.make_deterministic()
+    reader = Reader(load(config))
+    write(config, reader, "Before training")
+    if run.metrics:
+        score = run.metrics["test_loss"]
+        console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
+        reader.model.backbone.load_lora_weights(run.path / "model.lora.h5")
+    metrics = run.metrics or train(config, run, reader)
+    write(config, reader, "After training")
+    return metrics
+
+
+def read_text(path: Path) -> str:
+    """The file's text."""
+    if not path.is_file() or not path.stat().st_size:
+        raise ValueError(f"`text` must be a file that is not empty. Received: text={path}")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`text` must be UTF-8. Received: text={path} with the byte "
+            f"{error.object[error.start]:#04x} at offset {error.start}. Convert it with `iconv`"
+        ) from error
+
+
+def load(config: Config) -> Any:
+    """The preset, ready to write, with thin matrices whose products are still 0."""
+    try:
+        import keras_hub  # takes seconds, which --help need not
+    except ImportError as error:
+        raise ImportError(f'{error}. `pip install "keras-zoo[hub]"` installs KerasHub') from error
+    try:
+        model = keras_hub.models.CausalLM.from_preset(config.preset, dtype=config.dtype_policy)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            "`preset` must be that of a KerasHub CausalLM, a name such as gpt2_base_en or a folder "
+            f"that its `save_to_preset` wrote. Received: preset={config.preset} "
+            f"({str(error).split('. ')[0]})"
+        ) from error
+    model.backbone.enable_lora(config.rank)
+    for number, variable in enumerate(model.trainable_variables):
+        # KerasHub would train the biases beside them, too, which `save_lora_weights` leaves out.
+        variable.trainable = variable.name.startswith("lora_kernel")
+        if variable.name == "lora_kernel_a":
+            first = random.FanInUniform(config.seed, f"lora{number}")
+            variable.assign(first(variable.shape))
+    if not model.trainable_variables or set(model.input) != {"token_ids", "padding_mask"}:
+        raise ValueError(
+            "`preset` must be that of a model that reads text alone and has layers with one of the "
+            f"names that KerasHub adapts: {', '.join(model.backbone.default_lora_layer_names())}. "
+            f"Received: preset={config.preset}, a {type(model).__name__}"
+        )
+    model.compile(sampler=config.sampler)
+    return model
+
+
+class Reader:
+    """A `CausalLM` as the zoo takes a language model: ids (B, T) in, logits (B, T, V) out.
+
+    It reads the ids behind the token that the model's texts begin with, if they do. Nothing is
+    dropped, in training either: the dropout of Keras draws numbers of the backend's own.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.variables = model, model.variables
+        self.tokenizer = model.preprocessor.tokenizer
+        start = self.tokenizer.start_token_id if model.preprocessor.add_start_token else None
+        self.start = [] if start is None else [start]
+        longest = getattr(model.backbone, "max_sequence_length", None)
+        self.context = longest or model.preprocessor.sequence_length
+
+    def __call__(self, ids: Any, training: bool = False) -> Any:
+        for start in self.start:
+            ids = ops.pad(ids, [[0, 0], [1, 0]], constant_values=start)
+        inputs = {"token_ids": ids, "padding_mask": ops.ones_like(ids)}
+        return self.model(inputs, training=False)[:, len(self.start) :]
+
+    def encode(self, text: str) -> np.ndarray:  # (T,) int32
+        return np.asarray(self.tokenizer(text), np.int32)
+
+
+def write(config: Config, reader: Reader, when: str) -> None:
+    """Prints the prompt and what the model writes after it."""
+    count = len(reader.start) + len(reader.encode(config.prompt))
+    if count >= reader.context:
+        raise ValueError(
+            f"`prompt` must have fewer tokens than the model's context. Received: {count} tokens "
+            f"and a context of {reader.context}"
+        )
+    longest = min(count + config.max_new_tokens, reader.context)
+    written = reader.model.generate(config.prompt, max_length=longest)
+    cli.console().print(f"{when}:\n{written}\n", markup=False, highlight=False, soft_wrap=True)
+
+
+def train(config: Config, run: Run, reader: Reader) -> dict[str, Any]:
+    """Trains the thin matrices, or goes on with it; writes and returns the metrics."""
+    console = cli.console()
+    model, text = reader.model, read_text(config.text)
+    border = round((1 - config.held_out) * len(text))
+    ids, test_ids = reader.encode(text[:border]), reader.encode(text[border:])
+    longest = min(len(ids), len(test_ids), reader.context) - 1
+    if config.length > longest:
+        raise ValueError(
+            f"`length` must be at most {longest}: the model's context is {reader.context} tokens, "
+            f"and the text has {len(ids)} to train on and {len(test_ids)} held out. Received: "
+            f"length={config.length}. Give a longer text or a smaller length"
+        )
+    # As checkpoints see it: the other weights are the preset's.
+    trained = types.SimpleNamespace(
+        variables=model.trainable_variables, trainable_variables=model.trainable_variables,
+        non_trainable_variables=model.non_trainable_variables,
+    )  # fmt: skip
+    parameters = sum(math.prod(variable.shape) for variable in trained.variables)
+    count = config.steps * config.batch_size
+    rate = schedule("warmup_cosine", config.learning_rate, config.steps)
+    console.print(
+        f"{parameters:,} of {model.count_params():,} parameters are trained, on {len(ids):,} "
+        f"tokens of text, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
+    )
+    mean_loss = language.window_loss(reader, config.length)
+    before = mean_loss(test_ids)
+    state = training.fit(
+        trained, AdamW(rate, 0.01, global_clipnorm=1.0), training.language_objective(reader),
+        RandomWindows(ids, config.length, count, config.seed), run,
+        epochs=1, batch_size=config.batch_size, seed=config.seed,
+        evaluate=lambda: {"validation_loss": mean_loss(test_ids)},
+        checkpoint_steps=config.checkpoint_steps, console=console,
+    )  # fmt: skip
+    test_loss = state.history[-1]["validation_loss"]
+    bits = test_loss / math.log(2) * len(test_ids) / len(text[border:])
+    model.backbone.save_lora_weights(run.path / "model.lora.h5")
+    language.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
+    metrics = training.metrics(
+        "finetune_llm", model, state, preset=config.preset, trained_parameters=parameters,
+        seed=config.seed, train_examples=count, epochs=1, test_loss=test_loss,
+        test_loss_before=before, test_bits_per_character=bits,
+    )  # fmt: skip
+    run.write_metrics(metrics)
+    console.print(
+        f"Test loss {before:.4f} nats a token before and {test_loss:.4f} after, then {bits:.4f} "
+        f"bits a character. Results are in {run.path}\n"
+    )
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(tyro.cli(Config))))

@@ -1,0 +1,375 @@
+"""`recipes/finetune_llm.py` on presets made here, of random weights, and a page of Shakespeare."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras_hub
+import numpy as np
+import pytest
+import sentencepiece
+import tyro
+from keras import ops
+from scipy.special import log_softmax
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+import zoo
+from recipes.finetune_llm import Config, load, main
+from zoo import random, text, training
+from zoo.backends import backend
+
+# KerasHub opens this file and does not close it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*vocabulary\.spm:ResourceWarning")
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "finetune_llm.py"
+SMALL = {
+    "rank": 4, "length": 32, "steps": 40, "batch_size": 8, "learning_rate": 2e-2,
+    "prompt": "The king", "max_new_tokens": 12,
+}  # fmt: skip
+SIZES = {"vocabulary_size": 300, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 32}
+# Held-out losses before and after; the backends agree to 1e-7.
+LOSSES = {"gpt2": (6.211143, 5.823731), "llama": (6.394787, 6.294151)}
+BOTH = pytest.mark.parametrize("kind", ["gpt2", "llama"])
+
+
+def gpt2(page: str) -> Any:
+    """With byte pairs, and the token that ends a text last, as in the original."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=299, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([page], trainer)
+    found = json.loads(tokenizer.to_str())["model"]
+    vocabulary = {**found["vocab"], "<|endoftext|>": 299}
+    merges = [" ".join(pair) for pair in found["merges"]]
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
+        keras_hub.models.GPT2Tokenizer(vocabulary, merges), sequence_length=64
+    )
+    backbone = keras_hub.models.GPT2Backbone(**SIZES, num_heads=2, max_sequence_length=64)
+    return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+
+
+def llama(page: str) -> Any:
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(page.splitlines()), model_writer=content, vocab_size=300,
+        model_type="BPE", normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    preprocessor = keras_hub.models.LlamaCausalLMPreprocessor(
+        keras_hub.models.LlamaTokenizer(content.getvalue()), sequence_length=64
+    )
+    backbone = keras_hub.models.LlamaBackbone(**SIZES, num_query_heads=2, num_key_value_heads=1)
+    return keras_hub.models.LlamaCausalLM(backbone, preprocessor)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,000 characters, the first of them not ASCII."""
+    path = tmp_path_factory.mktemp("text") / "page.txt"
+    path.write_text(f"É{next(text.split('test'))[:19_999]}", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def presets(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each, with weights large enough that tokens vary."""
+    folder = tmp_path_factory.mktemp("presets")
+    for build in (gpt2, llama):
+        model = build(page.read_text(encoding="utf-8"))
+        for number, variable in enumerate(model.backbone.weights):
+            if len(variable.shape) > 1:
+                key = random.key(0, build.__name__, number)
+                variable.assign(random.normal(key, variable.shape, 0.3))
+        model.save_to_preset(str(folder / build.__name__))
+    return folder
+
+
+Run = Callable[..., tuple[dict, str]]
+
+
+@pytest.fixture(scope="module")
+def run(page: Path, presets: Path) -> Run:
+    def run(kind: str, folder: Path, **changes: Any) -> tuple[dict, str]:
+        arguments = {"preset": str(presets / kind), "text": page, "run_dir": folder}
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            metrics = main(Config(**{**arguments, **SMALL, **changes}))
+        return metrics, output.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(
+    run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, dict, str]]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {kind: (folder / kind, *run(kind, folder / kind)) for kind in ("gpt2", "llama")}
+
+
+def written(output: str, when: str) -> str:
+    return output.split(f"{when} training:\n")[1][: len("The king") + 5]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@BOTH
+def test_it_learns_and_writes(finished: dict, presets: Path, kind: str) -> None:
+    folder, metrics, output = finished[kind]
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    expected = {
+        "recipe": "finetune_llm",
+        "preset": str(presets / kind),
+        "backend": zoo.backends.name,
+        "device": backend.device(),
+        "seed": 0,
+        "train_examples": 320,
+        # Two layers with a first factor of 16·heads·4 and a second of 4·8 for queries and values.
+        "trained_parameters": {"gpt2": 2 * 2 * (128 + 32), "llama": 2 * (128 + 64 + 2 * 32)}[kind],
+    }
+    assert {name: metrics[name] for name in expected} == expected
+    assert metrics["model"].startswith(f"{kind}_causal_lm")
+    losses = metrics["test_loss_before"], metrics["test_loss"]
+    assert losses == pytest.approx(LOSSES[kind], abs=1e-5)
+    assert f"{metrics['trained_parameters']:,} of {metrics['parameters']:,} parameters" in output
+    assert f"Test loss {metrics['test_loss_before']:.4f} nats a token before and" in output
+    assert output.index("Before training:\nThe king") < output.index("After training:\nThe king")
+    assert written(output, "Before") != written(output, "After")
+    assert sorted(os.listdir(folder)) == [
+        "checkpoints", "config.json", "history.csv", "loss.png", "metrics.json", "model.lora.h5",
+    ]  # fmt: skip
+
+
+@BOTH
+def test_what_it_has_learnt_is_all_in_the_file_that_keras_hub_loads(
+    finished: dict, presets: Path, page: Path, kind: str
+) -> None:
+    """The held-out loss, counted once more from its definition."""
+    folder, metrics, _ = finished[kind]
+    model = keras_hub.models.CausalLM.from_preset(str(presets / kind))
+    last = page.read_text(encoding="utf-8")[18_000:]
+    ids = np.asarray(model.preprocessor.tokenizer(last))
+    pieces = np.stack([ids[i : i + 33] for i in range(0, len(ids) - 32, 32)])
+    start = np.full((len(pieces), 1), model.preprocessor.tokenizer.start_token_id)
+    tokens = np.concatenate([start, pieces[:, :-1]], axis=1).astype(np.int32)
+
+    def loss() -> float:
+        logits = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
+        found = log_softmax(ops.convert_to_numpy(logits)[:, 1:].astype(np.float64), axis=-1)
+        return -np.take_along_axis(found, pieces[:, 1:, None], axis=-1).mean()
+
+    assert loss() == pytest.approx(metrics["test_loss_before"], rel=1e-5)
+    model.backbone.load_lora_weights(str(folder / "model.lora.h5"))
+    assert loss() == pytest.approx(metrics["test_loss"], rel=1e-5)
+    bits = metrics["test_loss"] / np.log(2) * len(ids) / 2000
+    assert metrics["test_bits_per_character"] == pytest.approx(bits)
+
+
+@BOTH
+def test_it_begins_at_the_preset_and_alike_on_every_backend(
+    presets: Path, page: Path, kind: str
+) -> None:
+    model = load(Config(str(presets / kind), page, rank=3, seed=7))
+    first, second = model.trainable_variables[:2]
+    assert not ops.convert_to_numpy(second).any()
+    stream = {"gpt2": "lora1", "llama": "lora0"}[kind]  # GPT-2's first is a bias, which stays
+    expected = random.uniform(random.key(7, "weights", stream), (16, 2, 3), -(32**-0.5), 32**-0.5)
+    np.testing.assert_array_equal(ops.convert_to_numpy(first), expected)
+
+
+@BOTH
+def test_nothing_else_changes_or_is_in_a_checkpoint(
+    run: Run, presets: Path, tmp_path: Path, kind: str
+) -> None:
+    before = digests(presets)
+    run(kind, tmp_path / "run", steps=2)
+    assert digests(presets) == before
+    with np.load(tmp_path / "run" / "checkpoints" / "step-000000002.npz") as archive:
+        names = [name for name in archive.files if name.startswith("model/")]
+    assert len(names) == 2 * 2 * 2
+    assert all("/lora_kernel_" in name for name in names)
+
+
+def test_a_finished_run_writes_on(finished: dict, run: Run) -> None:
+    folder, metrics, output = finished["gpt2"]
+    again, same = run("gpt2", folder)
+    assert again == metrics
+    assert f"is finished: test loss {metrics['test_loss']:.4f}" in same
+    assert same.split("After training:")[1] == output.split("After training:")[1]
+    _, other = run("gpt2", folder, prompt="My lord", sampler="greedy")
+    assert "After training:\nMy lord" in other
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    finished: dict, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, taken = training._Loop.step, []
+
+    def interrupted(self: training._Loop, indices: np.ndarray) -> None:
+        step(self, indices)
+        taken.append(self._state.step)
+        if taken == list(range(1, 16)):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training._Loop, "step", interrupted)
+    with pytest.raises(training.Interrupted, match="Stopped after step 15"):
+        run("llama", tmp_path / "run")
+    resumed, output = run("llama", tmp_path / "run")
+    assert "Going on after step 15 of 40" in output
+    assert taken == list(range(1, 41))
+    _, metrics, _ = finished["llama"]
+    for name in ("test_loss_before", "test_loss"):
+        assert resumed[name] == pytest.approx(metrics[name], abs=1e-5)
+
+
+def test_it_goes_on_after_a_kill(
+    finished: dict, run: Run, page: Path, presets: Path, tmp_path: Path
+) -> None:
+    """From another copy of the text, too."""
+    folder = tmp_path / "run"
+    flags = {**SMALL, "preset": presets / "gpt2", "text": page, "run_dir": folder}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    process = subprocess.Popen(
+        [sys.executable, str(RECIPE), *arguments, "--checkpoint-steps=1"],
+        env={**os.environ, "PYTHONPATH": str(RECIPE.parents[1])},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not list(folder.glob("checkpoints/step-*")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(page.read_bytes())
+    resumed, output = run("gpt2", folder, text=copy)
+    assert "Going on after step" in output
+    assert resumed["test_loss"] == pytest.approx(finished["gpt2"][1]["test_loss"], abs=1e-5)
+
+
+def test_another_text_is_refused(finished: dict, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("What's in a name?")
+    with pytest.raises(ValueError, match="belongs to another configuration: text_sha256 was"):
+        run("gpt2", finished["gpt2"][0], text=tmp_path / "other.txt")
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "beam"])
+def test_the_other_ways_to_write(finished: dict, run: Run, sampler: str) -> None:
+    _, output = run("llama", finished["llama"][0], sampler=sampler)
+    assert "After training:\nThe king" in output
+
+
+def test_16_bits(run: Run, tmp_path: Path) -> None:
+    metrics, _ = run("gpt2", tmp_path / "run", dtype_policy="bfloat16")
+    assert metrics["test_loss"] < metrics["test_loss_before"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"rank": 0}, "`rank` must be a whole number of at least 1. Received: rank=0"),
+        ({"held_out": 1.0}, r"`held_out` must lie in \(0, 1\). Received: held_out=1.0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"prompt": " "}, "`prompt` must not be empty. Received: ' '"),
+        ({"prompt": "long " * 40}, "`prompt` must have fewer tokens than .* a context of 64"),
+        ({"length": 64}, "`length` must be at most 63: the model's context is 64 tokens"),
+        (
+            {"held_out": 0.001},
+            r"`length` must be at most \d+: .* \d+ held out. Received: length=32",
+        ),
+    ],
+)
+def test_wrong_arguments_leave_nothing(
+    run: Run, arguments: dict, problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        run("gpt2", tmp_path / "run", **arguments)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "`text` must be a file that is not empty. Received: text=.*text.txt"),
+        (b"", "`text` must be a file that is not empty"),
+        (b"fa\xe7ade", "must be UTF-8. Received: text=.* with the byte 0xe7 at offset 2"),
+        (b"Too short", "Give a longer text"),
+    ],
+)
+def test_texts_that_are_refused(
+    run: Run, content: bytes | None, problem: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=problem):
+        run("gpt2", tmp_path / "run", text=path)
+
+
+def test_presets_that_are_refused(run: Run, tmp_path: Path) -> None:
+    def refused(problem: str) -> None:
+        with pytest.raises(ValueError, match=f"`preset` must be that of a .*{problem}"):
+            run(str(tmp_path / "preset"), tmp_path / "run")
+
+    refused(r"preset \(Unknown preset identifier\)")
+    (tmp_path / "preset").mkdir()
+    refused("has no config.json")
+    sizes = {"vocabulary_size": 9, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    bert = keras_hub.models.BertBackbone(**sizes, intermediate_dim=8)
+    bert.save_to_preset(str(tmp_path / "preset"))
+    refused("subclass of CausalLM that is compatible with BertBackbone")
+    backbone = keras_hub.models.GPT2Backbone(**sizes, intermediate_dim=8)
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    refused("`tokenizer.json` doesn't exist")
+
+
+def test_attention_that_keras_hub_does_not_adapt_is_refused(
+    run: Run, presets: Path, tmp_path: Path
+) -> None:
+    """GPT-NeoX has queries, keys and values in one layer."""
+    tokenizer = keras_hub.models.GPT2Tokenizer.from_preset(str(presets / "gpt2"))
+    model = keras_hub.models.GPTNeoXCausalLM(
+        keras_hub.models.GPTNeoXBackbone(**SIZES, num_heads=2),
+        keras_hub.models.GPTNeoXCausalLMPreprocessor(
+            keras_hub.models.GPTNeoXTokenizer(tokenizer.vocabulary, tokenizer.merges)
+        ),
+    )
+    model.save_to_preset(str(tmp_path / "preset"))
+    with pytest.raises(ValueError, match=r"adapts: query_dense, .* a GPTNeoXCausalLM"):
+        run(str(tmp_path / "preset"), tmp_path / "run")
+
+
+def test_keras_hub_is_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    with pytest.raises(ImportError, match=r'`pip install "keras-zoo\[hub\]"` installs KerasHub'):
+        run("gpt2", tmp_path / "run")
+
+
+def test_from_the_command_line(in_process: Callable, page: Path, tmp_path: Path) -> None:
+    result = in_process(RECIPE, "--preset", str(tmp_path), "--text", str(page))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `preset` must be that of a KerasHub CausalLM")
+
+
+def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str], page: Path) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(Config, args=["--help"])
+    words = capsys.readouterr().out
+    for name, about in Config.__dataclass_fields__.items():
+        assert (f"--{name.replace('_', '-')}" in words) == about.init
+    assert Config("preset", page, quick=True).steps == 50
+    assert Config("preset", page).steps == 500
