@@ -16,16 +16,14 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 20
 import hashlib
 import math
 import sys
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
-from keras import ops
 
-from zoo import backends, cli, language, random, training
+from zoo import backends, cli, language, text, training
+from zoo.interop import keras_hub
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
 from zoo.runs import Run, fill_in, open_run
@@ -81,7 +79,7 @@ class Config:
             raise ValueError(f"`held_out` must lie in (0, 1). Received: held_out={self.held_out}")
         if not self.prompt.strip():
             raise ValueError(f"`prompt` must not be empty. Received: {self.prompt!r}")
-        digest = hashlib.sha256(read_text(self.text).encode()).hexdigest()
+        digest = hashlib.sha256(text.read_file(self.text).encode()).hexdigest()
         object.__setattr__(self, "text_sha256", digest)
 
 
@@ -97,117 +95,34 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("finetune_llm", config, NOT_RESULTS)
     if config.deterministic:
         backends.backend.make_deterministic()
-    reader = Reader(load(config))
-    write(config, reader, "Before training")
+    reader = keras_hub.Reader(
+        keras_hub.load_causal_lm(
+            config.preset, config.rank, config.seed, config.dtype_policy, config.sampler
+        )
+    )
+
+    def show(when: str) -> None:
+        written = reader.write(config.prompt, config.max_new_tokens)
+        console.print(f"{when}:\n{written}\n", markup=False, highlight=False, soft_wrap=True)
+
+    show("Before training")
     if run.metrics:
         score = run.metrics["test_loss"]
         console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
         reader.model.backbone.load_lora_weights(run.path / "model.lora.h5")
     metrics = run.metrics or train(config, run, reader)
-    write(config, reader, "After training")
+    show("After training")
     return metrics
 
 
-def read_text(path: Path) -> str:
-    """The file's text."""
-    if not path.is_file() or not path.stat().st_size:
-        raise ValueError(f"`text` must be a file that is not empty. Received: text={path}")
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"`text` must be UTF-8. Received: text={path} with the byte "
-            f"{error.object[error.start]:#04x} at offset {error.start}. Convert it with `iconv`"
-        ) from error
-
-
-def load(config: Config) -> Any:
-    """The preset, ready to write, with thin matrices whose products are still 0."""
-    try:
-        import keras_hub  # takes seconds, which --help need not
-    except ImportError as error:
-        raise ImportError(f'{error}. `pip install "keras-zoo[hub]"` installs KerasHub') from error
-    try:
-        model = keras_hub.models.CausalLM.from_preset(config.preset, dtype=config.dtype_policy)
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(
-            "`preset` must be that of a KerasHub CausalLM, a name such as gpt2_base_en or a folder "
-            f"that its `save_to_preset` wrote. Received: preset={config.preset} "
-            f"({str(error).split('. ')[0]})"
-        ) from error
-    model.backbone.enable_lora(config.rank)
-    for number, variable in enumerate(model.trainable_variables):
-        # KerasHub would train the biases beside them, too, which `save_lora_weights` leaves out.
-        variable.trainable = variable.name.startswith("lora_kernel")
-        if variable.name == "lora_kernel_a":
-            first = random.FanInUniform(config.seed, f"lora{number}")
-            variable.assign(first(variable.shape))
-    if not model.trainable_variables or set(model.input) != {"token_ids", "padding_mask"}:
-        raise ValueError(
-            "`preset` must be that of a model that reads text alone and has layers with one of the "
-            f"names that KerasHub adapts: {', '.join(model.backbone.default_lora_layer_names())}. "
-            f"Received: preset={config.preset}, a {type(model).__name__}"
-        )
-    model.compile(sampler=config.sampler)
-    return model
-
-
-class Reader:
-    """A `CausalLM` as the zoo takes a language model: ids (B, T) in, logits (B, T, V) out.
-
-    It reads the ids behind the token that the model's texts begin with, if they do. Nothing is
-    dropped, in training either: the dropout of Keras draws numbers of the backend's own.
-    """
-
-    def __init__(self, model: Any):
-        self.model, self.variables = model, model.variables
-        self.tokenizer = model.preprocessor.tokenizer
-        start = self.tokenizer.start_token_id if model.preprocessor.add_start_token else None
-        self.start = [] if start is None else [start]
-        longest = getattr(model.backbone, "max_sequence_length", None)
-        self.context = longest or model.preprocessor.sequence_length
-
-    def __call__(self, ids: Any, training: bool = False) -> Any:
-        for start in self.start:
-            ids = ops.pad(ids, [[0, 0], [1, 0]], constant_values=start)
-        inputs = {"token_ids": ids, "padding_mask": ops.ones_like(ids)}
-        return self.model(inputs, training=False)[:, len(self.start) :]
-
-    def encode(self, text: str) -> np.ndarray:  # (T,) int32
-        return np.asarray(self.tokenizer(text), np.int32)
-
-
-def write(config: Config, reader: Reader, when: str) -> None:
-    """Prints the prompt and what the model writes after it."""
-    count = len(reader.start) + len(reader.encode(config.prompt))
-    if count >= reader.context:
-        raise ValueError(
-            f"`prompt` must have fewer tokens than the model's context. Received: {count} tokens "
-            f"and a context of {reader.context}"
-        )
-    longest = min(count + config.max_new_tokens, reader.context)
-    written = reader.model.generate(config.prompt, max_length=longest)
-    cli.console().print(f"{when}:\n{written}\n", markup=False, highlight=False, soft_wrap=True)
-
-
-def train(config: Config, run: Run, reader: Reader) -> dict[str, Any]:
+def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     """Trains the thin matrices, or goes on with it; writes and returns the metrics."""
     console = cli.console()
-    model, text = reader.model, read_text(config.text)
-    border = round((1 - config.held_out) * len(text))
-    ids, test_ids = reader.encode(text[:border]), reader.encode(text[border:])
-    longest = min(len(ids), len(test_ids), reader.context) - 1
-    if config.length > longest:
-        raise ValueError(
-            f"`length` must be at most {longest}: the model's context is {reader.context} tokens, "
-            f"and the text has {len(ids)} to train on and {len(test_ids)} held out. Received: "
-            f"length={config.length}. Give a longer text or a smaller length"
-        )
-    # As checkpoints see it: the other weights are the preset's.
-    trained = types.SimpleNamespace(
-        variables=model.trainable_variables, trainable_variables=model.trainable_variables,
-        non_trainable_variables=model.non_trainable_variables,
-    )  # fmt: skip
+    model, content = reader.model, text.read_file(config.text)
+    border = round((1 - config.held_out) * len(content))
+    ids, test_ids = (reader.encode(part) for part in (content[:border], content[border:]))
+    reader.check_length(config.length, len(ids), len(test_ids))
+    trained = reader.trained
     parameters = sum(math.prod(variable.shape) for variable in trained.variables)
     count = config.steps * config.batch_size
     rate = schedule("warmup_cosine", config.learning_rate, config.steps)
@@ -225,7 +140,7 @@ def train(config: Config, run: Run, reader: Reader) -> dict[str, Any]:
         checkpoint_steps=config.checkpoint_steps, console=console,
     )  # fmt: skip
     test_loss = state.history[-1]["validation_loss"]
-    bits = test_loss / math.log(2) * len(test_ids) / len(text[border:])
+    bits = test_loss / math.log(2) * len(test_ids) / len(content[border:])
     model.backbone.save_lora_weights(run.path / "model.lora.h5")
     language.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
     metrics = training.metrics(

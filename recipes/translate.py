@@ -17,7 +17,7 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, language, pairs, training, transformer, translation
+from zoo import backends, cli, pairs, training, transformer, translation
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
 from zoo.pairs import LengthBuckets, Pair
@@ -39,17 +39,12 @@ class Config:
     """Width of a token's vector."""
     intermediate_dim: int = 768
     """Width within a block's feed-forward network."""
-    norm_first: bool = True
-    """Normalise what goes into each part of a block; not, as in the paper, the sum after it."""
     dropout: float = 0.1
     """Fraction dropped of the embeddings and of what each part of a block adds."""
     epochs: int | None = None
-    """Passes over the training pairs; by default 10, with --quick 3."""
-    train_pairs: int | None = None
-    """Take only that many of the training pairs, from the beginning; by default all, with --quick
-    6,000."""
+    """Passes over the training pairs; by default 10, with --quick 5."""
     longest: int | None = None
-    """Tokens of the longest sentence that is trained on; by default 64, with --quick 32."""
+    """Tokens of the longest sentence that is trained on; by default 64, with --quick 24."""
     batch_tokens: int = 2048
     """Tokens of a training step on either side; sentences of like length are read together."""
     learning_rate: float = 2e-3
@@ -71,15 +66,14 @@ class Config:
     deterministic: bool = False
     """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
-    """A short run: 3 epochs over 6,000 pairs, where not set otherwise."""
+    """A short run: 5 epochs over short sentences, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"epochs": 3, "train_pairs": 6000, "longest": 32, "test_pairs": 64}
+        quick = {"epochs": 5, "longest": 24, "test_pairs": 64}
         fill_in(self, **(quick if self.quick else {"epochs": 10, "longest": 64}))
         check_sizes(
             epochs=self.epochs, longest=self.longest, batch_tokens=self.batch_tokens,
             num_beams=self.num_beams, checkpoint_steps=self.checkpoint_steps,
-            train_pairs=1 if self.train_pairs is None else self.train_pairs,
             test_pairs=1 if self.test_pairs is None else self.test_pairs,
         )  # fmt: skip
 
@@ -94,25 +88,16 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("translate", config, NOT_RESULTS)
     if config.deterministic:
         backends.backend.make_deterministic()
-    if run.metrics:
-        found = run.metrics
-        console.print(
-            f"The run in {run.path} is finished: BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}"
-        )
+    if found := run.metrics:
+        scores = f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}"
+        console.print(f"The run in {run.path} is finished: {scores}")
         return found
     parts = {part: pairs.split(part) for part in ("train", "validation", "test")}
-    parts["train"] = parts["train"][: config.train_pairs]
-    saved = run.path / "vocabulary.json"
-    if saved.exists():
-        vocabulary = Vocabulary.load(saved)
-    else:
-        # Of all pairs, so that each character of the others is known.
-        texts = (text for pair in pairs.split("train") for text in (pair.source, pair.target))
-        vocabulary = Vocabulary.train(texts, config.vocabulary_size)
+    vocabulary = pairs.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
     model = transformer(
         len(vocabulary), len(vocabulary), MAX_LENGTH, config.num_layers, config.num_heads,
-        config.hidden_dim, config.intermediate_dim, norm_first=config.norm_first,
-        share_embeddings=True, dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
+        config.hidden_dim, config.intermediate_dim, norm_first=True, share_embeddings=True,
+        dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
     )  # fmt: skip
     return train(config, run, parts, vocabulary, model)
 
@@ -150,32 +135,17 @@ def train(
     )  # fmt: skip
     model.save_weights(run.path / "model.weights.h5")
     run.write("model.json", model.to_json(indent=2).encode())
-    unigram = {
-        part: translation.unigram_loss(ids["train"][1], ids[part][1], len(vocabulary))
-        for part in ("validation", "test")
-    }
-    history = [{**row, "loss": row["nats"]} for row in state.history]  # without the smoothing
-    language.plot_perplexity(history, {"unigram": unigram["validation"]}).savefig(
-        run.path / "perplexity.png", dpi=120
-    )
-    step = max(len(parts["test"]) // (config.test_pairs or len(parts["test"])), 1)
-    test = parts["test"][::step][: config.test_pairs]  # of all books
-    sources = [pair.source for pair in test]
-    hypotheses = translation.translate(model, vocabulary, sources, config.num_beams)
-    scores = translation.write_report(run, parts["train"], test, hypotheses, console)
-    shown = min(sources, key=lambda text: abs(len(text) - 60))  # fits a page
-    translation.plot_cross_attention(model, vocabulary, shown).savefig(
-        run.path / "attention.png", dpi=120
+    scores = translation.write_report(
+        run, state.history, model, vocabulary, parts, console, config.num_beams, config.test_pairs
     )
     metrics = training.metrics(
         "translate", model, state, seed=config.seed, train_examples=batches.pairs,
-        epochs=config.epochs, test_loss=mean_loss(held_out["test"]),
-        unigram_test_loss=unigram["test"], test_pairs=len(test), **scores,
+        epochs=config.epochs, test_loss=mean_loss(held_out["test"]), **scores,
     )  # fmt: skip
     run.write_metrics(metrics)
     console.print(
         f"Test loss {metrics['test_loss']:.3f} nats a token, by frequency alone "
-        f"{unigram['test']:.3f}. Results are in {run.path}\n"
+        f"{metrics['unigram_test_loss']:.3f}. Results are in {run.path}\n"
     )
     return metrics
 

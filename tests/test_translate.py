@@ -104,7 +104,7 @@ def test_it_goes_on_where_it_was_interrupted(
         ({"vocabulary_size": 20}, "`vocabulary_size` must be above the number of different bytes"),
         ({"longest": 3}, "`longest` must leave a pair at least"),
         ({"label_smoothing": 1.0}, r"`smoothing` must lie in \[0, 1\)"),
-        ({"train_pairs": 0}, "`train_pairs` must be a whole number of at least 1"),
+        ({"test_pairs": 0}, "`test_pairs` must be a whole number of at least 1"),
         ({"num_beams": 0}, "`num_beams` must be a whole number of at least 1"),
     ],
 )
@@ -120,5 +120,5 @@ def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     words = capsys.readouterr().out
     for name in Config.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in words
-    assert Config(quick=True).epochs == 3
+    assert Config(quick=True).longest == 24
     assert Config().longest == 64

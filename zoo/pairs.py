@@ -11,6 +11,7 @@ Bible in 100 languages", 2015; batches by length as in Vaswani et al., 2017, sec
 import io
 import lzma
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -125,6 +126,20 @@ class LengthBuckets:
         """The batch of this number, (1,): sources (B, S) and targets (B, T + 1), int32."""
         (index,) = map(int, indices)
         return self._batches[index]
+
+
+def make_vocabulary(saved: Path, size: int) -> Vocabulary:
+    """What a run has saved; else of so many subwords, of both languages.
+
+    Args:
+        saved: a file, which need not be there.
+        size: of the vocabulary. It is made from all training pairs, so that each character of the
+            others is known.
+    """
+    if saved.exists():
+        return Vocabulary.load(saved)
+    texts = (text for pair in split("train") for text in (pair.source, pair.target))
+    return Vocabulary.train(texts, size)
 
 
 def encoded(

@@ -198,6 +198,23 @@ class Vocabulary:
         return all(self._tokenizer.token_to_id(symbol) is not None for symbol in symbols)
 
 
+def read_file(path: Path) -> str:
+    """The text of a user's own file.
+
+    Raises:
+        ValueError: if there is no such file, it is empty, or it is not UTF-8; the text says where.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        raise ValueError(f"`text` must be a file that is not empty. Received: text={path}")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`text` must be UTF-8. Received: text={path} with the byte "
+            f"{error.object[error.start]:#04x} at offset {error.start}. Convert it with `iconv`"
+        ) from error
+
+
 def check_ids(ids: np.ndarray, vocabulary_size: int) -> None:
     """Raises ValueError unless the ids are integers in [0, vocabulary_size).
 

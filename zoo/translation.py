@@ -17,6 +17,7 @@ from rich.table import Table
 from zoo.attention_maps import attention_maps, plot_attention
 from zoo.backends import Objective, backend
 from zoo.generation import beam_search, generate
+from zoo.language import plot_perplexity
 from zoo.ngrams import NGrams
 from zoo.pairs import LengthBuckets, Pair
 from zoo.runs import Run
@@ -190,37 +191,58 @@ def _dictionary(train: Sequence[Pair]) -> dict[str, str]:
 
 def write_report(
     run: Run,
-    train: Sequence[Pair],
-    test: Sequence[Pair],
-    hypotheses: Sequence[str],
+    history: Sequence[Mapping[str, float]],
+    model: keras.Model,
+    vocabulary: Vocabulary,
+    parts: Mapping[str, Sequence[Pair]],
     console: Console,
+    num_beams: int = 4,
+    test_pairs: int | None = None,
 ) -> dict[str, float]:
-    """Holds translations against the baselines'; prints, writes and returns the scores.
+    """Translates the test set and holds it against the baselines; prints, draws, returns scores.
 
     Args:
-        run: where `translations.tsv` goes, with all of them.
-        train: what the baselines are made of.
-        test: what was translated.
-        hypotheses: the model's translations.
+        run: where `perplexity.png`, `attention.png` and `translations.tsv` go.
+        history: a row an epoch, as `zoo.training.fit` makes it with a `translation_objective`.
+        model: as for `translate`.
+        vocabulary: likewise.
+        parts: the pairs of "train", "validation" and "test".
         console: where the scores and some examples are printed.
+        num_beams: as for `translate`.
+        test_pairs: translate only that many, of all books; by default all.
 
     Returns:
-        `bleu` and `chrf`, and the baselines' as `copied_source_bleu` and so on.
+        `bleu` and `chrf`, the baselines' as `copied_source_bleu` and so on, `test_pairs`, and
+        `unigram_test_loss`, what frequencies alone come to, in nats a token.
     """
-    references = [pair.target for pair in test]
-    table = Table("translation", "BLEU", "chrF")
-    found: dict[str, float] = {}
-    for name, translations in {"": hypotheses, **baselines(train, test)}.items():
-        by = scores(translations, references)
-        table.add_row(name.replace("_", " ") or "the model's", *(f"{x:.1f}" for x in by.values()))
-        found |= {f"{name}_{metric}".strip("_"): score for metric, score in by.items()}
-    console.print(_examples(test, hypotheses))
-    console.print(table)
+    ids = {part: [vocabulary.encode(pair.target) for pair in parts[part]] for part in parts}
+    unigram = {
+        part: unigram_loss(ids["train"], ids[part], len(vocabulary))
+        for part in ("validation", "test")
+    }
+    unsmoothed = [{**row, "loss": row["nats"]} for row in history]
+    plot_perplexity(unsmoothed, {"unigram": unigram["validation"]}).savefig(
+        run.path / "perplexity.png", dpi=120
+    )
+    count = min(test_pairs or len(parts["test"]), len(parts["test"]))
+    test = parts["test"][:: len(parts["test"]) // count][:count]
+    sources, references = [p.source for p in test], [p.target for p in test]
+    hypotheses = translate(model, vocabulary, sources, num_beams)
+    shown = min(sources, key=lambda text: abs(len(text) - 60))  # fits a page
+    plot_cross_attention(model, vocabulary, shown).savefig(run.path / "attention.png", dpi=120)
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow(["reference", "source", "target", "model"])
     writer.writerows([*pair, hypothesis] for pair, hypothesis in zip(test, hypotheses))
     run.write("translations.tsv", text.getvalue().encode())
+    table = Table("translation", "BLEU", "chrF")
+    found: dict[str, float] = {"unigram_test_loss": unigram["test"], "test_pairs": count}
+    for name, translations in {"": hypotheses, **baselines(parts["train"], test)}.items():
+        by = scores(translations, references)
+        table.add_row(name.replace("_", " ") or "the model's", *(f"{x:.1f}" for x in by.values()))
+        found |= {f"{name}_{metric}".strip("_"): score for metric, score in by.items()}
+    console.print(_examples(test, hypotheses))
+    console.print(table)
     return found
 
 
@@ -234,7 +256,7 @@ def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -
 
 
 def plot_cross_attention(model: keras.Model, vocabulary: Vocabulary, source: str) -> Figure:
-    """Where the last block's heads look in a source while they write each token of a translation."""
+    """Where the last block's heads look in a source while they translate it, token by token."""
     begin = Vocabulary.BEGIN
     read = vocabulary.encode(source)
     (written,) = generate(
