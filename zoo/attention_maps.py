@@ -46,13 +46,13 @@ def plot_attention(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
     across = min(heads, 4)
     down = math.ceil(heads / across)
     figure = Figure(
-        figsize=(across * (1 + 0.22 * columns), down * (1 + 0.22 * rows)), layout="constrained"
+        figsize=(across * (1.5 + 0.22 * columns), down * (1.5 + 0.22 * rows)), layout="constrained"
     )
     for head, axes in enumerate(figure.subplots(down, across, squeeze=False).flat):
         if head >= heads:
             axes.axis("off")
             continue
-        axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(columns), keys, rotation=90, fontsize=7)
         axes.set_yticks(range(rows), queries, fontsize=7)
         axes.set_title(f"head {head + 1}", fontsize=8)
