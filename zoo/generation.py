@@ -123,7 +123,7 @@ class _Cached:
         self._forward = backend.decoder(model, self._step)
         self._encoder = _encoder(model) if reads_sources(model) else None
         self._encode = backend.forward(model, self._contexts)
-        self._sources: Any = (None, [None] * len(self._blocks))  # what `_encode` made of them
+        self._sources: Any = ()  # what `_encode` made of them
         self._caches: Any = ()
         self._padding = np.zeros(0, np.int32)
         self._rows: list[list[int]] = []
@@ -200,7 +200,8 @@ class _Cached:
         return counts[:, None, None], [block.context_cache(memory) for block in self._blocks]
 
     def _step(self, arrays: Any, caches: Any) -> tuple[Tensor, Any]:
-        *arrays, (context_visible, contexts) = arrays
+        *arrays, sources = arrays
+        context_visible, contexts = sources or (None, [None] * len(self._blocks))
         ids, start, padding = (ops.convert_to_tensor(array) for array in arrays)
         places = start + ops.arange(ids.shape[1], dtype="int32")  # (T,)
         positions = ops.maximum(places[None] - padding[:, None], 0)  # (B, T)
