@@ -14,6 +14,7 @@ from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
+from zoo.backends.torch_tape import recorded
 
 Tensor = Any
 
@@ -93,7 +94,7 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    return forward(model, function)
+    return recorded(model, function)
 
 
 def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
@@ -101,8 +102,8 @@ def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    cache[:, :, int(start) : int(start) + new.shape[2]] = new
-    return cache
+    places = start + torch.arange(new.shape[2], device=new.device)
+    return cache.index_copy_(2, places, new)
 
 
 def reorder(caches: Any, rows: Any) -> Any:
