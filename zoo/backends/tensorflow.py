@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
@@ -110,10 +111,12 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A step is many small operations, which XLA joins: on a CPU, too, that takes half the time."""
+
     def without_caches(arrays: Any, caches: Any) -> Any:
         return function(arrays, caches)[0]
 
-    compiled = tf.function(without_caches, jit_compile=_jit_compile())
+    compiled = tf.function(without_caches, jit_compile=True)
     return lambda arrays, caches: (compiled(arrays, caches), caches)
 
 
@@ -122,8 +125,10 @@ def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    cache[:, :, start : start + tf.shape(new)[2]].assign(new)
-    return tf.convert_to_tensor(cache)
+    # XLA compiles the assignment to a slice anew for each `start`.
+    after = keras.ops.slice_update(tf.convert_to_tensor(cache), (0, 0, start, 0), new)
+    cache.assign(after)
+    return after
 
 
 def reorder(caches: Any, rows: Any) -> Any:
