@@ -31,13 +31,19 @@ def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     programs: dict[Any, Callable[..., Any]] = {}
 
     def replayed(*inputs: Any) -> Any:
+        tensors: list[Tensor] = []
+
+        def to_tensor(x: Any) -> Tensor:
+            tensors.append(x if torch.is_tensor(x) else keras.ops.convert_to_tensor(x))
+            return tensors[-1]
+
         with torch.inference_mode():
-            tensors = [keras.ops.convert_to_tensor(x) for x in keras.tree.flatten(inputs)]
+            inputs = map_aggregate(inputs, to_tensor)
             key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
             if key in programs:
                 return programs[key](*tensors)
             with _Tape([variable.value for variable in model.variables], tensors) as tape:
-                outputs = function(*keras.tree.pack_sequence_as(inputs, tensors))
+                outputs = function(*inputs)
             programs[key] = tape.program(outputs)
             return outputs
 
