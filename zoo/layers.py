@@ -39,7 +39,7 @@ class Dense(keras.layers.Dense):  # type: ignore[misc]
     """
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        return ops.cast(super().call(inputs, training=training), self.compute_dtype)
+        return ops.cast(backend.dense(self, inputs), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("zoo")

@@ -61,6 +61,10 @@ def check_range(low: int, high: int, size: int, layer: str) -> None:
         )
 
 
+def dense(layer: Any, inputs: Tensor) -> Tensor:
+    return keras.layers.Dense.call(layer, inputs)
+
+
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.Conv2D.call(layer, inputs)
 

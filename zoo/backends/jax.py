@@ -192,6 +192,12 @@ def reorder(caches: Any, rows: Any) -> Any:
     return jax.tree.map(lambda cache: cache[rows], caches)
 
 
+def dense(layer: Any, inputs: Tensor) -> Tensor:
+    """As one matrix of rows: of more axes, XLA copies what the kernel's gradient is made of."""
+    outputs = keras.layers.Dense.call(layer, inputs.reshape(-1, inputs.shape[-1]))
+    return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     """Keras makes a row of zeros and a one for each label, which takes time among many classes."""
     if logits.shape[-1] < _MANY_CLASSES:

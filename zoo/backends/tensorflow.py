@@ -12,6 +12,7 @@ from zoo.backends import common
 from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
+from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import max_pool2d as max_pool2d
 

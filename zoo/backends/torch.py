@@ -11,6 +11,7 @@ from torch.optim.adam import adam
 
 from zoo.backends import common
 from zoo.backends.common import conv2d as conv2d
+from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
