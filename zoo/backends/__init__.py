@@ -107,6 +107,7 @@ class Backend(Protocol):
 
     def reorder(self, caches: Any, rows: np.ndarray) -> Any:
         """The caches, nested as `decoder` takes them, of these rows in place of those there are."""
+        ...
 
     def dense(self, layer: Any, inputs: Tensor) -> Tensor:
         """What a `keras.layers.Dense` computes: product, bias, activation."""
