@@ -29,7 +29,7 @@ from zoo.text import Vocabulary
 class Config:
     """Train a transformer on English and Spanish verses, and let it translate."""
 
-    vocabulary_size: int = 6000
+    vocabulary_size: int = 4000
     """Subwords, of both languages together."""
     num_layers: int = 3
     """Blocks of the encoder, and as many of the decoder."""
@@ -42,12 +42,12 @@ class Config:
     dropout: float = 0.1
     """Fraction dropped of the embeddings and of what each part of a block adds."""
     epochs: int | None = None
-    """Passes over the training pairs; by default 10, with --quick 5."""
+    """Passes over the training pairs; by default 7, with --quick 4."""
     longest: int | None = None
     """Tokens of the longest sentence that is trained on; by default 64, with --quick 24."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """Tokens of a training step on either side; sentences of like length are read together."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Adam's step size at its largest; it rises for 400 steps and falls to a tenth."""
     label_smoothing: float = 0.1
     """Share of each label that is spread over the vocabulary."""
@@ -66,11 +66,11 @@ class Config:
     deterministic: bool = False
     """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
-    """A short run: 5 epochs over short sentences, where not set otherwise."""
+    """A short run: 4 epochs over short sentences, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"epochs": 5, "longest": 24, "test_pairs": 64}
-        fill_in(self, **(quick if self.quick else {"epochs": 10, "longest": 64}))
+        quick = {"epochs": 4, "longest": 24, "test_pairs": 64}
+        fill_in(self, **(quick if self.quick else {"epochs": 7, "longest": 64}))
         check_sizes(
             epochs=self.epochs, longest=self.longest, batch_tokens=self.batch_tokens,
             num_beams=self.num_beams, checkpoint_steps=self.checkpoint_steps,
