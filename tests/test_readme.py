@@ -59,6 +59,29 @@ def test_words_are_predicted_better_than_by_bigrams() -> None:
         assert run["wall_seconds"] < 6 * 60
 
 
+def test_the_gpt_reaches_the_loss_of_a_plain_one() -> None:
+    """1.891 nats is what benchmarks/nanogpt.py, the same setting in plain PyTorch, ended at."""
+    found = {
+        run["backend"]: run["validation_loss"]
+        for run, _ in results.runs("shakespeare")
+        if run["settings"]["split"] == "first_90" and run["settings"]["steps"] == 2000
+    }
+    assert set(found) == set(zoo.backends.NAMES)
+    assert max(found.values()) <= 1.02 * 1.891
+
+
+def test_translations_are_better_than_those_of_who_knows_nothing() -> None:
+    full = [run for run, _ in results.runs("translate") if run["settings"]["longest"] == 64]
+    assert full
+    for run in full:
+        assert run["test_loss"] < run["unigram_test_loss"] - 2
+        assert run["wall_seconds"] < 60 * 60
+        assert run["test_pairs"] == 464
+        for metric in ("bleu", "chrf"):
+            for name in ("copied_source", "most_frequent_word"):
+                assert run[metric] > run[f"{name}_{metric}"]
+
+
 def test_recurrent_steps_are_as_fast_as_promised() -> None:
     """On PyTorch within 1.1 times PyTorch's own; on the others no slower than stock Keras."""
     measured = [m["recurrent_step"] for m in results.machines() if "recurrent_step" in m]
