@@ -13,7 +13,6 @@ import keras
 
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
-from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
@@ -22,6 +21,7 @@ from zoo.backends.jax_recurrent import recurrent as recurrent
 Tensor = Any
 
 _MANY_CLASSES = 256
+_BLOCKS = 4  # of causal attention
 
 
 def version() -> str:
@@ -196,6 +196,27 @@ def dense(layer: Any, inputs: Tensor) -> Tensor:
     """As one matrix of rows: of more axes, XLA copies what the kernel's gradient is made of."""
     outputs = keras.layers.Dense.call(layer, inputs.reshape(-1, inputs.shape[-1]))
     return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """On a CPU in blocks of queries, which leave out what is yet to come and run side by side."""
+    length = query.shape[1]
+    if not causal or visible is not None or length < _BLOCKS or device() != "cpu":
+        return common.attention(query, keys, values, visible, causal, scale)
+    shared = query.shape[2] // keys.shape[2]
+    query = (query * scale).swapaxes(1, 2)
+    keys, values = (jnp.repeat(x.swapaxes(1, 2), shared, axis=1) for x in (keys, values))
+    mixed = []
+    for number in range(_BLOCKS):
+        first, last = (length * border // _BLOCKS for border in (number, number + 1))
+        scores = query[:, :, first:last] @ keys[:, :, :last].swapaxes(2, 3)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        before = jnp.arange(last) <= jnp.arange(first, last)[:, None]
+        weights = jax.nn.softmax(jnp.where(before, scores, -jnp.inf))
+        mixed.append(weights.astype(values.dtype) @ values[:, :, :last])
+    return jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
