@@ -48,7 +48,7 @@ class Config:
     batch_tokens: int = 1024
     """Tokens of a training step on either side; sentences of like length are read together."""
     learning_rate: float = 1e-3
-    """Adam's step size at its largest; it rises for 400 steps and falls to a tenth."""
+    """Adam's step size at its largest; it rises for up to 400 steps and falls to a tenth."""
     label_smoothing: float = 0.1
     """Share of each label that is spread over the vocabulary."""
     num_beams: int = 4
@@ -114,7 +114,8 @@ def train(
     ids = {part: pairs.encoded(chosen, vocabulary) for part, chosen in parts.items()}
     batches = LengthBuckets(*ids["train"], config.batch_tokens, config.longest, config.seed)
     held_out = {
-        part: LengthBuckets(*ids[part], config.batch_tokens) for part in ("validation", "test")
+        part: LengthBuckets(*ids[part], config.batch_tokens, MAX_LENGTH)
+        for part in ("validation", "test")
     }
     steps = config.epochs * len(batches)
     rate = schedule("warmup_cosine", config.learning_rate, steps, warmup_steps=400)

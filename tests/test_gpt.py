@@ -10,7 +10,7 @@ from keras import ops
 
 from zoo import gpt, registry
 from zoo.backends import backend
-from zoo.generation import _reader, generate, stream
+from zoo.generation import generate, reader, stream
 from zoo.gpt import CONFIGURATIONS
 
 SIZES = {"vocabulary_size": 50, "max_length": 96, "num_layers": 2, "hidden_dim": 32}
@@ -54,13 +54,13 @@ def test_the_counts_of_the_named_configurations() -> None:
 def test_kept_keys_and_values_change_nothing(model: keras.Model) -> None:
     """At each of 64 steps, for prompts of different lengths in one batch."""
     rows = [list(prompt) for prompt in PROMPTS]
-    reader = _reader(model)
-    steps = [ops.convert_to_numpy(reader.begin([np.array(row) for row in rows], 64))]
+    reading = reader(model)
+    steps = [ops.convert_to_numpy(reading.begin([np.array(row) for row in rows], 64))]
     for _ in range(64):
         ids = steps[-1].argmax(-1)
         for row, token in zip(rows, ids.tolist()):
             row.append(token)
-        steps.append(ops.convert_to_numpy(reader.read(ids[:, None].astype(np.int32))))
+        steps.append(ops.convert_to_numpy(reading.read(ids[:, None].astype(np.int32))))
     for prompt, row, found in zip(PROMPTS, rows, np.stack(steps, axis=1)):
         # What comes later does not change what is predicted before.
         np.testing.assert_allclose(found, logits_of(model, row)[len(prompt) - 1 :], atol=1e-5)
@@ -94,6 +94,22 @@ def test_beyond_the_context_it_goes_on_from_the_later_half() -> None:
     np.testing.assert_array_equal(found, likeliest)
 
 
+def test_only_a_row_that_is_full_goes_on_from_its_later_half() -> None:
+    model = made(max_length=12)
+    short, long = [7, 2, 5, 1], [*range(11)]
+    beside, _ = generate(model, [short, long], 8, temperature=0.0)
+    (alone,) = generate(model, [short], 8, temperature=0.0)
+    np.testing.assert_array_equal(beside, alone)
+
+
+def test_two_streams_do_not_disturb_each_other() -> None:
+    model = made()
+    expected = [np.stack(list(stream(model, [prompt], 12, seed=4))) for prompt in PROMPTS[:2]]
+    together = zip(*(stream(model, [prompt], 12, seed=4) for prompt in PROMPTS[:2]))
+    for found, alone in zip(zip(*together), expected):
+        np.testing.assert_array_equal(np.stack(found), alone)
+
+
 def test_it_stops_at_a_stop_token() -> None:
     model = made()
     whole = generate(model, PROMPTS, 30, seed=4)
@@ -117,8 +133,8 @@ def test_a_second_call_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     model = made()
     generate(model, [[1, 2, 3]], 4)
     calls = []
-    step = type(_reader(model))._step
-    monkeypatch.setattr(type(_reader(model)), "_step", lambda *a: calls.append(1) or step(*a))
+    step = type(reader(model))._step
+    monkeypatch.setattr(type(reader(model)), "_step", lambda *a: calls.append(1) or step(*a))
     generate(model, [[1, 2, 3, 4, 5]], 6)
     assert not calls
 
@@ -153,7 +169,8 @@ def test_a_step_that_depends_on_numbers_is_refused() -> None:
 )
 def test_generation_refuses(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        generate(made(), **{"prompts": PROMPTS, "max_new_tokens": 3, **arguments})
+        # At the call, not when the first token is asked for.
+        stream(made(), **{"prompts": PROMPTS, "max_new_tokens": 3, **arguments})
 
 
 @pytest.mark.parametrize(

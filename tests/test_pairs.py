@@ -80,8 +80,12 @@ def test_what_is_too_long_is_left_out() -> None:
     assert {source.shape[1] for source, _ in batches_of(buckets)} == {16}
     with pytest.raises(ValueError, match="longest=4, and the shortest pair needs 6"):
         LengthBuckets(SOURCES, TARGETS, longest=4)
-    with pytest.raises(ValueError, match=r"as many\. Received: 8 sources, 7 targets"):
+    with pytest.raises(ValueError, match=r"one at least\. Received: 8 sources, 7 targets"):
         LengthBuckets(SOURCES, TARGETS[:7])
+    with pytest.raises(ValueError, match=r"one at least\. Received: 0 sources"):
+        LengthBuckets([], [])
+    with pytest.raises(ValueError, match=r"must hold ids above 0.*Received: id 0"):
+        LengthBuckets([np.array([3, 0])], [np.array([1])])
 
 
 def test_a_vocabulary_of_both_languages_encodes_both() -> None:

@@ -16,6 +16,7 @@ You Need", 2017, sections 3.2 and 3.5; Su et al., "RoFormer", 2021; Ainslie et a
 """
 
 import contextvars
+import functools
 import math
 from typing import Any, Literal
 
@@ -47,10 +48,13 @@ def sinusoidal_table(length: int, dim: int) -> np.ndarray:
     return table
 
 
-def rotary_tables(length: int, dim: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
-    """(length, dim) float64 each: the cosines and sines that a position rotates by."""
+@functools.lru_cache(maxsize=8)
+def rotary_tables(
+    length: int, dim: int, base: float = 10000.0, dtype: str = "float64"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(length, dim) each: the cosines and sines that a position rotates by, for all layers."""
     angles = np.tile(_angles(length, dim, base), 2)
-    return np.cos(angles), np.sin(angles)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
 def _angles(length: int, dim: int, base: float) -> np.ndarray:
@@ -183,8 +187,6 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         self.key_projection = projection(self, "key", width, narrow, self.stddev)
         self.value_projection = projection(self, "value", width, narrow, self.stddev)
         self.output_projection = projection(self, "output", width, width, self.output_stddev)
-        if self.rotary_base is not None:
-            self._rotations = rotary_tables(self.max_length, self.head_dim, self.rotary_base)
 
     def call(
         self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
@@ -242,7 +244,10 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         if positions is None:
             check_length(x.shape[1], self.max_length, self.path)
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
-        tables = (ops.convert_to_tensor(table, dtype=dtype) for table in self._rotations)
+        tables = (
+            ops.convert_to_tensor(table, dtype=dtype)
+            for table in rotary_tables(self.max_length, self.head_dim, self.rotary_base, dtype)
+        )
         if positions is None:
             turns = [table[: ops.shape(x)[1], None] for table in tables]
         else:

@@ -2,13 +2,13 @@
 
     for ids in stream(model, [[5, 3, 8], [7]], max_new_tokens=100, temperature=0.8):
         ...
-    translations = beam_search(model, [[1], [1]], 100, sources=[[5, 3, 8], [7]], stop_tokens=[2])
 
 A model reads a sequence in one piece. Here it reads a token more in one step: a recurrent model
 with the states that the tokens before have left, a transformer with their keys and values, and an
 encoder-decoder also with those of what its encoder made of the source.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from zoo import random
 from zoo.attention import Attention, Positions
@@ -81,15 +81,18 @@ class _Recurrent:
         self._forward = backend.forward(self._stepper, step)
         self._states: Sequence[Any] = ()
 
-    def begin(
-        self, prompts: Sequence[np.ndarray], max_new_tokens: int, sources: None = None
-    ) -> Tensor:
-        """Logits of the token after each prompt, (B, V)."""
+    def check(self, prompts: Sequence[np.ndarray], sources: None) -> None:
+        """Raises ValueError for what it cannot read."""
         if len({len(prompt) for prompt in prompts}) > 1:
             raise ValueError(
                 "`prompts` of a recurrent model must be equally long, since it reads them side by "
                 f"side. Received: {[len(p) for p in prompts]} tokens. Ask for one after the other"
             )
+
+    def begin(
+        self, prompts: Sequence[np.ndarray], max_new_tokens: int, sources: None = None
+    ) -> Tensor:
+        """Logits of the token after each prompt, (B, V)."""
         self._states = initial_states(self._stepper, len(prompts))
         return self.read(np.stack(prompts))
 
@@ -129,6 +132,16 @@ class _Cached:
         self._rows: list[list[int]] = []
         self._place = 0  # in the caches, of the next token
 
+    def check(self, prompts: Sequence[np.ndarray], sources: Sequence[np.ndarray] | None) -> None:
+        """Raises ValueError for what it cannot read."""
+        for argument, sequences in (("prompts", prompts), ("sources", sources or prompts)):
+            longest = max(map(len, sequences))
+            if longest > self._max_length:
+                raise ValueError(
+                    f"Each of `{argument}` must have at most `max_length` = {self._max_length} "
+                    f"tokens, the model's context. Received: {longest}"
+                )
+
     def begin(
         self,
         prompts: Sequence[np.ndarray],
@@ -136,9 +149,7 @@ class _Cached:
         sources: Sequence[np.ndarray] | None = None,
     ) -> Tensor:
         """Logits of the token after each prompt, (B, V)."""
-        self._check_lengths("prompts", prompts)
         if self._encoder is not None and sources is not None:
-            self._check_lengths("sources", sources)
             width = _rounded_up(max(map(len, sources)), 16)
             ids = np.full(
                 (len(sources), min(width, self._max_length)),
@@ -149,14 +160,6 @@ class _Cached:
                 row[: len(source)] = source
             self._sources = self._encode(ids)
         return self._begin(prompts, max_new_tokens)
-
-    def _check_lengths(self, argument: str, sequences: Sequence[np.ndarray]) -> None:
-        longest = max(map(len, sequences))
-        if longest > self._max_length:
-            raise ValueError(
-                f"Each of `{argument}` must have at most `max_length` = {self._max_length} tokens, "
-                f"the model's context. Received: {longest}"
-            )
 
     def _begin(self, prompts: Sequence[np.ndarray], max_new_tokens: int) -> Tensor:
         lengths = np.array([len(prompt) for prompt in prompts])
@@ -177,13 +180,16 @@ class _Cached:
         for row, (token,) in zip(self._rows, ids):
             row.append(token)
         if max(map(len, self._rows)) > self._max_length:
-            # The context is full: the later half of it is read again, as a beginning.
+            # A context that is full: the later half of it is read again, as a beginning.
             half = max(self._max_length // 2, 1)
-            return self._begin([np.array(row[-half:]) for row in self._rows], self._max_length)
+            rows = (row[-half:] if len(row) > self._max_length else row for row in self._rows)
+            return self._begin([np.array(row) for row in rows], self._max_length)
         return self._logits(ids)
 
     def reorder(self, rows: np.ndarray) -> None:
         """Goes on with these rows, (B,), in place of those there are; sources stay."""
+        if (rows == np.arange(len(rows))).all():
+            return
         self._rows = [list(self._rows[row]) for row in rows]
         self._caches = backend.reorder(self._caches, rows)
 
@@ -261,12 +267,12 @@ def max_length(model: keras.Model) -> int:
     return min(found)
 
 
-def _reader(model: keras.Model) -> Any:
-    """The model's, which has its compiled steps, so that it compiles them once."""
+def reader(model: keras.Model) -> Any:
+    """One that reads on by itself; the compiled steps are the model's, which compiles them once."""
     if "_reader" not in vars(model):
         cached = any(isinstance(layer, TransformerBlock) for layer in model.layers)
         vars(model)["_reader"] = _Cached(model) if cached else _Recurrent(model)
-    return vars(model)["_reader"]
+    return copy.copy(vars(model)["_reader"])
 
 
 # ------------------------------------------------------------------ writing
@@ -288,8 +294,8 @@ def stream(
     Args:
         model: a `gpt`, a `transformer` or an `rnn_language_model`.
         prompts: token ids of each, at least one; an `rnn_language_model` wants them equally long.
-        max_new_tokens: how many are to come. A transformer whose context is full goes on from the
-            later half of it.
+        max_new_tokens: how many are to come. A `gpt` whose context is full goes on from the later
+            half of it; a `transformer` ends where the longest of its prompts has filled it.
         seed: of the draws; the same on every backend.
         temperature: 1 draws from the model's own distribution, less from its likelier tokens, 0
             takes the likeliest.
@@ -306,8 +312,8 @@ def stream(
             vocabulary, other than a source for each prompt of a `transformer`, `max_new_tokens` or
             `top_k` below 1, `temperature` below 0, or `top_p` outside (0, 1].
     """
-    checked, checked_sources = _checked(model, prompts, sources)
-    check_sizes(max_new_tokens=max_new_tokens, top_k=1 if top_k is None else top_k)
+    reading, (ids, source_ids), max_new_tokens = prepared(model, prompts, sources, max_new_tokens)
+    check_sizes(top_k=1 if top_k is None else top_k)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"`temperature` must be 0 or more. Received: temperature={temperature}")
     if top_p is not None and not 0 < top_p <= 1:
@@ -315,17 +321,16 @@ def stream(
     key = random.key(seed, "generate")
 
     def drawn() -> Iterator[np.ndarray]:
-        running = np.ones(len(checked), bool)
-        reader = _reader(model)
-        logits = reader.begin(checked, max_new_tokens, checked_sources)
+        running = np.ones(len(ids), bool)
+        logits = reading.begin(ids, max_new_tokens, source_ids)
         for number in range(max_new_tokens):
-            uniform = random.uniform(random.fold_in(key, number), len(checked))
-            ids = choose(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
-            yield np.where(running, ids, -1).astype(np.int32)
-            running &= ~np.isin(ids, list(stop_tokens))
+            uniform = random.uniform(random.fold_in(key, number), len(ids))
+            chosen = choose(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
+            yield np.where(running, chosen, -1).astype(np.int32)
+            running &= ~np.isin(chosen, list(stop_tokens))
             if not running.any() or number + 1 == max_new_tokens:
                 return
-            logits = reader.read(ids[:, None])
+            logits = reading.read(chosen[:, None])
 
     return drawn()
 
@@ -348,25 +353,32 @@ def generate(
     return [row[row >= 0] for row in drawn]
 
 
-def _checked(
-    model: keras.Model, prompts: Sequence[Any], sources: Sequence[Any] | None
-) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Both as arrays of ids, or a ValueError."""
-    checked = _checked_ids("prompts", prompts, int(model.output.shape[-1]))
-    if not reads_sources(model):
-        if sources is not None:
+def prepared(
+    model: keras.Model, prompts: Sequence[Any], sources: Sequence[Any] | None, max_new_tokens: int
+) -> tuple[Any, tuple[list[np.ndarray], list[np.ndarray] | None], int]:
+    """A reader, what it is to read, and how many tokens may follow; or a ValueError."""
+    check_sizes(max_new_tokens=max_new_tokens)
+    ids = _checked_ids("prompts", prompts, int(model.output.shape[-1]))
+    source_ids = None
+    if reads_sources(model):
+        count = 0 if sources is None else len(sources)
+        if sources is None or count != len(ids):
             raise ValueError(
-                "`sources` are read by an encoder-decoder only. Received: "
-                f"{len(sources)} sources for {model.name}"
+                "`sources` must hold one for each of `prompts`, since the model is an "
+                f"encoder-decoder. Received: {count} sources for {len(ids)} prompts"
             )
-        return checked, None
-    if sources is None or len(sources) != len(checked):
+        (embedding, *_) = (layer for layer in model.layers if isinstance(layer, Embedding))
+        source_ids = _checked_ids("sources", sources, embedding.input_dim)
+    elif sources is not None:
         raise ValueError(
-            "`sources` must hold one for each of `prompts`, since the model is an encoder-decoder. "
-            f"Received: {len(sources or ())} sources for {len(checked)} prompts"
+            "`sources` are read by an encoder-decoder only. Received: "
+            f"{len(sources)} sources for {model.name}"
         )
-    (embedding, *_) = (layer for layer in model.layers if isinstance(layer, Embedding))
-    return checked, _checked_ids("sources", sources, embedding.input_dim)
+    reading = reader(model)
+    reading.check(ids, source_ids)
+    if reads_sources(model):
+        max_new_tokens = min(max_new_tokens, max_length(model) + 1 - max(map(len, ids)))
+    return reading, (ids, source_ids), max_new_tokens
 
 
 def _checked_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.ndarray]:
@@ -414,116 +426,3 @@ def choose(
         np.put_along_axis(probabilities, order, ordered, axis=-1)
     sums = probabilities.cumsum(-1)
     return np.asarray((sums <= uniform[:, None] * sums[:, -1:]).sum(-1), np.int32)
-
-
-# ------------------------------------------------------------------ searching
-
-
-def beam_search(
-    model: keras.Model,
-    prompts: Sequence[Any],
-    max_new_tokens: int,
-    num_beams: int = 4,
-    length_penalty: float = 0.6,
-    stop_tokens: Sequence[int] = (),
-    sources: Sequence[Any] | None = None,
-) -> list[np.ndarray]:
-    """The likeliest continuation of each prompt that a search finds which follows several at once.
-
-    At each step the `num_beams` likeliest beginnings stay. The likeliest of all is that with the
-    greatest log p / ((5 + length)/6)^length_penalty; the search ends when so many have ended, or
-    none that goes on can come to more.
-
-    Args:
-        model: as for `stream`.
-        prompts: likewise.
-        max_new_tokens: likewise.
-        num_beams: beginnings that are followed; 1 takes the likeliest token each time.
-        length_penalty: 0 or more; 0 prefers short ones, which have lost less probability.
-        stop_tokens: as for `stream`.
-        sources: likewise.
-
-    Returns:
-        For each prompt (N,) int32 without the prompt, N at most `max_new_tokens`.
-
-    Raises:
-        ValueError: as `stream`; and for `num_beams` below 1, or `length_penalty` below 0.
-
-    Source: Wu et al., "Google's Neural Machine Translation System", 2016, section 7; Vaswani et
-    al., 2017, section 6.1.
-    """
-    checked, checked_sources = _checked(model, prompts, sources)
-    check_sizes(max_new_tokens=max_new_tokens, num_beams=num_beams)
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(
-            f"`length_penalty` must be 0 or more. Received: length_penalty={length_penalty}"
-        )
-
-    def repeated(sequences: list[np.ndarray]) -> list[np.ndarray]:
-        return [ids for ids in sequences for _ in range(num_beams)]
-
-    searches = [_Search(num_beams, length_penalty, stop_tokens) for _ in checked]
-    reader = _reader(model)
-    if checked_sources is not None:
-        checked_sources = repeated(checked_sources)
-    logits = reader.begin(repeated(checked), max_new_tokens, checked_sources)
-    while True:
-        scores = log_softmax(ops.convert_to_numpy(logits).astype(np.float64), axis=-1)
-        places = [
-            search.grow(rows) + num_beams * number
-            for number, (search, rows) in enumerate(zip(searches, np.split(scores, len(checked))))
-        ]
-        if all(search.ended(max_new_tokens) for search in searches):
-            return [search.best()[1] for search in searches]
-        reader.reorder(np.concatenate(places))
-        logits = reader.read(np.concatenate([search.beams[:, -1:] for search in searches]))
-
-
-class _Search:
-    """The beginnings that are followed after one prompt, the likeliest first."""
-
-    def __init__(self, num_beams: int, length_penalty: float, stop_tokens: Sequence[int]):
-        self._length_penalty = length_penalty
-        self._stop_tokens = list(stop_tokens)
-        # All begin alike, so only the first is followed at first.
-        self._totals = np.array([0.0] + [-math.inf] * (num_beams - 1))
-        self._ended: tuple[float, np.ndarray] = -math.inf, np.zeros(0, np.int32)  # the best
-        self._ends = 0
-        self.beams = np.zeros((num_beams, 0), np.int32)
-
-    def grow(self, log_probabilities: np.ndarray) -> np.ndarray:
-        """Goes on by a token each, (num_beams, V), and says which beam each goes on from."""
-        count, vocabulary_size = log_probabilities.shape
-        scores = (self._totals[:, None] + log_probabilities).ravel()
-        # Each beam ends with each stop token at most once, so as many are left that go on.
-        wanted = min(count * (1 + len(self._stop_tokens)), len(scores))
-        likeliest = np.argpartition(-scores, wanted - 1)[:wanted]
-        likeliest = likeliest[np.lexsort((likeliest, -scores[likeliest]))]
-        stops = np.isin(likeliest % vocabulary_size, self._stop_tokens)
-        for place in likeliest[:count][stops[:count]]:
-            self._ends += 1
-            ended = np.append(self.beams[place // vocabulary_size], place % vocabulary_size)
-            score = self._normalized(scores[place], len(ended))
-            self._ended = max(self._ended, (score, ended), key=lambda pair: pair[0])
-        # A vocabulary may be too small for so many beams: the first stands for those that lack.
-        kept = np.resize(likeliest[~stops], count)
-        parents: np.ndarray = kept // vocabulary_size
-        self._totals = scores[kept]
-        self._totals[(~stops).sum() :] = -math.inf
-        tokens = (kept % vocabulary_size).astype(np.int32)
-        self.beams = np.append(self.beams[parents], tokens[:, None], axis=1)
-        return parents
-
-    def _normalized(self, total: float, length: int) -> float:
-        return float(total / ((5 + length) / 6) ** self._length_penalty)
-
-    def ended(self, max_new_tokens: int) -> bool:
-        """Whether enough have, or no beam can come to more."""
-        count, length = self.beams.shape
-        hope = self._normalized(self._totals[0], max_new_tokens)
-        return self._ends >= count or self._ended[0] >= hope or length == max_new_tokens
-
-    def best(self) -> tuple[float, np.ndarray]:
-        """The greatest score, and its tokens."""
-        going_on = self._normalized(self._totals[0], self.beams.shape[1]), self.beams[0]
-        return max(self._ended, going_on, key=lambda pair: pair[0])

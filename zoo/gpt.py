@@ -115,7 +115,7 @@ def gpt(
 ) -> keras.Model:
     """Reads tokens and predicts the next after each, from all that stand before it.
 
-    `gpt(**CONFIGURATIONS["gpt2_small"])` is GPT-2; see `zoo.gpt.CONFIGURATIONS`.
+    `gpt(**CONFIGURATIONS["gpt2_small"])` is GPT-2 (`from zoo.gpt import CONFIGURATIONS`).
 
     Args:
         vocabulary_size: how many tokens there are.

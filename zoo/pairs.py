@@ -75,12 +75,13 @@ class LengthBuckets:
     Args:
         sources: ids of each sentence, (S,) integers above 0.
         targets: of each translation, as many.
-        tokens: of a batch's sources, and of its targets, padding included.
+        tokens: of a batch's sources, and of its targets, padding included; a sentence at least.
         longest: longer sentences and translations are left out.
         seed: of which sentences share a batch.
 
     Raises:
-        ValueError: unless there are as many sources as targets, or if all are too long.
+        ValueError: unless there are as many sources as targets, one at least, for an id below 1, or
+            if all are too long.
     """
 
     def __init__(
@@ -91,10 +92,16 @@ class LengthBuckets:
         longest: int = _WIDTHS[-1],
         seed: int = 0,
     ):
-        if len(sources) != len(targets):
+        if len(sources) != len(targets) or not len(sources):
             raise ValueError(
-                "`sources` and `targets` must be as many. "
+                "`sources` and `targets` must be as many, one at least. "
                 f"Received: {len(sources)} sources, {len(targets)} targets"
+            )
+        lowest = min(int(ids.min()) for ids in (*sources, *targets))
+        if lowest < 1:
+            raise ValueError(
+                "`sources` and `targets` must hold ids above 0, which begins and ends them. "
+                f"Received: id {lowest}"
             )
         widths = [width for width in _WIDTHS if width < longest] + [longest]
         needed = np.array([max(len(s), len(t) + 1) for s, t in zip(sources, targets)])
@@ -116,7 +123,7 @@ class LengthBuckets:
         if not self.pairs:
             raise ValueError(
                 f"`longest` must leave a pair at least. Received: longest={longest}, and the "
-                f"shortest pair needs {needed.min() if len(needed) else 'to be there'}"
+                f"shortest pair needs {needed.min()}"
             )
 
     def __len__(self) -> int:

@@ -92,7 +92,7 @@ class Examples(Protocol):
     def __call__(self, indices: np.ndarray) -> tuple[Any, ...]:
         """What the objective is given of the examples with these indices, (B,) int32.
 
-        The last array has a row for each. Shapes may differ from batch to batch.
+        Shapes may differ from batch to batch. The last array's rows are counted a second.
         """
         ...
 
@@ -169,10 +169,14 @@ def language_objective(model: keras.Model) -> Objective:
 
 
 def _cross_entropy(labels: Any, logits: Any) -> Any:
-    """The mean; 16 bits are too few for it."""
+    return ops.mean(backend.cross_entropy(labels, at_least_float32(logits)))
+
+
+def at_least_float32(logits: Any) -> Any:
+    """Widens 16 bits, which are too few for a loss."""
     if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
-        logits = ops.cast(logits, "float32")
-    return ops.mean(backend.cross_entropy(labels, logits))
+        return ops.cast(logits, "float32")
+    return logits
 
 
 def batch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
@@ -295,20 +299,19 @@ class _Loop:
         state = self._state
         started = time.perf_counter()
         arrays = self._data(indices)
-        count = len(arrays[-1])
         shapes = tuple(tuple(array.shape) for array in arrays)
         compiles = shapes not in self._shapes
         if compiles:
             self._flush()
         metrics = self._train_step(*arrays, np.int32(state.step))
         state.step += 1
-        self._pending.append((state.step, count, metrics))
+        self._pending.append((state.step, len(indices), metrics))
         if compiles:
             self._shapes.add(shapes)
             self._flush(timed=False)
             return
         state.timed_seconds += time.perf_counter() - started
-        state.timed_examples += count
+        state.timed_examples += len(arrays[-1])
         if len(self._pending) >= self._pending_steps:
             self._flush()
 

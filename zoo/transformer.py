@@ -24,8 +24,9 @@ from keras import ops
 
 from zoo import random
 from zoo.attention import PositionKind, Positions
+from zoo.beam_search import beam_search
 from zoo.blocks import Norm, TransformerBlock, block_count, check_block, normalization
-from zoo.generation import beam_search, generate
+from zoo.generation import generate
 from zoo.layers import Dense, Embedding, check_sizes
 from zoo.registry import register
 
@@ -157,7 +158,8 @@ def transformer(
 ) -> keras.Model:
     """Reads a sequence, and predicts each token of another from it and the tokens before.
 
-    `transformer(**CONFIGURATIONS["base"])` is the paper's; see `zoo.transformer.CONFIGURATIONS`.
+    `transformer(**CONFIGURATIONS["base"])` is the paper's (`from zoo.transformer import
+    CONFIGURATIONS`).
 
     Args:
         source_vocabulary_size: how many tokens there are in what is read.

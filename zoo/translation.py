@@ -16,12 +16,14 @@ from rich.table import Table
 
 from zoo.attention_maps import attention_maps, plot_attention
 from zoo.backends import Objective, backend
-from zoo.generation import beam_search, generate
+from zoo.beam_search import beam_search
+from zoo.generation import generate
 from zoo.language import plot_perplexity
 from zoo.ngrams import NGrams
 from zoo.pairs import LengthBuckets, Pair
 from zoo.runs import Run
 from zoo.text import Vocabulary
+from zoo.training import at_least_float32
 
 Tensor = Any
 
@@ -42,7 +44,7 @@ def _losses(model: keras.Model, smoothing: float, training: bool) -> Callable[..
     def losses(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         source, target = ops.convert_to_tensor(source), ops.convert_to_tensor(target)
         read, labels = target[:, :-1], target[:, 1:]
-        logits = ops.cast(model([source, read], training=training), "float32")
+        logits = at_least_float32(model([source, read], training=training))
         counts = ops.cast(ops.logical_or(read != 0, labels != 0), "float32")
         hard = backend.cross_entropy(labels, logits)
         smoothed = smoothed_cross_entropy(labels, logits, smoothing) if smoothing else hard
@@ -92,13 +94,20 @@ def pair_loss(model: keras.Model) -> Callable[[LengthBuckets], float]:
 
 
 def unigram_loss(
-    train: Sequence[np.ndarray], test: Sequence[np.ndarray], vocabulary_size: int
-) -> float:
+    train: Sequence[np.ndarray], vocabulary_size: int
+) -> Callable[[Sequence[np.ndarray]], float]:
     """The same of a model that knows how frequent tokens are, and nothing else."""
-    ends = [0]
-    counted = NGrams(1, vocabulary_size).fit(np.concatenate([ends, ids, ends]) for ids in train)
-    found = [counted.log_probabilities(np.concatenate([ends, ids, ends])) for ids in test]
-    return -float(np.concatenate(found).mean())
+
+    def with_ends(ids: np.ndarray) -> np.ndarray:
+        return np.pad(ids, 1)
+
+    counted = NGrams(1, vocabulary_size).fit(map(with_ends, train))
+
+    def mean_loss(targets: Sequence[np.ndarray]) -> float:
+        found = [counted.log_probabilities(with_ends(ids)) for ids in targets]
+        return -float(np.concatenate(found).mean())
+
+    return mean_loss
 
 
 def translate(
@@ -114,14 +123,16 @@ def translate(
         model: a `transformer` that was trained on `vocabulary`'s ids, where 0 begins and ends.
         vocabulary: of both languages.
         texts: sentences.
-        num_beams: of `zoo.generation.beam_search`.
-        batch_size: sentences that are translated at once; it changes the speed only.
+        num_beams: of `zoo.beam_search.beam_search`.
+        batch_size: sentences that are translated at once. One that does not end is cut at one and a
+            half times the length of the longest beside it.
 
     Raises:
         ValueError: for a text that is empty, too long, or has characters that `vocabulary` lacks.
     """
     sources = [vocabulary.encode(text) for text in texts]
     found: dict[int, str] = {}
+    batch_size = min(batch_size, len(sources))
     # Sentences of like length side by side, so that none waits long for another.
     order = sorted(range(len(sources)), key=lambda place: len(sources[place]))
     for first in range(0, len(order), batch_size):
@@ -184,7 +195,8 @@ def _dictionary(train: Sequence[Pair]) -> dict[str, str]:
             sources[word] += 1
             both.setdefault(word, Counter()).update(theirs)
     return {
-        word: max(counted, key=lambda other: 2 * counted[other] / (sources[word] + targets[other]))
+        # Of those that are alike the last in the alphabet, so that it is the same in each run.
+        word: max(counted, key=lambda w: (2 * counted[w] / (sources[word] + targets[w]), w))
         for word, counted in both.items()
     }
 
@@ -216,16 +228,13 @@ def write_report(
         `unigram_test_loss`, what frequencies alone come to, in nats a token.
     """
     ids = {part: [vocabulary.encode(pair.target) for pair in parts[part]] for part in parts}
-    unigram = {
-        part: unigram_loss(ids["train"], ids[part], len(vocabulary))
-        for part in ("validation", "test")
-    }
+    unigram = unigram_loss(ids["train"], len(vocabulary))
     unsmoothed = [{**row, "loss": row["nats"]} for row in history]
-    plot_perplexity(unsmoothed, {"unigram": unigram["validation"]}).savefig(
+    plot_perplexity(unsmoothed, {"unigram": unigram(ids["validation"])}).savefig(
         run.path / "perplexity.png", dpi=120
     )
     count = min(test_pairs or len(parts["test"]), len(parts["test"]))
-    test = parts["test"][:: len(parts["test"]) // count][:count]
+    test = [parts["test"][place] for place in _spread(len(parts["test"]), count)]
     sources, references = [p.source for p in test], [p.target for p in test]
     hypotheses = translate(model, vocabulary, sources, num_beams)
     shown = min(sources, key=lambda text: abs(len(text) - 60))  # fits a page
@@ -236,7 +245,7 @@ def write_report(
     writer.writerows([*pair, hypothesis] for pair, hypothesis in zip(test, hypotheses))
     run.write("translations.tsv", text.getvalue().encode())
     table = Table("translation", "BLEU", "chrF")
-    found: dict[str, float] = {"unigram_test_loss": unigram["test"], "test_pairs": count}
+    found: dict[str, float] = {"unigram_test_loss": unigram(ids["test"]), "test_pairs": count}
     for name, translations in {"": hypotheses, **baselines(parts["train"], test)}.items():
         by = scores(translations, references)
         table.add_row(name.replace("_", " ") or "the model's", *(f"{x:.1f}" for x in by.values()))
@@ -246,10 +255,15 @@ def write_report(
     return found
 
 
+def _spread(length: int, count: int) -> list[int]:
+    """So many places of a list, evenly from its beginning to its end."""
+    return [int(place) for place in np.linspace(0, length - 1, count)]
+
+
 def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -> Table:
     """Some verses from all over the test set with what the model made of them."""
     table = Table("verse", "source", "the model's", "reference", show_lines=True)
-    for place in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int):
+    for place in _spread(len(test), min(count, len(test))):
         pair = test[place]
         table.add_row(pair.reference, pair.source, hypotheses[place], pair.target)
     return table

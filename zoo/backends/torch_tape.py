@@ -17,7 +17,25 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Tensor = Any
 
 # What asks for a tensor's numbers, on which operations to come might depend.
-_READING = {"__array__", "__bool__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"}
+_READING = {
+    "__array__", "__bool__", "__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero",
+    "item", "nonzero", "numpy", "tolist", "unique",
+}  # fmt: skip
+
+_WRITING = {
+    "__iadd__",
+    "__iand__",
+    "__imul__",
+    "__ior__",
+    "__isub__",
+    "__itruediv__",
+    "__setitem__",
+}
+
+
+def _writes(name: str) -> bool:
+    """Whether an operation changes its first tensor."""
+    return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
 def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,8 +43,8 @@ def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         model: whose weights it may use; their values are those of each call.
-        function: of nested tuples, lists and dicts of tensors, which it may write to. What it does
-            must not depend on their numbers.
+        function: of nested tuples, lists and dicts of tensors, each there once, which it may write
+            to. What it does must not depend on their numbers.
     """
     programs: dict[Any, Callable[..., Any]] = {}
 
@@ -39,7 +57,7 @@ def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
         with torch.inference_mode():
             inputs = map_aggregate(inputs, to_tensor)
-            key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+            key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
             if key in programs:
                 return programs[key](*tensors)
             with _Tape([variable.value for variable in model.variables], tensors) as tape:
@@ -91,7 +109,7 @@ class _Tape(TorchFunctionMode):  # type: ignore[misc]
                 f"Received: a function that calls `{name}`"
             )
         result = func(*arguments[0], **arguments[1])
-        unchanged = bool(tensors) and result is tensors[0] and not name.endswith("_")
+        unchanged = bool(tensors) and result is tensors[0] and not _writes(name)
         if known and not unchanged:
             self._write(func, arguments, result)
         return result
@@ -100,8 +118,15 @@ class _Tape(TorchFunctionMode):  # type: ignore[misc]
         several = isinstance(result, tuple | list) and any(map(torch.is_tensor, result))
         if not (several or torch.is_tensor(result) or func is torch.Tensor.__setitem__):
             return  # a shape or the like
+        name = func.__name__
+        if _writes(name) and arguments[0][0] not in self._nodes:
+            # It would be a constant, and another one at the next call.
+            raise TypeError(
+                "A `decoder`'s function must not write to tensors that it has not been given. "
+                f"Received: a function that calls `{name}` on one"
+            )
         args, kwargs = map_aggregate(arguments, self._node)
-        if func.__name__ == "__get__":  # of a property
+        if name == "__get__":  # of a property
             node = self._graph.call_function(getattr, (args[0], func.__self__.__name__))
         else:
             node = self._graph.call_function(func, args, kwargs)
