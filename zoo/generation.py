@@ -324,7 +324,9 @@ def stream(
         running = np.ones(len(ids), bool)
         logits = reading.begin(ids, max_new_tokens, source_ids)
         for number in range(max_new_tokens):
-            uniform = random.uniform(random.fold_in(key, number), len(ids))
+            uniform = np.zeros(len(ids))
+            if temperature:
+                uniform = random.uniform(random.fold_in(key, number), len(ids))
             chosen = choose(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
             yield np.where(running, chosen, -1).astype(np.int32)
             running &= ~np.isin(chosen, list(stop_tokens))

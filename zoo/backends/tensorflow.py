@@ -124,10 +124,12 @@ def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     steps: dict[Any, Any] = {}
 
     def run(arrays: Any, caches: Any) -> tuple[Any, Any]:
-        arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
-        shapes = tuple(tuple(leaf.shape) for leaf in tf.nest.flatten((arrays, caches)))
+        # The caches are of a kind.
+        shapes = tuple(leaf.shape for leaf in tf.nest.flatten((arrays, caches[:1])))
         if shapes not in steps:
-            steps[shapes] = compiled.get_concrete_function(arrays, caches)
+            steps[shapes] = compiled.get_concrete_function(
+                tf.nest.map_structure(tf.convert_to_tensor, arrays), caches
+            )
         return steps[shapes](arrays, caches), caches
 
     return run
