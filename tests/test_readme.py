@@ -82,6 +82,19 @@ def test_translations_are_better_than_those_of_who_knows_nothing() -> None:
                 assert run[metric] > run[f"{name}_{metric}"]
 
 
+def test_the_gpt_is_as_fast_as_promised() -> None:
+    """Against Hugging Face's on PyTorch, in one run."""
+    measured = [m["gpt_speed"] for m in results.machines() if "gpt_speed" in m]
+    assert measured
+    for tasks in measured:
+        ratios = {name: found["ratio"] for name, found in tasks["generate"].items()}
+        assert ratios["zoo jax"] > 1.5
+        assert ratios["zoo tensorflow"] > 1.3  # see the README's limits
+        assert ratios["zoo torch"] > 1.2
+        for name in zoo.backends.NAMES:
+            assert tasks["train"][f"zoo {name}"]["ratio"] > 1
+
+
 def test_recurrent_steps_are_as_fast_as_promised() -> None:
     """On PyTorch within 1.1 times PyTorch's own; on the others no slower than stock Keras."""
     measured = [m["recurrent_step"] for m in results.machines() if "recurrent_step" in m]
