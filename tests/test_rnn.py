@@ -218,7 +218,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"prompts": []}, "at least one prompt. Received: none"),
+        ({"prompts": []}, "at least one sequence. Received: none"),
         ({"prompts": np.zeros((1, 0), int)}, "sequence of integers, at least one. Received: shape"),
         ({"prompts": np.array([[1, 20]])}, r"ids in \[0, 20\), the model's vocabulary.*id 20"),
         ({"prompts": [[1], [-1, 2]]}, "Received: id -1 at index 1"),
