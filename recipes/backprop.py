@@ -17,7 +17,7 @@ import tyro
 from keras import ops
 from rich.table import Table
 
-from zoo import backends, cli, datasets, evaluation, mlp, optimizers, runs, training
+from zoo import backends, cli, datasets, evaluation, mlp, objectives, optimizers, runs, training
 from zoo.augment import ImageTransform
 from zoo.backends import backend
 from zoo.backprop import backward, cross_entropy, distances, forward, layers_of, update
@@ -108,7 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     state = training.fit(
         model,
         keras.optimizers.SGD(config.learning_rate),
-        training.classification_objective(model, transform, config.seed),
+        objectives.classification_objective(model, transform, config.seed),
         training.InMemory(data.x_train, data.y_train),
         run,
         epochs=config.epochs or 1,

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from zoo import backends, cli, language, text, training
+from zoo import backends, cli, language, objectives, text, training
 from zoo.interop import keras_hub
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
@@ -133,7 +133,7 @@ def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     mean_loss = language.window_loss(reader, config.length)
     before = mean_loss(test_ids)
     state = training.fit(
-        trained, AdamW(rate, 0.01, global_clipnorm=1.0), training.language_objective(reader),
+        trained, AdamW(rate, 0.01, global_clipnorm=1.0), objectives.language_objective(reader),
         RandomWindows(ids, config.length, count, config.seed), run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=lambda: {"validation_loss": mean_loss(test_ids)},

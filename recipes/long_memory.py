@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, evaluation, training
+from zoo import backends, cli, evaluation, objectives, training
 from zoo.datasets import Recall
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam
@@ -95,7 +95,7 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
     x, y = test(np.arange(len(test)))
     gradient = {"before": evaluation.gradient_by_step(model, x[:200], y[:200])}
     state = training.fit(
-        model, optimizer, training.label_objective(model), train, run,
+        model, optimizer, objectives.label_objective(model), train, run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=evaluation.label_scores(model, x, y), checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, datasets, evaluation, registry, training
+from zoo import backends, cli, datasets, evaluation, objectives, registry, training
 from zoo.augment import ImageTransform
 from zoo.optimizers import Adam, schedule
 from zoo.runs import fill_in, open_run
@@ -112,7 +112,7 @@ def main(config: Config) -> dict[str, Any]:
     state = training.fit(
         model,
         optimizer,
-        training.classification_objective(model, transform, config.seed),
+        objectives.classification_objective(model, transform, config.seed),
         training.InMemory(data.x_train, data.y_train),
         run,
         epochs=epochs,

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, language, rnn_language_model, text, training
+from zoo import backends, cli, language, objectives, rnn_language_model, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
 from zoo.runs import Run, fill_in, open_run
@@ -117,7 +117,7 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
     )
     mean_loss = language.work_loss(model)
     state = training.fit(
-        model, optimizer, training.language_objective(model), examples, run,
+        model, optimizer, objectives.language_objective(model), examples, run,
         epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,
         evaluate=lambda: language.scores("validation", mean_loss(ids["validation"])),
         checkpoint_steps=config.checkpoint_steps, console=console,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, gpt, language, text, training
+from zoo import backends, cli, gpt, language, objectives, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
 from zoo.runs import Run, fill_in, open_run
@@ -121,7 +121,7 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
     )
     mean_loss = language.window_loss(model, config.length)
     state = training.fit(
-        model, optimizer, training.language_objective(model), examples, run,
+        model, optimizer, objectives.language_objective(model), examples, run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=lambda: {"validation_loss": mean_loss(ids["validation"])},
         checkpoint_steps=config.checkpoint_steps, console=console,

@@ -10,8 +10,9 @@ from keras import ops
 
 from zoo import gpt, registry
 from zoo.backends import backend
-from zoo.generation import generate, reader, stream
+from zoo.generation import generate, stream
 from zoo.gpt import CONFIGURATIONS
+from zoo.reading import reader
 
 SIZES = {"vocabulary_size": 50, "max_length": 96, "num_layers": 2, "hidden_dim": 32}
 WIDTH = 80

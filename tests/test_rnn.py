@@ -9,7 +9,8 @@ import pytest
 from keras import ops
 
 from zoo import backends, recurrent, rnn_classifier, rnn_language_model
-from zoo.generation import choose, generate, initial_states, stepwise
+from zoo.generation import choose, generate
+from zoo.reading import initial_states, stepwise
 from zoo.recurrent import GRU, LSTM, SimpleRNN
 
 CELLS = pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])

@@ -14,7 +14,8 @@ from zoo import gpt, registry, transformer
 from zoo.attention_maps import attention_maps
 from zoo.backends import backend
 from zoo.beam_search import beam_search
-from zoo.generation import generate, reader
+from zoo.generation import generate
+from zoo.reading import reader
 from zoo.transformer import CONFIGURATIONS
 
 SIZES = {

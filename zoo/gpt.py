@@ -44,18 +44,18 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 def _count(
-    vocabulary_size: int = 5000,
-    max_length: int = 64,
-    num_layers: int = 4,
-    num_heads: int = 4,
-    hidden_dim: int = 128,
-    num_kv_heads: int | None = None,
-    intermediate_dim: int | None = None,
-    activation: str = "gelu_tanh",
-    norm: str = "layer_norm",
-    positions: str = "learned",
-    use_bias: bool = True,
-    tie_embeddings: bool = True,
+    vocabulary_size: int,
+    max_length: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_dim: int,
+    num_kv_heads: int | None,
+    intermediate_dim: int | None,
+    activation: str,
+    norm: str,
+    positions: str,
+    use_bias: bool,
+    tie_embeddings: bool,
     **_: object,
 ) -> int:
     block = block_count(

@@ -11,7 +11,7 @@ from keras import ops
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from zoo import generation
+from zoo import generation, reading
 from zoo.backends import backend
 from zoo.ngrams import NGrams
 from zoo.runs import Run
@@ -40,7 +40,7 @@ def work_loss(
         A function of works' ids, (N,) as of `zoo.text.encode_to_disk`, to the mean over all tokens
         but each work's first. It raises ValueError if there are none.
     """
-    stepper = generation.stepwise(model)
+    stepper = reading.stepwise(model)
 
     def losses(ids: Tensor, targets: Tensor, *states: Tensor) -> list[Tensor]:
         inputs = [ops.convert_to_tensor(array) for array in (ids, *states)]
@@ -56,7 +56,7 @@ def work_loss(
         works = sorted(split_works(ids), key=len, reverse=True)
         for first in range(0, len(works), batch_size):
             batch = works[first : first + batch_size]
-            states: Sequence[Any] = generation.initial_states(stepper, len(batch))
+            states: Sequence[Any] = reading.initial_states(stepper, len(batch))
             for start in range(0, len(batch[0]) - 1, chunk):
                 pieces = np.zeros((len(batch), chunk + 1), np.int32)
                 predicted = np.zeros((len(batch), chunk), bool)
@@ -248,7 +248,7 @@ class Writer:
             console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
         options: dict[str, Any] = {"seed": self.seed, "top_k": _TOP_K}
-        if generation.reads_sources(model):
+        if reading.reads_sources(model):
             begin = Vocabulary.BEGIN
             prompts: list[Any] = [[begin]]
             options |= {"sources": [self.ids], "stop_tokens": [begin]}

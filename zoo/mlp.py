@@ -28,9 +28,9 @@ from zoo.registry import ImageInput, register
 
 
 def _count(
-    input_shape: Sequence[int] = (28, 28, 1),
-    num_classes: int = 10,
-    hidden_units: Sequence[int] = (512,),
+    input_shape: Sequence[int],
+    num_classes: int,
+    hidden_units: Sequence[int],
     **_: object,
 ) -> int:
     widths = [math.prod(input_shape), *hidden_units, num_classes]

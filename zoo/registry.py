@@ -1,5 +1,6 @@
 """The list of models: each builder says here where it comes from and which recipe trains it."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +42,7 @@ class Entry:
         section: of the document.
         recipe: that trains it, a path from the repository's root.
         parameters: the closed form of the parameter count, in words.
-        count: the same in numbers, from the builder's arguments.
+        count: the same in numbers, from the builder's arguments; those not given are its defaults.
         loss: what the model is trained with: "cross_entropy" of logits, "mean_squared_error".
         images: how it takes images, if it classifies them.
         sample: what it generates, for the cross-backend check: see `zoo.parity.Case`.
@@ -70,11 +71,18 @@ class Classifier:
 models: dict[str, Entry] = {}
 
 
-def register(**about: Any) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
-    """Enters a builder into `models` under its own name; the arguments are those of `Entry`."""
+def register(
+    *, count: Callable[..., int], **about: Any
+) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
+    """Enters a builder into `models` under its own name; the arguments are those of `Entry`.
+
+    `count` is called with all of the builder's arguments.
+    """
 
     def enter(build: Callable[P, keras.Model]) -> Callable[P, keras.Model]:
-        models[build.__name__] = Entry(build, **about)
+        parameters = inspect.signature(build).parameters.items()
+        defaults = {name: parameter.default for name, parameter in parameters}
+        models[build.__name__] = Entry(build, count=partial(count, **defaults), **about)
         return build
 
     return enter

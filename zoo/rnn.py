@@ -53,12 +53,12 @@ def _stack_count(cell: str, inputs: int, units: int, num_layers: int, directions
 
 
 def _classifier_count(
-    input_shape: Sequence[int | None] = (28, 28),
-    num_classes: int = 10,
-    cell: Cell = "lstm",
-    units: int = 128,
-    num_layers: int = 1,
-    bidirectional: bool = False,
+    input_shape: Sequence[int | None],
+    num_classes: int,
+    cell: Cell,
+    units: int,
+    num_layers: int,
+    bidirectional: bool,
     **_: object,
 ) -> int:
     directions = 2 if bidirectional else 1
@@ -168,11 +168,11 @@ def rnn_classifier(
 
 
 def _language_model_count(
-    vocabulary_size: int = 5000,
-    cell: Cell = "lstm",
-    embedding_dim: int = 256,
-    units: int = 256,
-    num_layers: int = 1,
+    vocabulary_size: int,
+    cell: Cell,
+    embedding_dim: int,
+    units: int,
+    num_layers: int,
     **_: object,
 ) -> int:
     stack = _stack_count(cell, embedding_dim, units, num_layers)
@@ -221,7 +221,7 @@ def rnn_language_model(
         num_layers: recurrent layers, each reading the states of the one before.
         dropout: fraction dropped before each layer and before the output, in [0, 1).
         stateful: whether a call goes on where the one before ended, as Keras' recurrent layers
-            do; `layer.reset_state()` begins anew. `zoo.generation.stepwise` hands the states over
+            do; `layer.reset_state()` begins anew. `zoo.reading.stepwise` hands the states over
             instead.
         batch_size: of every batch; a stateful model needs it.
         seed: of the initial weights and the dropout masks; the same on every backend.

@@ -20,10 +20,10 @@ from zoo.beam_search import beam_search
 from zoo.generation import generate
 from zoo.language import plot_perplexity
 from zoo.ngrams import NGrams
+from zoo.objectives import at_least_float32
 from zoo.pairs import LengthBuckets, Pair
 from zoo.runs import Run
 from zoo.text import Vocabulary
-from zoo.training import at_least_float32
 
 Tensor = Any
 

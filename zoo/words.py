@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from scipy.special import log_softmax
 
-from zoo import generation
+from zoo import reading
 from zoo.backends import backend
 from zoo.text import Vocabulary, check_ids
 
@@ -42,13 +42,13 @@ def next_token(model: keras.Model) -> Predict:
         A function of N tuples of ids to (N, V) float64. It raises ValueError if one is empty or
         holds an id outside the vocabulary.
     """
-    stepper = generation.stepwise(model)
+    stepper = reading.stepwise(model)
 
     def step(*arrays: Tensor) -> Any:
         return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
 
     forward = backend.forward(stepper, step)
-    zeros = generation.initial_states(stepper, _ROWS)
+    zeros = reading.initial_states(stepper, _ROWS)
     known: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
 
     def read(sequences: Sequence[Ids]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 import zoo
-from zoo import datasets, random, training
+from zoo import datasets, objectives, random, training
 from zoo.augment import ImageTransform
 from zoo.backends import backend, name
 from zoo.interop import pytorch
@@ -28,7 +28,7 @@ class Session:
         self.model = zoo.cnn_48x48(10, seed=seed, dtype=DTYPE)
         self.optimizer = Adam(1e-3, l2=1e-4)
         self.optimizer.build(self.model.trainable_variables)
-        objective = training.classification_objective(self.model, self.transform, seed)
+        objective = objectives.classification_objective(self.model, self.transform, seed)
         self.step = backend.train_step(self.model, self.optimizer, objective)
         self.arrays = [backend.on_device(a) for a in (self.data.x_train, self.data.y_train)]
         self.order = training.batch_order(seed, 0, 640)

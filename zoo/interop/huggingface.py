@@ -24,8 +24,8 @@ import safetensors.numpy
 from zoo.attention import Positions
 from zoo.blocks import TransformerBlock
 from zoo.checkpoints import atomic_write, misfits
-from zoo.generation import max_length
 from zoo.gpt import gpt
+from zoo.reading import max_length
 
 Arrays = dict[str, np.ndarray]
 
