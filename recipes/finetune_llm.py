@@ -26,12 +26,12 @@ from zoo import backends, cli, language, objectives, text, training
 from zoo.interop import keras_hub
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
-from zoo.runs import Run, fill_in, open_run
+from zoo.runs import Options, Run, fill_in, open_run
 from zoo.text import RandomWindows
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Fine-tune a language model of KerasHub on a text file, and let it write."""
 
     preset: str
@@ -50,22 +50,12 @@ class Config:
     """Pieces of a training step, from places drawn at random."""
     learning_rate: float = 5e-4
     """AdamW's step size at its largest; it rises for up to 100 steps and falls to a tenth."""
-    seed: int = 0
-    """Of the thin matrices and the pieces; the same run on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """What the network computes in; the thin matrices are float32."""
     prompt: str = "Once upon a time"
     """What the texts written before and after training begin with."""
     max_new_tokens: int = 100
     """Of each; it may end earlier."""
     sampler: Literal["greedy", "beam", "contrastive"] = "contrastive"
     """KerasHub's way to choose them; none of these three draws random numbers."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
-    checkpoint_steps: int = 100
-    """A checkpoint every so many steps, besides one at the end."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
     """A short run: 50 steps, where not set otherwise."""
     text_sha256: str = field(init=False)
@@ -83,16 +73,10 @@ class Config:
         object.__setattr__(self, "text_sha256", digest)
 
 
-NOT_RESULTS = (
-    "text", "run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "max_new_tokens",
-    "sampler",
-)  # fmt: skip
-
-
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, writes before and after, and returns the metrics."""
     console = cli.console()
-    run = open_run("finetune_llm", config, NOT_RESULTS)
+    run = open_run("finetune_llm", config, "text", "prompt", "max_new_tokens", "sampler")
     if config.deterministic:
         backends.backend.make_deterministic()
     reader = keras_hub.Reader(

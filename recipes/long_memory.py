@@ -37,7 +37,6 @@ CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
 HISTORY = "cell", "length", "loss", "accuracy", "test_loss", "test_accuracy"
 OF_LONGEST = "parameters", *HISTORY[4:], "gradient_ratio", "examples_per_second"
-NOT_RESULTS = "run_dir", "quick", "checkpoint_steps"
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = Console()
-    run = open_run("long_memory", config, NOT_RESULTS)
+    run = open_run("long_memory", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished: recall {run.metrics['test_accuracy']}")
         return run.metrics

@@ -21,11 +21,11 @@ from rich.console import Console
 from zoo import backends, cli, datasets, evaluation, objectives, registry, training
 from zoo.augment import ImageTransform
 from zoo.optimizers import Adam, schedule
-from zoo.runs import fill_in, open_run
+from zoo.runs import Options, fill_in, open_run
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Train an image classifier; the defaults are the document's setting."""
 
     dataset: str = "mnist"
@@ -48,16 +48,6 @@ class Config:
     """Factor of the L2 penalty's gradient, as in torch.optim.Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate over the run; cosine falls to 0 at the end."""
-    seed: int = 0
-    """Of initial weights, order, augmentation and dropout; the same run on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """What the network computes in."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
-    checkpoint_steps: int = 200
-    """A checkpoint every so many steps, besides one after each epoch."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
     """A short run: 1 epoch over 12,800 images, where not set otherwise."""
 
@@ -74,14 +64,11 @@ class Config:
             )
 
 
-NOT_RESULTS = ("run_dir", "data_dir", "quick", "checkpoint_steps", "deterministic")
-
-
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = Console()
     classifier = registry.get_classifier(config.model)
-    run = open_run("mnist", config, NOT_RESULTS)
+    run = open_run("mnist", config, "data_dir")
     if run.metrics:
         score = run.metrics["test_accuracy"]
         console.print(f"The run in {run.path} is finished: {score:.2%} correct")

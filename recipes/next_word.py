@@ -14,7 +14,6 @@ Source: the document's section "Réseaux de Neurones Récurrents"; dropout as in
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -23,12 +22,12 @@ import tyro
 from zoo import backends, cli, language, objectives, rnn_language_model, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
-from zoo.runs import Run, fill_in, open_run
+from zoo.runs import Options, Run, fill_in, open_run
 from zoo.text import Vocabulary
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Train a recurrent language model on Shakespeare's works, and ask it for the next word."""
 
     cell: Literal["simple_rnn", "lstm", "gru"] = "lstm"
@@ -57,16 +56,6 @@ class Config:
     """Adam's step size, at its largest."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """The learning rate over the run; cosine falls to 0 at the end."""
-    seed: int = 0
-    """Of initial weights, order, dropout and the text written; the same run on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """What the network computes in."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
-    checkpoint_steps: int = 200
-    """A checkpoint every so many steps, besides one after each epoch."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
     """A short run: 1 epoch over 8,000 examples, where not set otherwise."""
 
@@ -77,13 +66,10 @@ class Config:
         check_sizes(length=self.length, units=self.units, checkpoint_steps=self.checkpoint_steps)
 
 
-NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "temperature")
-
-
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, answers the prompt, and returns the metrics."""
     console = cli.console()
-    run = open_run("next_word", config, NOT_RESULTS)
+    run = open_run("next_word", config, "prompt", "temperature")
     if config.deterministic:
         backends.backend.make_deterministic()
     vocabulary = text.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)

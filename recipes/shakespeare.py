@@ -12,7 +12,6 @@ Source: the document's section "LLMs"; Radford et al., 2019; the setting is nano
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -21,12 +20,12 @@ import tyro
 from zoo import backends, cli, gpt, language, objectives, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
-from zoo.runs import Run, fill_in, open_run
+from zoo.runs import Options, Run, fill_in, open_run
 from zoo.text import Vocabulary
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Train a GPT on Shakespeare's works, and let it write."""
 
     tokens: Literal["characters", "subwords"] = "characters"
@@ -55,20 +54,10 @@ class Config:
     """AdamW's step size at its largest; it rises for 100 steps and falls to a tenth."""
     weight_decay: float = 0.1
     """Share of the learning rate by which matrices shrink at each step."""
-    seed: int = 0
-    """Of initial weights, pieces, dropout and the text written; the same run on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """What the network computes in."""
     prompt: str = "ROMEO"
     """What the text written at the end begins with."""
     temperature: float = 0.8
     """Of it: 1 draws as the model predicts, 0 takes the likeliest."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
-    checkpoint_steps: int = 500
-    """A checkpoint every so many steps, besides one at the end."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
     """A short run: 300 steps, where not set otherwise."""
 
@@ -78,14 +67,13 @@ class Config:
         check_sizes(checkpoint_steps=self.checkpoint_steps)
 
 
-NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic", "prompt", "temperature")
 MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "use_bias": False}
 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, writes a text, and returns the metrics."""
     console = cli.console()
-    run = open_run("shakespeare", config, NOT_RESULTS)
+    run = open_run("shakespeare", config, "prompt", "temperature")
     if config.deterministic:
         backends.backend.make_deterministic()
     size = None if config.tokens == "characters" else config.vocabulary_size

@@ -12,8 +12,7 @@ Source: the document's section "Architecture de Transformateur"; Vaswani et al.,
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tyro
@@ -22,12 +21,12 @@ from zoo import backends, cli, pairs, training, transformer, translation
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam, schedule
 from zoo.pairs import LengthBuckets, Pair
-from zoo.runs import Run, fill_in, open_run
+from zoo.runs import Options, Run, fill_in, open_run
 from zoo.text import Vocabulary
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
     """Train a transformer on English and Spanish verses, and let it translate."""
 
     vocabulary_size: int = 4000
@@ -56,16 +55,6 @@ class Config:
     """Translations that are followed at once."""
     test_pairs: int | None = None
     """Translate only that many of the test pairs; by default all, with --quick 64."""
-    seed: int = 0
-    """Of initial weights, batches and dropout; the same run on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """What the network computes in."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
-    checkpoint_steps: int = 200
-    """A checkpoint every so many steps, besides one after each epoch."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
     quick: bool = False
     """A short run: 4 epochs over short sentences, where not set otherwise."""
 
@@ -79,14 +68,13 @@ class Config:
         )  # fmt: skip
 
 
-NOT_RESULTS = ("run_dir", "quick", "checkpoint_steps", "deterministic")
 MAX_LENGTH = 256  # tokens of the longest sentence that can be translated
 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns the metrics."""
     console = cli.console()
-    run = open_run("translate", config, NOT_RESULTS)
+    run = open_run("translate", config)
     if config.deterministic:
         backends.backend.make_deterministic()
     if found := run.metrics:

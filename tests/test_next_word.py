@@ -1,7 +1,5 @@
 """`recipes/next_word.py` on two works, and the first pages of those held out."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -12,7 +10,9 @@ import pytest
 import tyro
 
 import zoo
-from recipes.next_word import Config, main
+from recipes import next_word
+from recipes.next_word import Config
+from tests import recipe
 from zoo import language, text, training
 from zoo.backends import backend
 
@@ -25,10 +25,7 @@ SMALL = {
 
 
 def run(folder: Path, **changes: object) -> tuple[dict, str]:
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        metrics = main(Config(**{**SMALL, "run_dir": folder, **changes}))  # type: ignore[arg-type]
-    return metrics, output.getvalue()
+    return recipe.run(next_word, SMALL, folder, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,16 @@
 """`recipes/shakespeare.py` on two works and the first pages of those held out."""
 
-import contextlib
-import io
 import json
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 import zoo
-from recipes.shakespeare import Config, main
+from recipes import shakespeare
+from recipes.shakespeare import Config
+from tests import recipe
 from zoo import __main__ as command_line
 from zoo import language, training
 from zoo.backends import backend
@@ -26,10 +24,7 @@ SMALL = {
 
 
 def run(folder: Path, **changes: object) -> tuple[dict, str]:
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        metrics = main(Config(**{**SMALL, "run_dir": folder, **changes}))  # type: ignore[arg-type]
-    return metrics, output.getvalue()
+    return recipe.run(shakespeare, SMALL, folder, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +91,7 @@ def test_it_goes_on_where_it_was_interrupted(
     finished: tuple[Path, dict, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, metrics, _ = finished
-    step, taken = training._Loop.step, []
-
-    def interrupted(self: training._Loop, indices: np.ndarray) -> None:
-        step(self, indices)
-        taken.append(self._state.step)
-        if taken == list(range(1, 26)):
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(training._Loop, "step", interrupted)
+    taken = recipe.interrupt_after(25, monkeypatch)
     with pytest.raises(training.Interrupted, match="Stopped after step 25"):
         run(tmp_path / "run")
     resumed, output = run(tmp_path / "run")
@@ -142,10 +129,6 @@ def test_wrong_arguments_leave_nothing(arguments: dict, problem: str, tmp_path: 
 
 
 def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        tyro.cli(Config, args=["--help"])
-    words = capsys.readouterr().out
-    for name in Config.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in words
+    recipe.help_of(Config, capsys)
     assert Config(quick=True).steps == 300
     assert Config().steps == 2000

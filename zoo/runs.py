@@ -13,10 +13,10 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zoo.checkpoints import atomic_write, remove_unfinished
 
@@ -113,19 +113,40 @@ class Run:
         self.write("metrics.json", _json(metrics))
 
 
-def open_run(recipe: str, config: Any, not_results: Collection[str] = ("run_dir", "quick")) -> Run:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every recipe that trains with `zoo.training.fit` can be told."""
+
+    seed: int = 0
+    """Of everything that is drawn, such as initial weights; the same run on every backend."""
+    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
+    """What the network computes in."""
+    run_dir: Path | None = None
+    """Where results and checkpoints go; by default a new folder in runs/."""
+    checkpoint_steps: int = 200
+    """A checkpoint every so many steps, besides one after each epoch."""
+    deterministic: bool = False
+    """Turn on the backend's deterministic switches; slower on some devices."""
+
+
+_NOT_RESULTS = {"run_dir", "quick", "checkpoint_steps", "deterministic"}
+
+
+def open_run(recipe: str, config: Any, *not_results: str) -> Run:
     """The run directory of a recipe.
 
     Args:
         recipe: its name.
         config: a dataclass with a `run_dir`, a path or None for a new folder in runs/.
-        not_results: fields that do not decide the results, so that a run may go on with others.
+        *not_results: fields that do not decide the results, so that a run may go on with others,
+            besides `run_dir`, `quick`, `checkpoint_steps` and `deterministic`.
 
     Raises:
         ValueError, OSError: as `Run` does.
     """
     path = config.run_dir or Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in not_results}
+    ignored = _NOT_RESULTS.union(not_results)
+    decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
     return Run(path, {"recipe": recipe, **decisive})
 
 
