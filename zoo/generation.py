@@ -1,7 +1,9 @@
 """Text from a language model, token by token.
 
-for ids in stream(model, [[5, 3, 8], [7]], max_new_tokens=100, temperature=0.8):
-    ...
+    for ids in stream(model, [[5, 3, 8], [7]], max_new_tokens=100, temperature=0.8):
+        ...
+
+What is the same on every backend is the draw: see `choose`.
 """
 
 import math
