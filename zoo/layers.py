@@ -32,6 +32,30 @@ class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
+class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
+    """`keras.layers.GroupNormalization` and what follows it: (B, H, W, C) to the same.
+
+    Args:
+        groups: of channels.
+        activation: of Keras', by its name; by default none.
+        epsilon: added to the variance.
+    """
+
+    def __init__(
+        self, groups: int, activation: str | None = None, epsilon: float = 1e-5, **kwargs: Any
+    ):
+        super().__init__(groups, epsilon=epsilon, **kwargs)
+        self.activation = keras.activations.get(activation)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return self.activation(backend.group_norm(self, inputs))
+
+    def get_config(self) -> dict[str, Any]:
+        activation = keras.activations.serialize(self.activation)
+        return {**super().get_config(), "activation": activation}
+
+
+@keras.saving.register_keras_serializable("zoo")
 class Dense(keras.layers.Dense):  # type: ignore[misc]
     """`keras.layers.Dense` that keeps its dtype without a bias, too: (..., inputs) to (..., units).
 

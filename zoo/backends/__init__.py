@@ -121,6 +121,10 @@ class Backend(Protocol):
         """What a `zoo.layers.MaxPooling2D` computes."""
         ...
 
+    def group_norm(self, layer: Any, inputs: Tensor) -> Tensor:
+        """What a `keras.layers.GroupNormalization` computes."""
+        ...
+
     def attention(
         self,
         query: Tensor,

@@ -73,6 +73,10 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
+def group_norm(layer: Any, inputs: Tensor) -> Tensor:
+    return keras.layers.GroupNormalization.call(layer, inputs)
+
+
 def attention(
     query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
 ) -> Tensor:

@@ -14,6 +14,7 @@ import keras
 from zoo.backends import common
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import cached_attention as cached_attention
+from zoo.backends.common import group_norm as group_norm
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent

@@ -112,6 +112,15 @@ def reorder(caches: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda cache: cache[places], caches)
 
 
+def group_norm(layer: Any, inputs: Tensor) -> Tensor:
+    """By PyTorch's kernel, which takes channels last."""
+    scale, shift = layer.gamma.value, layer.beta.value
+    normal = torch.nn.functional.group_norm(
+        inputs.to(scale.dtype).permute(0, 3, 1, 2), layer.groups, scale, shift, layer.epsilon
+    )
+    return normal.permute(0, 2, 3, 1).to(inputs.dtype)
+
+
 def attention(
     query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
