@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from zoo import backends, cli, language, objectives, text, training
+from zoo import backends, cli, evaluation, language, objectives, text, training
 from zoo.interop import keras_hub
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
@@ -126,7 +126,7 @@ def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     test_loss = state.history[-1]["validation_loss"]
     bits = test_loss / math.log(2) * len(test_ids) / len(content[border:])
     model.backbone.save_lora_weights(run.path / "model.lora.h5")
-    language.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
+    evaluation.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
     metrics = training.metrics(
         "finetune_llm", model, state, preset=config.preset, trained_parameters=parameters,
         seed=config.seed, train_examples=count, epochs=1, test_loss=test_loss,

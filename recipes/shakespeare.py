@@ -17,7 +17,7 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, gpt, language, objectives, text, training
+from zoo import backends, cli, evaluation, gpt, language, objectives, text, training
 from zoo.layers import check_sizes
 from zoo.optimizers import AdamW, schedule
 from zoo.runs import Options, Run, fill_in, open_run
@@ -118,7 +118,7 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
     bits = language.bits_per_character(test_loss, ids["test"], vocabulary)
     model.save_weights(run.path / "model.weights.h5")
     run.write("model.json", model.to_json(indent=2).encode())
-    language.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
+    evaluation.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
     metrics = training.metrics(
         "shakespeare", model, state, tokens=config.tokens, seed=config.seed,
         train_examples=count, epochs=1, test_loss=test_loss,

@@ -10,6 +10,9 @@ import tyro
 from rich.table import Table
 
 from zoo import cli, language, registry, summary
+from zoo.diffusion import studio
+from zoo.diffusion.painter import Painter
+from zoo.layers import check_sizes
 from zoo.parity import command
 
 
@@ -57,6 +60,45 @@ def generate(
     writer.write(model, cli.console(), tokens)
 
 
+def draw(
+    run_dir: Path,
+    prompt: str | None = None,
+    out: Path = Path("drawn.png"),
+    count: int = 1,
+    steps: int = 50,
+    guidance_scale: float = 3.0,
+    negative_prompt: str = "",
+    eta: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Draw what a text asks for, with a model that recipes/text_to_image.py has trained.
+
+    One that recipes/diffusion.py has trained draws without being asked.
+
+    Args:
+        run_dir: the directory of its run.
+        prompt: such as "a handwritten seven".
+        out: where the image goes.
+        count: images to draw, side by side.
+        steps: from noise to an image.
+        guidance_scale: 0 does not ask for the prompt, 1 asks for it, more insists.
+        negative_prompt: what is not to be drawn.
+        eta: 0 draws with DDIM, 1 with DDPM's steps.
+        seed: of the noise; the same image on every backend.
+    """
+    check_sizes(count=count)
+    painter = Painter.load(run_dir)
+    if (prompt is None) != (painter.vocabulary is None):
+        raise ValueError(
+            f"`prompt` must be given to a model that reads prompts, and to no other. Received: "
+            f"prompt={prompt!r} for {painter.model.name}"
+        )
+    studio.draw(
+        painter, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
+        guidance_scale=guidance_scale, negative_prompt=negative_prompt, eta=eta, seed=seed,
+    )  # fmt: skip
+
+
 def show_model(model: keras.Model) -> None:
     """Prints the table for a model that is built."""
     table = Table("layer", "kind", "output", "parameters", "", title=model.name)
@@ -78,6 +120,7 @@ def main(arguments: Sequence[str]) -> int | None:
         "list": list_models,
         "show": show,
         "generate": generate,
+        "draw": draw,
         "check": command.Check,
         "report": command.rewrite,
     }

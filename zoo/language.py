@@ -183,30 +183,6 @@ def plot_perplexity(
     return figure
 
 
-def plot_losses(losses: Sequence[float], last: Mapping[str, float]) -> Figure:
-    """The loss of every training step and its running mean, and what it came to in validation.
-
-    Args:
-        losses: in nats a token.
-        last: has `validation_loss`, likewise.
-    """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    steps = np.arange(1, len(losses) + 1)
-    span = max(len(losses) // 50, 1)
-    sums = np.cumsum([0.0, *losses])
-    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.7)
-    means = (sums[span:] - sums[:-span]) / span
-    axes.plot(steps[span - 1 :], means, label=f"training, mean of {span} steps")
-    axes.axhline(
-        last["validation_loss"], color="C1", linestyle="--", label="validation, at the end"
-    )
-    axes.set(xlabel="step", ylabel="nats a token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
 class Writer:
     """Writes on from a prompt, or translates it.
 

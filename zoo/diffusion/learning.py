@@ -77,7 +77,8 @@ def diffusion_loss(
     """Compiles the mean loss on images that stay the same, with time steps and noise that do, too.
 
     Args:
-        model, process: as for `diffusion_objective`.
+        model: as for `diffusion_objective`.
+        process: likewise.
         images: (N, H, W, C), uint8 or float.
         prompts: (N, L) int, one for each image.
         seed: of time steps and noise.

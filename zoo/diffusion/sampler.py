@@ -18,7 +18,7 @@ Source: Ho et al., 2020, algorithm 2; Song et al., "Denoising Diffusion Implicit
 equation 12; Lin et al., 2023, section 3.3 (where the steps lie).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -205,7 +205,9 @@ class Sampler:
                     f"`{name}` must be as many as the images. Received: {len(rows)} for "
                     f"{count} images"
                 )
-        return {0: [negative], 1: [prompts]}.get(guidance_scale, [negative, prompts])
+        if guidance_scale == 0:
+            return [negative]
+        return [prompts] if guidance_scale == 1 else [negative, prompts]
 
     def _encoded(self, texts: Sequence[np.ndarray]) -> list[Tensor]:
         return list(self._read(np.concatenate(texts))) if texts else []
@@ -225,7 +227,7 @@ def _guided(network: keras.Model, x: Tensor, t: Tensor, scale: Tensor, *text: Te
     return nothing + ops.cast(scale, asked.dtype) * (asked - nothing)
 
 
-def noise(seed: int, stream: str, shape: Sequence[int], places: Sequence[int]) -> np.ndarray:
+def noise(seed: int, stream: str, shape: Sequence[int], places: Iterable[int]) -> np.ndarray:
     """(B, H, W, C) in Keras' floatx: standard normal numbers, for each image by its place."""
     key = random.key(seed, "sampler", stream)
     drawn = [random.normal(random.fold_in(key, int(place)), shape) for place in places]

@@ -49,9 +49,7 @@ def text_encoder(
     Raises:
         ValueError: for a size that is not at least 1, or heads that do not divide `hidden_dim`.
     """
-    check_sizes(
-        vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers
-    )
+    check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
     check_block(hidden_dim, num_heads, None, "gelu", "layer_norm", 0.0, "learned")
     ids = keras.Input((None,), dtype="int32", name="prompt")
     counts = PaddingMask(PADDING, name="prompt_mask")(ids)

@@ -29,7 +29,6 @@ from zoo.diffusion.unet import unet
 from zoo.registry import get, register
 
 
-
 def _count(
     vocabulary_size: int,
     max_length: int,
@@ -87,8 +86,15 @@ def text_to_image(
     Args:
         vocabulary_size: how many tokens there are in prompts; 0 is padding, 1 stands first.
         max_length: tokens of the longest prompt.
-        num_layers, num_heads, hidden_dim: of the text encoder.
-        input_shape, channels, num_blocks, num_steps, num_groups, dropout: of the `unet`.
+        num_layers: blocks of the text encoder.
+        num_heads: of each of its attentions; a divisor of `hidden_dim`.
+        hidden_dim: width of a token's vector in it.
+        input_shape: (H, W, C) of an image; H and W can be halved once for each level but the first.
+        channels: of each level of the U-Net, multiples of `num_groups`.
+        num_blocks: residual blocks of each level, on the way down and on the way up.
+        num_steps: T, the steps of the schedule.
+        num_groups: of channels that are normalised together.
+        dropout: fraction dropped within a residual block, in [0, 1).
         seed: of the initial weights and the dropout masks; the same on every backend.
         dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: of the model.
@@ -114,4 +120,3 @@ def text_to_image(
         {"image": image, "time": time, "context": context, "context_counts": counts}
     )
     return keras.Model({"image": image, "time": time, "prompt": prompt}, predicted, name=name)
-

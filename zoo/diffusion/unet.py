@@ -20,6 +20,7 @@ Source: the document's section "Modèles de Diffusion"; Ronneberger et al., "U-N
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -162,9 +163,7 @@ class Blocks:
 
     def dense(self, x: Tensor, units: int, name: str, activation: Any = None) -> Tensor:
         kernel = random.Normal(self.seed, f"{name}/kernel")
-        layer = Dense(
-            units, activation, kernel_initializer=kernel, dtype=self.dtype, name=name
-        )
+        layer = Dense(units, activation, kernel_initializer=kernel, dtype=self.dtype, name=name)
         return layer(x)
 
     def norm(self, x: Tensor, name: str, activation: str | None = "silu") -> Tensor:
@@ -247,7 +246,7 @@ def _count(
         total += num_blocks * block(2 * after, after)  # on the way up
     total += 2 * num_blocks * attention()
     total += 2 * block(last, last) + attention()  # middle
-    for lower, upper in zip(channels, channels[1:]):  # on the way up, after each doubling
+    for lower, upper in pairwise(channels):  # on the way up, after each doubling
         total += (9 * upper + 1) * lower
     return total + 2 * channels[0] + (9 * channels[0] + 1) * input_shape[-1]
 

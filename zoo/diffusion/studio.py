@@ -1,0 +1,362 @@
+"""What recipes/diffusion.py and recipes/text_to_image.py share: settings, training, the report."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from PIL.Image import Image
+from rich.console import Console
+
+from zoo import datasets, evaluation, training
+from zoo.backends import backend
+from zoo.datasets import ImageDataset
+from zoo.diffusion import plots
+from zoo.diffusion.autoencoder import Latents, autoencoder, reconstruction_objective
+from zoo.diffusion.learning import averaged, diffusion_loss, diffusion_objective, ema_momentum
+from zoo.diffusion.painter import About, Painter
+from zoo.diffusion.process import check_gamma
+from zoo.diffusion.prompts import PromptVocabulary
+from zoo.diffusion.scores import Judge, assess, to_bytes
+from zoo.layers import check_sizes
+from zoo.optimizers import Adam
+from zoo.optimizers import schedule as rate_over_steps
+from zoo.runs import Options, Run, fill_in
+
+HELD_OUT = 512  # test images that the validation loss is of
+PREVIEW_STEPS = 20
+FRAMES = 25  # of the animation, at most
+COLUMNS = 10
+LATENTS_MEASURED = 5000  # training images that say what is usual
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What both recipes can be told."""
+
+    dataset: str = "mnist"
+    """mnist, or a name of TensorFlow Datasets such as fashion_mnist."""
+    data_dir: Path | None = None
+    """Where TensorFlow Datasets keeps its data; by default its own folder."""
+    image_size: int | None = None
+    """Height and width to resize images to; by default as they are."""
+    classifier: Path | None = None
+    """A finished run of recipes/mnist.py that judges what is drawn; by default one is trained."""
+    channels: tuple[int, ...] | None = None
+    """Of each level of the network, which halves the image; by default 32 64 128, with --quick
+    24 48 96."""
+    num_blocks: int = 1
+    """Residual blocks of each level, on the way down and on the way up."""
+    dropout: float = 0.0
+    """Fraction dropped within a residual block."""
+    latent: bool = False
+    """Draw in the latent space of an autoencoder, which is trained first."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How fast noise takes over."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule, so that nothing is left of an image at its end."""
+    prediction: Literal["v", "noise", "x0"] = "v"
+    """What the network predicts."""
+    min_snr_gamma: float | None = None
+    """No signal to noise ratio above this counts for more in the loss; 5 is usual."""
+    epochs: int | None = None
+    """Passes over the training images; by default 12, with --quick 4."""
+    train_examples: int | None = None
+    """Training images, the first so many; by default all, with --quick 6,400."""
+    batch_size: int = 64
+    """Images of a training step."""
+    learning_rate: float = 2e-3
+    """Adam's step size at its largest; it rises for 100 steps and falls to a tenth."""
+    steps: int = 50
+    """Steps from noise to an image."""
+    eta: float = 0.0
+    """0 draws with DDIM, 1 with DDPM's steps."""
+    samples: int | None = None
+    """Images that are drawn and judged at the end; by default 1,000, with --quick 200."""
+    quick: bool = False
+    """A short run with a smaller network, where not set otherwise."""
+
+    def __post_init__(self) -> None:
+        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "samples": 200}
+        full = {"channels": (32, 64, 128), "epochs": 12, "samples": 1000}
+        fill_in(self, **(quick if self.quick else full))
+        check_sizes(
+            epochs=self.epochs, batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps
+        )
+        check_gamma(self.min_snr_gamma)
+        if self.samples is None or self.samples < 2 * COLUMNS:
+            raise ValueError(
+                f"`samples` must be at least {2 * COLUMNS}, two images of each of {COLUMNS} "
+                f"classes. Received: samples={self.samples}"
+            )
+
+    @property
+    def about(self) -> About:
+        return About(self.schedule, 1000, self.zero_terminal_snr, self.prediction)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of the builders."""
+        return {
+            "channels": self.channels, "num_blocks": self.num_blocks, "dropout": self.dropout,
+            "seed": self.seed, "dtype": self.dtype_policy,
+        }  # fmt: skip
+
+    def load_data(self) -> ImageDataset:
+        return datasets.load(
+            self.dataset, self.image_size, self.train_examples, data_dir=self.data_dir
+        )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked for in training and at the end.
+
+    Attributes:
+        vocabulary: the words.
+        phrases: for each class the prompts that ask for it, as many of each.
+    """
+
+    vocabulary: PromptVocabulary
+    phrases: Sequence[Sequence[str]]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(classes, phrasings, L) int32."""
+        return np.stack([self.vocabulary.encode(prompts) for prompts in self.phrases])
+
+    def ask(self, classes: np.ndarray) -> list[str]:
+        """A prompt for each of these classes, all phrasings in turn."""
+        asked = [0] * len(self.phrases)
+        prompts = []
+        for label in classes:
+            prompts.append(self.phrases[label][asked[label] % len(self.phrases[label])])
+            asked[label] += 1
+        return prompts
+
+
+def train(
+    recipe: str,
+    settings: Settings,
+    run: Run,
+    data: ImageDataset,
+    build: Callable[..., keras.Model],
+    train_classifier: Callable[[Path], None],
+    console: Console,
+    prompts: Prompts | None = None,
+    guidance_scale: float = 1.0,
+) -> dict[str, Any]:
+    """Trains a model, or goes on with it; draws, judges, and writes all that a run leaves.
+
+    Args:
+        recipe: its name.
+        settings: of the recipe.
+        run: its directory.
+        data: its images.
+        build: makes the network, of `input_shape` and what `Settings.network` gives.
+        train_classifier: trains one in a directory, where `settings` names none.
+        console: where progress is shown.
+        prompts: if the network reads any.
+        guidance_scale: of what is drawn.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ValueError: as the builders and `Judge` do, before anything is written.
+        Interrupted, Diverged, OSError: as `zoo.training.fit` does.
+    """
+    height, width, depth = data.x_train.shape[1:]
+    coder = autoencoder((height, width, depth), seed=settings.seed, dtype=settings.dtype_policy)
+    small = tuple(coder.get_layer("encoder").output.shape[1:])
+    shape = small if settings.latent else (height, width, depth)
+    model = build(input_shape=shape, **settings.network)
+    judge = None if settings.classifier is None else Judge.load(settings.classifier, data)
+    run.begin()
+    if judge is None:
+        train_classifier(run.path / "classifier")
+        judge = Judge.load(run.path / "classifier", data)
+    latents = _train_latents(settings, run, data, coder, console) if settings.latent else None
+    vocabulary = None if prompts is None else prompts.vocabulary
+    painter = Painter(model, settings.about, vocabulary, latents)
+    console.print(
+        f"{model.count_params():,} parameters, {len(data.x_train):,} images of {data.name}, "
+        f"{keras.config.backend()}; Ctrl-C stops, `--run-dir {run.path}` goes on"
+    )
+    order = _Order(settings, prompts, data.num_classes, guidance_scale)
+    state = _train_painter(settings, run, data, painter, order, console)
+    painter.save(run)
+
+    classes, drawn = order.draw(painter, _known(settings.samples), settings.steps, console)
+    run.write("samples.png", plots.png(plots.grid(drawn[: 10 * COLUMNS], COLUMNS)))
+    run.write("denoising.gif", _film(painter, order, settings.steps))
+    curves = evaluation.plot_losses(state.losses, state.history[-1], "squared error")
+    curves.savefig(run.path / "loss.png", dpi=120)
+    scores = assess(judge, drawn, None if prompts is None else classes, data)
+    metrics = training.metrics(
+        recipe, model, state, seed=settings.seed, train_examples=len(data.x_train),
+        epochs=settings.epochs, test_loss=state.history[-1]["validation_loss"],
+        samples=len(drawn), **scores,
+    )  # fmt: skip
+    run.write_metrics(metrics)
+    console.print(_summary(scores))
+    console.print(f"Results are in {run.path}")
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be drawn, of all classes in turn, and how."""
+
+    settings: Settings
+    prompts: Prompts | None
+    num_classes: int
+    guidance_scale: float
+
+    def draw(
+        self,
+        painter: Painter,
+        count: int,
+        steps: int,
+        console: Console | None = None,
+        show: Callable[[int, np.ndarray], None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The classes that were asked for, (count,), and (count, H, W, C) uint8."""
+        classes = np.arange(count) % self.num_classes
+        images = painter.generate(
+            count if self.prompts is None else self.prompts.ask(classes), steps,
+            self.guidance_scale, self.settings.seed, self.settings.eta, console=console, show=show,
+        )  # fmt: skip
+        return classes, to_bytes(images)
+
+
+def _train_painter(
+    settings: Settings,
+    run: Run,
+    data: ImageDataset,
+    painter: Painter,
+    order: _Order,
+    console: Console,
+) -> training.State:
+    """Afterwards the model's weights are their averages."""
+    model, process = painter.model, painter.sampler.process
+    epochs = _known(settings.epochs)
+    steps = epochs * -(-len(data.x_train) // settings.batch_size)
+    rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
+    optimizer = Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=ema_momentum(steps))
+    images, held_out = data.x_train, data.x_test[:HELD_OUT]
+    if painter.latents is not None:
+        images, held_out = painter.latents.encode(images), painter.latents.encode(held_out)
+    prompts = None if order.prompts is None else order.prompts.ids
+    asked = None if prompts is None else prompts[data.y_test[:HELD_OUT], 0]
+    loss = diffusion_loss(model, process, held_out, asked)
+
+    def evaluate() -> dict[str, float]:
+        with averaged(model, optimizer):
+            _, drawn = order.draw(painter, 4 * COLUMNS, min(PREVIEW_STEPS, settings.steps))
+            run.write("latest.png", plots.png(plots.grid(drawn, COLUMNS)))
+            return {"validation_loss": loss()}
+
+    state = training.fit(
+        model, optimizer,
+        diffusion_objective(model, process, settings.seed, prompts, settings.min_snr_gamma),
+        training.InMemory(images, data.y_train), run,
+        epochs=epochs, batch_size=settings.batch_size, seed=settings.seed,
+        evaluate=evaluate, checkpoint_steps=settings.checkpoint_steps, console=console,
+    )  # fmt: skip
+    optimizer.finalize_variable_values(model.trainable_variables)
+    return state
+
+
+def _known(value: int | None) -> int:
+    """What `Settings` has filled in."""
+    assert value is not None
+    return value
+
+
+def _summary(scores: Mapping[str, float | None]) -> str:
+    asked = scores["prompt_accuracy"]
+    return (
+        ("" if asked is None else f"{asked:.1%} of the images are what was asked for. ")
+        + f"Fréchet distance {scores['frechet_distance']:.2f}, of real images "
+        f"{scores['frechet_floor']:.2f}, of noise {scores['frechet_ceiling']:.2f}; "
+        f"{scores['diversity']:.2f} times as varied as real images"
+    )
+
+
+def draw(
+    painter: Painter, prompts: Sequence[str] | int, out: Path, console: Console, **options: Any
+) -> None:
+    """Draws, and writes the images side by side to a file; options as of `Painter.generate`."""
+    images = to_bytes(painter.generate(prompts, console=console, **options))
+    scale = 8 if len(images) == 1 else 2
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plots.grid(images, min(len(images), COLUMNS), scale).save(out)
+    except ValueError as error:  # Pillow goes by the ending
+        raise ValueError(f"`out` must end like an image, such as .png. Received: {out}") from error
+    console.print(f"Drawn: {out}")
+
+
+def run_mnist(script: Path, settings: Settings, folder: Path) -> None:
+    """Has recipes/mnist.py train a classifier, in a process of its own; it goes on or is done.
+
+    Args:
+        script: its path.
+        settings: which say on what data, and how long.
+        folder: the run directory.
+
+    Raises:
+        Interrupted: if it was.
+        ChildProcessError: if it failed.
+    """
+    flags = ["--model", "mlp"] if settings.quick else ["--model", "cnn_48x48", "--epochs", "1"]
+    flags += ["--dataset", settings.dataset, "--run-dir", str(folder)]
+    if settings.data_dir is not None:
+        flags += ["--data-dir", str(settings.data_dir)]
+    environment = {**os.environ, "KERAS_BACKEND": keras.config.backend()}
+    status = subprocess.run([sys.executable, str(script), *flags], env=environment).returncode
+    if status == 130:
+        raise training.Interrupted("Stopped while the classifier was in training")
+    if status:
+        raise ChildProcessError(
+            f"The classifier could not be trained: {script.name} ended with {status}. Train it by "
+            "itself, and give its run directory as `--classifier`"
+        )
+
+
+def _film(painter: Painter, order: _Order, steps: int) -> bytes:
+    """What the network takes the images for, from the first step to the last."""
+    frames: list[Image] = []
+
+    def keep(_: int, images: np.ndarray) -> None:
+        frames.append(plots.grid(to_bytes(images), COLUMNS))
+
+    order.draw(painter, 2 * COLUMNS, steps, show=keep)
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round())
+    return plots.animation([frames[int(number)] for number in chosen])
+
+
+def _train_latents(
+    settings: Settings, run: Run, data: ImageDataset, coder: keras.Model, console: Console
+) -> Latents:
+    """Trains the autoencoder, in a run of its own within the run."""
+    inner = Run(run.path / "autoencoder", {"seed": settings.seed})
+    objective = reconstruction_objective(coder)
+    held_out = backend.forward(coder, lambda images, indices: objective(images, indices, 0)[0])
+    images = data.x_test[:HELD_OUT], np.arange(len(data.x_test[:HELD_OUT]), dtype=np.int32)
+    epochs = max(1, _known(settings.epochs) // 4)
+    steps = epochs * -(-len(data.x_train) // settings.batch_size)
+    rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
+    training.fit(
+        coder, Adam(rate, global_clipnorm=1.0), objective, training.InMemory(data.x_train), inner,
+        epochs=epochs, batch_size=settings.batch_size, seed=settings.seed,
+        evaluate=lambda: {"validation_loss": float(held_out(*images))},
+        checkpoint_steps=settings.checkpoint_steps, console=console,
+    )  # fmt: skip
+    return Latents.measured(coder, data.x_train[:LATENTS_MEASURED])
