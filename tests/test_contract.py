@@ -35,14 +35,23 @@ def example_input(model: keras.Model, batch: int = 4) -> Any:
         shape = (batch, *(size or 6 for size in spec.shape[1:]))
         if "int" not in spec.dtype:
             return generator.normal(size=shape).astype(spec.dtype)
-        embeddings = (x for x in model.layers if isinstance(x, keras.layers.Embedding))
-        return generator.integers(0, min(e.input_dim for e in embeddings), shape, spec.dtype)
+        layers = model._flatten_layers()
+        limits = (getattr(x, "input_dim", getattr(x, "num_steps", None)) for x in layers)
+        return generator.integers(0, min(filter(None, limits)), shape, spec.dtype)
 
     return keras.tree.map_structure(drawn, model.input)
 
 
-def example_target(model: keras.Model, batch: int = 4) -> np.ndarray:
+def loss_of(name: str) -> keras.losses.Loss:
+    if EXAMPLES[name][0].loss == "cross_entropy":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return keras.losses.MeanSquaredError()
+
+
+def example_target(model: keras.Model, name: str, batch: int = 4) -> np.ndarray:
     shape = model(example_input(model, batch)).shape
+    if EXAMPLES[name][0].loss == "mean_squared_error":
+        return np.random.default_rng(1).normal(size=shape).astype(np.float32)
     return np.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % int(shape[-1])
 
 
@@ -109,10 +118,9 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
 @BUILDERS
 def test_training_lowers_the_loss_and_every_weight_takes_part(name: str) -> None:
     model = build(name)
-    x, y = example_input(model), example_target(model)
+    x, y = example_input(model), example_target(model, name)
     before = [np.array(w) for w in model.get_weights()]
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss_of(name))
     first = float(model.evaluate(x, y, verbose=0))
     for _ in range(5):
         model.train_on_batch(x, y)
@@ -124,8 +132,8 @@ def test_training_lowers_the_loss_and_every_weight_takes_part(name: str) -> None
 @BUILDERS
 def test_fit_takes_any_batch_size(name: str) -> None:
     model = build(name)
-    x, y = example_input(model, 5), example_target(model, 5)
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = example_input(model, 5), example_target(model, name, 5)
+    model.compile("sgd", loss_of(name))
     history = model.fit(x, y, batch_size=2, verbose=0)
     assert np.isfinite(history.history["loss"][0])
     assert model.predict(x, batch_size=3, verbose=0).shape[0] == 5
@@ -147,6 +155,7 @@ def test_dtype_policies(name: str, dtype: str) -> None:
     model = build(name, dtype=dtype)
     outputs = model(example_input(model))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
-    model.compile(Adam(1e-3, l2=1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(Adam(1e-3, l2=1e-4), loss_of(name))
+    x, y = example_input(model), example_target(model, name)
     for _ in range(2):
-        assert np.isfinite(float(model.train_on_batch(example_input(model), example_target(model))))
+        assert np.isfinite(float(model.train_on_batch(x, y)))

@@ -10,7 +10,6 @@ import torch
 from torch.optim.adam import adam
 
 from zoo.backends import common
-from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
@@ -110,6 +109,27 @@ def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
 def reorder(caches: Any, rows: Any) -> Any:
     places = keras.ops.convert_to_tensor(rows)
     return keras.tree.map_structure(lambda cache: cache[places], caches)
+
+
+def conv2d(layer: Any, inputs: Tensor) -> Tensor:
+    """With the bias in the kernel's own pass, which Keras adds in another one."""
+    kernel = layer.kernel.value.permute(3, 2, 0, 1)
+    ordinary = (
+        layer.data_format == "channels_last"
+        and layer.padding == "same"
+        and tuple(layer.strides) == tuple(layer.dilation_rate) == (1, 1)
+        and inputs.shape[-1] == kernel.shape[1]  # one group
+        and all(size % 2 for size in kernel.shape[2:])
+    )
+    if not ordinary:
+        return common.conv2d(layer, inputs)
+    outputs = torch.nn.functional.conv2d(
+        inputs.permute(0, 3, 1, 2),
+        kernel.contiguous(),  # as the kernel for a single small image wants it
+        layer.bias.value if layer.use_bias else None,
+        padding=[size // 2 for size in kernel.shape[2:]],
+    )
+    return layer.activation(outputs.permute(0, 2, 3, 1))
 
 
 def group_norm(layer: Any, inputs: Tensor) -> Tensor:

@@ -55,13 +55,13 @@ class Process:
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, the first t + 1 steps at once."""
-        self._check(x0, t, noise)
+        x0, noise = self._checked(x0, t, noise)
         signal, sigma = self._ratios(x0, t)
         return signal * x0 + sigma * noise
 
     def q_step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """One step of the chain: x_t from x_(t-1), or from x_0 at t = 0."""
-        self._check(x, t, noise)
+        x, noise = self._checked(x, t, noise)
         betas = self.schedule.betas
         return _at(np.sqrt(1 - betas), t, x) * x + _at(np.sqrt(betas), t, x) * noise
 
@@ -69,6 +69,7 @@ class Process:
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the network is to predict of x_t."""
+        x0, noise = self._checked(x0, t, noise)
         if self.prediction == "noise":
             return noise
         if self.prediction == "x0":
@@ -81,6 +82,7 @@ class Process:
 
         At a signal to noise ratio of 0, "x0" does not tell v but does tell the noise: it is x_t.
         """
+        x, predicted = self._checked(x, t, predicted)
         signal, sigma = self._ratios(x, t)
         if self.prediction == "noise":
             return (x - sigma * predicted) / signal, predicted
@@ -106,10 +108,10 @@ class Process:
     def _ratios(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return _at(self.schedule.signal, t, x), _at(self.schedule.sigma, t, x)
 
-    def _check(self, x: Tensor, t: Tensor, noise: Tensor) -> None:
+    def _checked(self, x: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         if tuple(x.shape) != tuple(noise.shape) or t.shape[0] != x.shape[0]:
             raise ValueError(
-                "`x0`, `t` and `noise` must be of one batch, and noise of the image's shape. "
+                "Images, `t` and noise must be of one batch, and noise of the images' shape. "
                 f"Received: images {tuple(x.shape)}, t {tuple(t.shape)}, noise "
                 f"{tuple(noise.shape)}"
             )
@@ -120,6 +122,7 @@ class Process:
                     f"`t` must lie in [0, {len(self.schedule)}), the schedule's steps. "
                     f"Received: t={low if low < 0 else high}"
                 )
+        return ops.convert_to_tensor(x), ops.convert_to_tensor(noise)
 
 
 def check_gamma(min_snr_gamma: float | None) -> None:

@@ -68,8 +68,8 @@ class Settings(Options):
     """Passes over the training images; by default 12, with --quick 4."""
     train_examples: int | None = None
     """Training images, the first so many; by default all, with --quick 6,400."""
-    batch_size: int = 64
-    """Images of a training step."""
+    batch_size: int | None = None
+    """Images of a training step; by default 64, with --quick 32."""
     learning_rate: float = 2e-3
     """Adam's step size at its largest; it rises for 100 steps and falls to a tenth."""
     steps: int = 50
@@ -82,9 +82,9 @@ class Settings(Options):
     """A short run with a smaller network, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "samples": 200}
-        full = {"channels": (32, 64, 128), "epochs": 12, "samples": 1000}
-        fill_in(self, **(quick if self.quick else full))
+        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32}
+        full = {"channels": (32, 64, 128), "epochs": 12, "batch_size": 64}
+        fill_in(self, **(quick if self.quick else full), samples=200 if self.quick else 1000)
         check_sizes(
             epochs=self.epochs, batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps
         )
@@ -246,7 +246,7 @@ def _train_painter(
     """Afterwards the model's weights are their averages."""
     model, process = painter.model, painter.sampler.process
     epochs = _known(settings.epochs)
-    steps = epochs * -(-len(data.x_train) // settings.batch_size)
+    steps = epochs * -(-len(data.x_train) // _known(settings.batch_size))
     rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
     optimizer = Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=ema_momentum(steps))
     images, held_out = data.x_train, data.x_test[:HELD_OUT]
@@ -266,7 +266,7 @@ def _train_painter(
         model, optimizer,
         diffusion_objective(model, process, settings.seed, prompts, settings.min_snr_gamma),
         training.InMemory(images, data.y_train), run,
-        epochs=epochs, batch_size=settings.batch_size, seed=settings.seed,
+        epochs=epochs, batch_size=_known(settings.batch_size), seed=settings.seed,
         evaluate=evaluate, checkpoint_steps=settings.checkpoint_steps, console=console,
     )  # fmt: skip
     optimizer.finalize_variable_values(model.trainable_variables)
@@ -351,11 +351,11 @@ def _train_latents(
     held_out = backend.forward(coder, lambda images, indices: objective(images, indices, 0)[0])
     images = data.x_test[:HELD_OUT], np.arange(len(data.x_test[:HELD_OUT]), dtype=np.int32)
     epochs = max(1, _known(settings.epochs) // 4)
-    steps = epochs * -(-len(data.x_train) // settings.batch_size)
+    steps = epochs * -(-len(data.x_train) // _known(settings.batch_size))
     rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
     training.fit(
         coder, Adam(rate, global_clipnorm=1.0), objective, training.InMemory(data.x_train), inner,
-        epochs=epochs, batch_size=settings.batch_size, seed=settings.seed,
+        epochs=epochs, batch_size=_known(settings.batch_size), seed=settings.seed,
         evaluate=lambda: {"validation_loss": float(held_out(*images))},
         checkpoint_steps=settings.checkpoint_steps, console=console,
     )  # fmt: skip
