@@ -22,7 +22,7 @@ def batch(count: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_all_steps_at_once_and_one_by_one_agree() -> None:
-    """In mean and variance, after the first, some, and all steps; the end is a standard Gaussian."""
+    """In mean and variance, after the first, some and all steps; then it is a standard Gaussian."""
     schedule = linear(40, 0.01, 0.3)
     process = Process(schedule, "noise")
     x0 = np.repeat(np.tanh(normal("image", 1, 2, 2, 1)), 40_000, axis=0)

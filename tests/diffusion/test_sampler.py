@@ -159,7 +159,7 @@ def test_a_model_of_another_number_of_steps_is_refused(free: Sampler) -> None:
     model = unet((8, 8, 1), (8,), num_steps=T)
     with pytest.raises(ValueError, match="num_steps=20, a schedule of 10"):
         Sampler(model, Process(cosine(10)))
-    with pytest.raises(ValueError, match="and to no other. Received: 3"):
+    with pytest.raises(ValueError, match="and to no other"):
         free.draw(3, prompts=PROMPTS)
 
 

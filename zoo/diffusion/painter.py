@@ -23,7 +23,7 @@ from zoo.diffusion.schedule import make_schedule
 from zoo.runs import Run
 
 Tensor = Any
-Show = Callable[[int, np.ndarray], None]
+Show = Callable[[int, np.ndarray, np.ndarray], None]
 
 _FILES = ("metrics.json", "model.json", "model.weights.h5", "diffusion.json")
 
@@ -94,8 +94,8 @@ class Painter:
             negative_prompt: what the images are not to be.
             batch_size: images that are drawn side by side.
             console: where a bar shows how far it is.
-            show: is called after each step with the number of the batch's first image and what the
-                network takes the batch's images for by then, (B, H, W, C).
+            show: is called after each step with the number of the batch's first image, the batch as
+                it is by then, and what the network takes it for, (B, H, W, C) each.
 
         Returns:
             (N, H, W, C), in [-1, 1].
@@ -118,10 +118,10 @@ class Painter:
         with Progress(console=console, transient=True, disable=console is None) as progress:
             task = progress.add_task("drawing", total=steps * batches)
 
-            def after_a_step(first: int, _: Tensor, x0: Tensor) -> None:
+            def after_a_step(first: int, *images: Tensor) -> None:
                 progress.advance(task)
                 if show is not None:
-                    show(first, self._decoded(keras.ops.convert_to_numpy(x0)))
+                    show(first, *(self._decoded(keras.ops.convert_to_numpy(x)) for x in images))
 
             drawn = self.sampler.draw(
                 count, guidance_scale=guidance_scale, seed=seed, steps=steps, eta=eta,

@@ -19,7 +19,7 @@ from zoo.datasets import ImageDataset
 from zoo.diffusion import plots
 from zoo.diffusion.autoencoder import Latents, autoencoder, reconstruction_objective
 from zoo.diffusion.learning import averaged, diffusion_loss, diffusion_objective, ema_momentum
-from zoo.diffusion.painter import About, Painter
+from zoo.diffusion.painter import About, Painter, Show
 from zoo.diffusion.process import check_gamma
 from zoo.diffusion.prompts import PromptVocabulary
 from zoo.diffusion.scores import Judge, assess, to_bytes
@@ -65,7 +65,7 @@ class Settings(Options):
     min_snr_gamma: float | None = None
     """No signal to noise ratio above this counts for more in the loss; 5 is usual."""
     epochs: int | None = None
-    """Passes over the training images; by default 12, with --quick 4."""
+    """Passes over the training images; by default 5, with --quick 4."""
     train_examples: int | None = None
     """Training images, the first so many; by default all, with --quick 6,400."""
     batch_size: int | None = None
@@ -83,7 +83,7 @@ class Settings(Options):
 
     def __post_init__(self) -> None:
         quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32}
-        full = {"channels": (32, 64, 128), "epochs": 12, "batch_size": 64}
+        full = {"channels": (32, 64, 128), "epochs": 5, "batch_size": 64}
         fill_in(self, **(quick if self.quick else full), samples=200 if self.quick else 1000)
         check_sizes(
             epochs=self.epochs, batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps
@@ -224,7 +224,7 @@ class _Order:
         count: int,
         steps: int,
         console: Console | None = None,
-        show: Callable[[int, np.ndarray], None] | None = None,
+        show: Show | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The classes that were asked for, (count,), and (count, H, W, C) uint8."""
         classes = np.arange(count) % self.num_classes
@@ -246,7 +246,8 @@ def _train_painter(
     """Afterwards the model's weights are their averages."""
     model, process = painter.model, painter.sampler.process
     epochs = _known(settings.epochs)
-    steps = epochs * -(-len(data.x_train) // _known(settings.batch_size))
+    steps_per_epoch = -(-len(data.x_train) // _known(settings.batch_size))
+    steps = epochs * steps_per_epoch
     rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
     optimizer = Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=ema_momentum(steps))
     images, held_out = data.x_train, data.x_test[:HELD_OUT]
@@ -259,7 +260,8 @@ def _train_painter(
     def evaluate() -> dict[str, float]:
         with averaged(model, optimizer):
             _, drawn = order.draw(painter, 4 * COLUMNS, min(PREVIEW_STEPS, settings.steps))
-            run.write("latest.png", plots.png(plots.grid(drawn, COLUMNS)))
+            epoch = int(optimizer.iterations) // steps_per_epoch
+            run.write(f"samples-{epoch:02d}.png", plots.png(plots.grid(drawn, COLUMNS)))
             return {"validation_loss": loss()}
 
     state = training.fit(
@@ -331,13 +333,13 @@ def run_mnist(script: Path, settings: Settings, folder: Path) -> None:
 
 
 def _film(painter: Painter, order: _Order, steps: int) -> bytes:
-    """What the network takes the images for, from the first step to the last."""
+    """The images as they are after each step, and below what the network takes them for."""
     frames: list[Image] = []
 
-    def keep(_: int, images: np.ndarray) -> None:
-        frames.append(plots.grid(to_bytes(images), COLUMNS))
+    def keep(_: int, images: np.ndarray, seen: np.ndarray) -> None:
+        frames.append(plots.grid(to_bytes(np.concatenate([images, seen])), COLUMNS))
 
-    order.draw(painter, 2 * COLUMNS, steps, show=keep)
+    order.draw(painter, COLUMNS, steps, show=keep)
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round())
     return plots.animation([frames[int(number)] for number in chosen])
 
