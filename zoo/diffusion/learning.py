@@ -122,7 +122,8 @@ def spread_evenly(start: Tensor, size: int, total: int) -> Tensor:
 
     Each is as likely as any other, and a batch has early and late ones.
     """
-    places = ops.convert_to_tensor(start) + np.arange(size, dtype=np.float32) / np.float32(size)
+    even = np.arange(size, dtype=np.float32) / np.float32(size)
+    places = ops.convert_to_tensor(start) + ops.convert_to_tensor(even)
     places = ops.where(places >= 1, places - 1, places)
     return ops.minimum(ops.cast(places * total, "int32"), total - 1)
 

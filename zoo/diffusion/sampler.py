@@ -75,6 +75,15 @@ def coefficients(process: Process, steps: int, eta: float = 0.0) -> np.ndarray:
     return np.stack([from_x, from_output, np.sqrt(there) - kept * signal, kept, spread], axis=1)
 
 
+def check_guidance(guidance_scale: float) -> None:
+    """Raises ValueError unless it is a number of at least 0."""
+    if not 0 <= guidance_scale < np.inf:
+        raise ValueError(
+            "`guidance_scale` must be a number of at least 0. "
+            f"Received: guidance_scale={guidance_scale}"
+        )
+
+
 class Sampler:
     """Draws with a network, whose step is compiled once.
 
@@ -149,11 +158,7 @@ class Sampler:
                 other than `count` prompts, or prompts for a model that reads none.
         """
         check_sizes(count=count, batch_size=batch_size)
-        if not 0 <= guidance_scale < np.inf:
-            raise ValueError(
-                "`guidance_scale` must be a number of at least 0. "
-                f"Received: guidance_scale={guidance_scale}"
-            )
+        check_guidance(guidance_scale)
         texts = self._texts(count, prompts, negative, guidance_scale)
         table = coefficients(self.process, steps, eta)
         table = np.concatenate([table, np.full((steps, 1), guidance_scale)], axis=1)

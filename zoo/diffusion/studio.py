@@ -22,6 +22,7 @@ from zoo.diffusion.learning import averaged, diffusion_loss, diffusion_objective
 from zoo.diffusion.painter import About, Painter, Show
 from zoo.diffusion.process import check_gamma
 from zoo.diffusion.prompts import PromptVocabulary
+from zoo.diffusion.sampler import check_guidance, coefficients
 from zoo.diffusion.scores import Judge, assess, to_bytes
 from zoo.layers import check_sizes
 from zoo.optimizers import Adam
@@ -176,6 +177,9 @@ def train(
     small = tuple(coder.get_layer("encoder").output.shape[1:])
     shape = small if settings.latent else (height, width, depth)
     model = build(input_shape=shape, **settings.network)
+    coefficients(settings.about.process(), settings.steps, settings.eta)  # refuses what it must
+    check_guidance(guidance_scale)
+    rate_over_steps("constant", settings.learning_rate, 0)
     judge = None if settings.classifier is None else Judge.load(settings.classifier, data)
     run.begin()
     if judge is None:
