@@ -48,7 +48,8 @@ def test_the_distance_of_two_clouds() -> None:
 def test_fewer_points_than_numbers() -> None:
     cloud = np.random.default_rng(0).normal(size=(5, 20))
     assert np.isfinite(frechet_distance(cloud, 2 * cloud))
-    assert frechet_distance(cloud, cloud) == pytest.approx(0, abs=1e-9)
+    # The root of a variance that is 0 but for rounding: 5e-7 measured.
+    assert frechet_distance(cloud, cloud) == pytest.approx(0, abs=1e-5)
 
 
 def test_one_image_over_and_over_is_not_varied(data: ImageDataset) -> None:
