@@ -1,0 +1,52 @@
+"""A small model that draws digits, in training and at work, for a worker."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+import zoo
+from zoo import datasets, training
+from zoo.backends import backend
+from zoo.diffusion.learning import diffusion_objective
+from zoo.diffusion.painter import About, Painter
+from zoo.diffusion.prompts import PromptVocabulary, phrases
+from zoo.optimizers import Adam
+
+BATCH = 32
+VOCABULARY = PromptVocabulary([prompt for prompts in phrases() for prompt in prompts])
+PROMPTS = ["a handwritten seven", "the digit 3", "zero", "draw a 4"]
+
+
+def small_model() -> keras.Model:
+    return zoo.text_to_image(
+        len(VOCABULARY), VOCABULARY.max_length, hidden_dim=32, channels=(8, 16, 32)
+    )
+
+
+def trained(steps: int) -> tuple[list[float], list[np.ndarray]]:
+    """The loss of every step from one seed, and the weights afterwards."""
+    data = datasets.load("mnist", train_examples=steps * BATCH, test_examples=1)
+    model = small_model()
+    optimizer = Adam(2e-3, global_clipnorm=1.0)
+    optimizer.build(model.trainable_variables)
+    prompts = np.stack([VOCABULARY.encode(prompts) for prompts in phrases()])
+    objective = diffusion_objective(model, About().process(), 0, prompts)
+    step = backend.train_step(model, optimizer, objective)
+    arrays = [backend.on_device(array) for array in (data.x_train, data.y_train)]
+    order = training.batch_order(0, 0, steps * BATCH)
+    losses = [
+        float(step(*arrays, order[n * BATCH : (n + 1) * BATCH], np.int32(n))["loss"])
+        for n in range(steps)
+    ]
+    step.sync()
+    return losses, [np.array(ops.convert_to_numpy(w.value)) for w in model.trainable_variables]
+
+
+def drawn(weights: list[np.ndarray], options: dict[str, Any]) -> np.ndarray:
+    """What the model with these weights draws."""
+    model = small_model()
+    for variable, value in zip(model.trainable_variables, weights):
+        variable.assign(value)
+    return Painter(model, About(), VOCABULARY).generate(PROMPTS, **options)
