@@ -66,7 +66,7 @@ class Settings(Options):
     min_snr_gamma: float | None = None
     """No signal to noise ratio above this counts for more in the loss; 5 is usual."""
     epochs: int | None = None
-    """Passes over the training images; by default 5, with --quick 4."""
+    """Passes over the training images; by default 3, with --quick 4."""
     train_examples: int | None = None
     """Training images, the first so many; by default all, with --quick 6,400."""
     batch_size: int | None = None
@@ -84,7 +84,7 @@ class Settings(Options):
 
     def __post_init__(self) -> None:
         quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32}
-        full = {"channels": (32, 64, 128), "epochs": 5, "batch_size": 64}
+        full = {"channels": (32, 64, 128), "epochs": 3, "batch_size": 64}
         fill_in(self, **(quick if self.quick else full), samples=200 if self.quick else 1000)
         check_sizes(
             epochs=self.epochs, batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps
