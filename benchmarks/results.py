@@ -4,6 +4,7 @@
     python -m benchmarks.results cpu-2-cores --train-step step.json --pipeline pipeline.json
     python -m benchmarks.results cpu-2-cores --recurrent-step recurrent.json
     python -m benchmarks.results cpu-2-cores --gpt-speed gpt.json
+    python -m benchmarks.results cpu-2-cores --diffusion-speed diffusion.json
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
 results/accuracy.json is what benchmarks/accuracy.py wrote.
@@ -39,6 +40,8 @@ class Config:
     """What benchmarks/recurrent_step.py wrote."""
     gpt_speed: Path | None = None
     """What benchmarks/gpt_speed.py wrote, for both tasks."""
+    diffusion_speed: Path | None = None
+    """What benchmarks/diffusion_speed.py wrote, for both tasks."""
 
 
 ORDER = ("recipe", "model", "cell", "train_examples", "epochs", "backend")
@@ -67,7 +70,7 @@ def update(machine: str, config: Config) -> None:
         key = run["settings"], run["backend"]
         kept = [other for other in content["runs"] if (other["settings"], other["backend"]) != key]
         content["runs"] = sorted([*kept, run], key=place)
-    for name in ("train_step", "pipeline", "recurrent_step", "gpt_speed"):
+    for name in ("train_step", "pipeline", "recurrent_step", "gpt_speed", "diffusion_speed"):
         file = getattr(config, name)
         if file:
             content[name] = json.loads(file.read_text())
@@ -158,6 +161,53 @@ def gpt_speed() -> str:
     ]
     columns = [text for verb in tasks.values() for text in (f"tokens/s {verb}", "ratio")]
     return table(("", *columns, "machine"), rows)
+
+
+def diffusion_speed() -> str:
+    """Milliseconds and ratios: a row a contender, two columns a task."""
+    rows = [
+        (
+            name,
+            *(
+                cell
+                for task in ("train", "sample")
+                for found in [machine["diffusion_speed"][task][name]]
+                for cell in (f"{found['seconds']:.2f}", f"{found['ratio']:.2f}")
+            ),
+            machine["name"],
+        )
+        for machine in machines()
+        if "diffusion_speed" in machine
+        for name in machine["diffusion_speed"]["train"]
+    ]
+    head = ("", "seconds a training step", "ratio", "seconds for 16 images", "ratio", "machine")
+    return table(head, rows)
+
+
+def pictures() -> str:
+    head = (
+        "training images", "epochs", "backend", "as asked for", "Fréchet distance", "of real ones",
+        "of noise", "as varied as real ones", "training, minutes", "drawing, minutes", "machine",
+    )  # fmt: skip
+    return table(
+        head,
+        (
+            (
+                f"{run['train_examples']:,}",
+                str(run["epochs"]),
+                run["backend"],
+                f"**{run['prompt_accuracy']:.1%}** of {run['samples']:,}",
+                f"{run['frechet_distance']:.1f}",
+                f"{run['frechet_floor']:.1f}",
+                f"{run['frechet_ceiling']:.1f}",
+                f"{run['diversity']:.2f}",
+                f"{run['wall_seconds'] / 60:.1f}",
+                f"{run['drawing_seconds'] / 60:.1f}",
+                machine,
+            )
+            for run, machine in runs("text_to_image")
+        ),
+    )
 
 
 def recurrent() -> str:
@@ -274,6 +324,8 @@ def tables() -> dict[str, str]:
         "shakespeare": shakespeare(),
         "translations": translations(),
         "gpt_speed": gpt_speed(),
+        "pictures": pictures(),
+        "diffusion_speed": diffusion_speed(),
         "speed": speed(),
         "recurrent": recurrent(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,7 @@ def train(
     state = _train_painter(settings, run, data, painter, order, console)
     painter.save(run)
 
+    started = time.perf_counter()
     classes, drawn = order.draw(painter, _known(settings.samples), settings.steps, console)
     run.write("samples.png", plots.png(plots.grid(drawn[: 10 * COLUMNS], COLUMNS)))
     run.write("denoising.gif", _film(painter, order, settings.steps))
@@ -205,7 +207,7 @@ def train(
     metrics = training.metrics(
         recipe, model, state, seed=settings.seed, train_examples=len(data.x_train),
         epochs=settings.epochs, test_loss=state.history[-1]["validation_loss"],
-        samples=len(drawn), **scores,
+        samples=len(drawn), drawing_seconds=time.perf_counter() - started, **scores,
     )  # fmt: skip
     run.write_metrics(metrics)
     console.print(_summary(scores))
