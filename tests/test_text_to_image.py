@@ -18,7 +18,7 @@ from zoo.diffusion import studio
 from zoo.diffusion.painter import Painter
 
 SMALL: dict[str, Any] = {
-    "channels": (8, 16), "text_dim": 16, "train_examples": 96, "epochs": 2, "batch_size": 32,
+    "channels": (8,), "text_dim": 16, "train_examples": 96, "epochs": 2, "batch_size": 32,
     "samples": 20, "steps": 4,
 }  # fmt: skip
 UNASKED = {name: value for name, value in SMALL.items() if name != "text_dim"}
@@ -150,7 +150,7 @@ def test_images_without_a_prompt_in_the_latent_space(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {**UNASKED, "classifier": classifier, "latent": True, "zero_terminal_snr": True,
-                "min_snr_gamma": 5.0, "eta": 1.0, "channels": (8,)}  # fmt: skip
+                "min_snr_gamma": 5.0, "eta": 1.0}  # fmt: skip
     metrics, output = recipe.run(diffusion, settings, tmp_path / "run")
     assert metrics["prompt_accuracy"] is None
     assert metrics["model"] == "unet"

@@ -122,7 +122,8 @@ class Process:
                     f"`t` must lie in [0, {len(self.schedule)}), the schedule's steps. "
                     f"Received: t={low if low < 0 else high}"
                 )
-        return ops.convert_to_tensor(x), ops.convert_to_tensor(noise)
+        x = ops.convert_to_tensor(x)
+        return x, ops.convert_to_tensor(noise, dtype=x.dtype)
 
 
 def check_gamma(min_snr_gamma: float | None) -> None:
