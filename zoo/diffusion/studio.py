@@ -31,6 +31,7 @@ from zoo.optimizers import schedule as rate_over_steps
 from zoo.runs import Options, Run, fill_in
 
 HELD_OUT = 512  # test images that the validation loss is of
+PREVIEWS = 40  # images of each epoch; as many at once at the end, so that one step is compiled
 PREVIEW_STEPS = 20
 FRAMES = 25  # of the animation, at most
 COLUMNS = 10
@@ -198,9 +199,12 @@ def train(
     painter.save(run)
 
     started = time.perf_counter()
-    classes, drawn = order.draw(painter, _known(settings.samples), settings.steps, console)
+    film = _Film()
+    classes, drawn = order.draw(
+        painter, _known(settings.samples), settings.steps, console, film.keep
+    )
     run.write("samples.png", plots.png(plots.grid(drawn[: 10 * COLUMNS], COLUMNS)))
-    run.write("denoising.gif", _film(painter, order, settings.steps))
+    run.write("denoising.gif", film.developed())
     curves = evaluation.plot_losses(state.losses, state.history[-1], "squared error")
     curves.savefig(run.path / "loss.png", dpi=120)
     scores = assess(judge, drawn, None if prompts is None else classes, data)
@@ -236,7 +240,8 @@ class _Order:
         classes = np.arange(count) % self.num_classes
         images = painter.generate(
             count if self.prompts is None else self.prompts.ask(classes), steps,
-            self.guidance_scale, self.settings.seed, self.settings.eta, console=console, show=show,
+            self.guidance_scale, self.settings.seed, self.settings.eta, batch_size=PREVIEWS,
+            console=console, show=show,
         )  # fmt: skip
         return classes, to_bytes(images)
 
@@ -265,7 +270,8 @@ def _train_painter(
 
     def evaluate() -> dict[str, float]:
         with averaged(model, optimizer):
-            _, drawn = order.draw(painter, 4 * COLUMNS, min(PREVIEW_STEPS, settings.steps))
+            count = min(PREVIEWS, _known(settings.samples))
+            _, drawn = order.draw(painter, count, min(PREVIEW_STEPS, settings.steps))
             epoch = int(optimizer.iterations) // steps_per_epoch
             run.write(f"samples-{epoch:02d}.png", plots.png(plots.grid(drawn, COLUMNS)))
             return {"validation_loss": loss()}
@@ -338,16 +344,21 @@ def run_mnist(script: Path, settings: Settings, folder: Path) -> None:
         )
 
 
-def _film(painter: Painter, order: _Order, steps: int) -> bytes:
-    """The images as they are after each step, and below what the network takes them for."""
-    frames: list[Image] = []
+class _Film:
+    """The first images as they are after each step, and below what the network takes them for."""
 
-    def keep(_: int, images: np.ndarray, seen: np.ndarray) -> None:
-        frames.append(plots.grid(to_bytes(np.concatenate([images, seen])), COLUMNS))
+    def __init__(self) -> None:
+        self._frames: list[Image] = []
 
-    order.draw(painter, COLUMNS, steps, show=keep)
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round())
-    return plots.animation([frames[int(number)] for number in chosen])
+    def keep(self, first: int, images: np.ndarray, seen: np.ndarray) -> None:
+        if first == 0:
+            shown = np.concatenate([images[:COLUMNS], seen[:COLUMNS]])
+            self._frames.append(plots.grid(to_bytes(shown), COLUMNS))
+
+    def developed(self) -> bytes:
+        count = len(self._frames)
+        chosen = np.unique(np.linspace(0, count - 1, min(FRAMES, count)).round())
+        return plots.animation([self._frames[int(number)] for number in chosen])
 
 
 def _train_latents(
