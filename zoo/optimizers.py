@@ -41,7 +41,7 @@ def schedule(name: str, learning_rate: float, steps: int, warmup_steps: int = 10
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Adam(keras.optimizers.Adam):  # type: ignore[misc]
+class Adam(backend.AllAtOnce, keras.optimizers.Adam):  # type: ignore[misc, name-defined]
     """Adam with an L2 penalty, as `torch.optim.Adam(weight_decay=l2)` defines it.
 
     With gradient g of the loss and weight w, at step t:

@@ -188,6 +188,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def AllAtOnce(self) -> type:
+        """A base class of optimizers: what is done for all weights in one call, if that pays."""
+        ...
+
     def adam_update(
         self,
         optimizer: Any,

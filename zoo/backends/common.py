@@ -74,7 +74,25 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
 
 
 def group_norm(layer: Any, inputs: Tensor) -> Tensor:
-    return keras.layers.GroupNormalization.call(layer, inputs)
+    """By the moments of each channel, whose sums take rows of numbers; a group's follow from them.
+
+    A group's variance is the mean of its channels' variances and the variance of their means.
+    """
+    scale, shift = (ops.convert_to_tensor(weight) for weight in (layer.gamma, layer.beta))
+    x = ops.cast(inputs, scale.dtype)
+    channels = x.shape[-1]
+
+    def over_groups(numbers: Tensor) -> Tensor:
+        """(B, 1, 1, C): each group's mean, for each of its channels."""
+        numbers = ops.reshape(numbers, (-1, layer.groups, channels // layer.groups))
+        means = ops.mean(numbers, axis=-1, keepdims=True)
+        return ops.reshape(ops.broadcast_to(means, ops.shape(numbers)), (-1, 1, 1, channels))
+
+    means, variances = ops.moments(x, axes=(1, 2), keepdims=True)
+    mean = over_groups(means)
+    variance = over_groups(variances + ops.square(means - mean))
+    scale = ops.rsqrt(variance + layer.epsilon) * scale
+    return ops.cast(x * scale + (shift - mean * scale), inputs.dtype)
 
 
 def attention(
@@ -104,6 +122,10 @@ def cached_attention(
     mixed = ops.matmul(ops.cast(weights, values.dtype), values)
     mixed = ops.reshape(mixed, (batch, keys.shape[1], shared, length, head_dim))
     return ops.reshape(ops.transpose(mixed, (0, 3, 1, 2, 4)), (batch, length, heads, head_dim))
+
+
+class AllAtOnce:
+    """For an optimizer: what is compiled needs no help."""
 
 
 def corrected(optimizer: Any, learning_rate: Tensor, dtype: str) -> tuple[Tensor, Tensor]:

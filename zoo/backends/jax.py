@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import keras
 
 from zoo.backends import common
+from zoo.backends.common import AllAtOnce as AllAtOnce
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import cached_attention as cached_attention
+from zoo.backends.common import group_norm as group_norm
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
@@ -196,23 +198,6 @@ def dense(layer: Any, inputs: Tensor) -> Tensor:
     """As one matrix of rows: of more axes, XLA copies what the kernel's gradient is made of."""
     outputs = keras.layers.Dense.call(layer, inputs.reshape(-1, inputs.shape[-1]))
     return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
-
-
-def group_norm(layer: Any, inputs: Tensor) -> Tensor:
-    """With sums for each channel first, which a CPU does several numbers at once."""
-    scale, shift = jnp.asarray(layer.gamma), jnp.asarray(layer.beta)
-    batch, height, width, channels = inputs.shape
-    x = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
-
-    def mean(x: Tensor) -> Tensor:
-        """Of each group, for each of its channels: (B, 1, 1, C)."""
-        sums = x.sum((1, 2)).reshape(batch, layer.groups, -1)
-        means = sums.mean(-1, keepdims=True) / (height * width)
-        return jnp.broadcast_to(means, sums.shape).reshape(batch, 1, 1, channels)
-
-    centred = x - mean(x)
-    normal = centred * (jax.lax.rsqrt(mean(jnp.square(centred)) + layer.epsilon) * scale) + shift
-    return normal.astype(inputs.dtype)
 
 
 def attention(

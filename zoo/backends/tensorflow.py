@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
+from zoo.backends.common import AllAtOnce as AllAtOnce
 from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d

@@ -252,6 +252,39 @@ def _parameters(cell: str, kernel: Tensor, recurrent_kernel: Tensor, bias: Tenso
     return [array.contiguous() for array in found]
 
 
+# ------------------------------------------------------------------ optimizers
+# An operation for each of some hundred weights takes Python longer than it takes the processor.
+
+
+class AllAtOnce:
+    """For an optimizer: clips, updates and averages all weights in a few calls."""
+
+    def _clip_gradients(self: Any, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        limit = self.global_clipnorm
+        if not limit or self.clipnorm:
+            return super()._clip_gradients(gradients)  # type: ignore[misc, no-any-return]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # Not a number if the norm is not, as Keras has it.
+        scale = limit * torch.clamp(1 / norm, max=1 / limit) + (norm - norm)
+        return torch._foreach_mul(gradients, scale)  # type: ignore[no-any-return]
+
+    def _backend_update_step(
+        self: Any, gradients: Sequence[Tensor], variables: Sequence[Any], learning_rate: Tensor
+    ) -> None:
+        places = [self._get_variable_index(variable) for variable in variables]
+        momentums = [self._momentums[place] for place in places]
+        velocities = [self._velocities[place] for place in places]
+        _adam(self, gradients, variables, momentums, velocities, learning_rate)
+
+    def _update_model_variables_moving_average(self: Any, variables: Sequence[Any]) -> None:
+        if not self.use_ema:
+            return
+        share = 1 - self.ema_momentum if int(self.iterations) else 1.0
+        averages = [average.value for average in self._model_variables_moving_average]
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, [variable.value for variable in variables], share)
+
+
 def adam_update(
     optimizer: Any,
     gradient: Tensor,
@@ -260,21 +293,34 @@ def adam_update(
     velocity: Any,
     learning_rate: Tensor,
 ) -> None:
-    weight = variable.value
-    adam(
-        [weight],
-        # The kernel walks all four through memory side by side, whatever their strides say.
-        [gradient.to(weight.dtype).contiguous()],
-        [momentum.value],
-        [velocity.value],
-        [],
-        [optimizer.iterations.value.to(torch.float32)],  # the kernel adds one to its copy
-        fused=True,
-        amsgrad=False,
-        beta1=optimizer.beta_1,
-        beta2=optimizer.beta_2,
-        lr=float(learning_rate),
-        weight_decay=optimizer.l2,
-        eps=optimizer.epsilon,
-        maximize=False,
-    )
+    _adam(optimizer, [gradient], [variable], [momentum], [velocity], learning_rate)
+
+
+def _adam(
+    optimizer: Any,
+    gradients: Sequence[Tensor],
+    variables: Sequence[Any],
+    momentums: Sequence[Any],
+    velocities: Sequence[Any],
+    learning_rate: Tensor,
+) -> None:
+    weights = [variable.value for variable in variables]
+    steps = torch.full((len(weights),), float(optimizer.iterations))  # the kernel adds one to each
+    with torch.no_grad():
+        adam(
+            weights,
+            # The kernel walks all four through memory side by side, whatever their strides say.
+            [g.to(weight.dtype).contiguous() for g, weight in zip(gradients, weights)],
+            [momentum.value for momentum in momentums],
+            [velocity.value for velocity in velocities],
+            [],
+            list(steps.to(weights[0].device).unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=optimizer.beta_1,
+            beta2=optimizer.beta_2,
+            lr=float(learning_rate),
+            weight_decay=optimizer.l2,
+            eps=optimizer.epsilon,
+            maximize=False,
+        )
