@@ -115,6 +115,8 @@ def main(config: Config) -> dict[str, Any]:
         "recipe": "mnist",
         "model": config.model,
         "dataset": data.name,
+        "mean": data.mean,
+        "std": data.std,
         **training.environment(),
         "backends": state.backends,
         "seed": config.seed,

@@ -2,8 +2,10 @@
 
     KERAS_BACKEND=jax python recipes/text_to_image.py --quick --prompt "a handwritten seven"
 
-A classifier, trained by recipes/mnist.py, confirms what is drawn. The same `--run-dir` goes on
-where it stopped; a finished run draws another `--prompt` at once, as `python -m zoo draw` does.
+A classifier, trained by recipes/mnist.py, confirms what is drawn: some 93 % with `--quick`, which
+takes six minutes on two cores, and all of 1,000 images with the full setting, which takes 50. The
+same `--run-dir` goes on where it stopped; a finished run draws another `--prompt`, with another
+`--prompt-seed`, at once, as `python -m zoo draw` does.
 
 Source: the document's section "Modèles de Diffusion"; Ho et al., 2020; Ho and Salimans, 2022.
 """
@@ -17,10 +19,9 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, text_to_image
+from zoo import backends, cli, random, text_to_image
 from zoo.datasets import ImageDataset
-from zoo.diffusion import studio
-from zoo.diffusion.painter import Painter
+from zoo.diffusion import painter, studio
 from zoo.diffusion.prompts import DIGITS, PromptVocabulary, check_prompts, phrases
 from zoo.diffusion.studio import Prompts, Settings
 from zoo.runs import open_run
@@ -42,13 +43,36 @@ class Config(Settings):
     """What is not to be in it."""
     out: Path | None = None
     """Where that image goes; by default prompt.png in the run directory."""
+    prompt_seed: int | None = None
+    """Of its noise; by default that of the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is None and (
+            self.negative_prompt or self.out or self.prompt_seed is not None
+        ):
+            raise ValueError(
+                "`prompt` must be given for `negative_prompt`, `out` and `prompt_seed` to matter. "
+                "Received: prompt=None"
+            )
+        if self.out is not None:
+            painter.check_out(self.out)
+        if self.prompt_seed is not None:
+            random.key(self.prompt_seed)  # refuses what it must
 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, draws what is asked for, and returns the metrics."""
     console = cli.console()
     run = open_run(
-        "text_to_image", config, "data_dir", "classifier", "prompt", "negative_prompt", "out"
+        "text_to_image",
+        config,
+        "data_dir",
+        "classifier",
+        "prompt",
+        "negative_prompt",
+        "out",
+        "prompt_seed",
     )
     if config.deterministic:
         backends.backend.make_deterministic()
@@ -71,8 +95,8 @@ def main(config: Config) -> dict[str, Any]:
         )  # fmt: skip
         metrics = studio.train(
             "text_to_image", config, run, data, build,
-            partial(studio.run_mnist, Path(__file__).with_name("mnist.py"), config),
-            console, Prompts(vocabulary, phrases()), config.guidance_scale,
+            Path(__file__).with_name("mnist.py"), console,
+            Prompts(vocabulary, phrases()), config.guidance_scale,
         )  # fmt: skip
     if config.prompt is not None:
         draw(config, run.path, console)
@@ -91,9 +115,10 @@ def check_digits(data: ImageDataset) -> None:
 def draw(config: Config, folder: Path, console: Console) -> None:
     """Draws the prompt with a finished run."""
     out = config.out or folder / "prompt.png"
-    studio.draw(
-        Painter.load(folder), [str(config.prompt)], out, console, steps=config.steps,
-        guidance_scale=config.guidance_scale, seed=config.seed, eta=config.eta,
+    painter.draw(
+        painter.Painter.load(folder), [str(config.prompt)], out, console, steps=config.steps,
+        guidance_scale=config.guidance_scale, eta=config.eta,
+        seed=config.seed if config.prompt_seed is None else config.prompt_seed,
         negative_prompt=config.negative_prompt,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from recipes import diffusion, text_to_image
 from tests import recipe
 from zoo import __main__ as command_line
 from zoo import datasets, registry, training
-from zoo.diffusion import studio
+from zoo.diffusion import companions, studio
 from zoo.diffusion.painter import Painter
 
 SMALL: dict[str, Any] = {
@@ -37,7 +37,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(
         json.dumps({"recipe": "mnist", "dataset": "mnist", "model": "mlp"})
     )
-    (folder / "metrics.json").write_text("{}")
+    (folder / "metrics.json").write_text(json.dumps({"mean": [0.1307], "std": [0.3081]}))
     model = registry.get_classifier("mlp").build(num_classes=10, input_shape=(28, 28, 1))
     model.save_weights(folder / "model.weights.h5")
     return folder
@@ -169,24 +169,46 @@ def test_images_without_a_prompt_in_the_latent_space(
         command_line.main([*drawing, "--prompt", "a seven"])
 
 
-def test_it_has_a_classifier_trained(tmp_path: Path) -> None:
-    """By the recipe itself, in another process."""
+def test_the_classifier_is_trained_by_its_recipe(tmp_path: Path) -> None:
+    """Which goes on where it was, or says that it is done."""
     script = tmp_path / "mnist.py"
     script.write_text(
-        "import sys, pathlib\n"
-        "pathlib.Path(sys.argv[sys.argv.index('--run-dir') + 1]).write_text(' '.join(sys.argv))\n"
+        "from dataclasses import dataclass\n"
+        "from typing import Any\n\n"
+        "@dataclass\n"
+        "class Config:\n"
+        "    model: str\n"
+        "    epochs: int\n"
+        "    dataset: str\n"
+        "    data_dir: Any\n"
+        "    run_dir: Any\n\n"
+        "def main(config):\n"
+        "    config.run_dir.write_text(repr(config))\n"
     )
-    settings = studio.Settings(quick=True, data_dir=tmp_path)
-    studio.run_mnist(script, settings, tmp_path / "classifier")
-    asked = (tmp_path / "classifier").read_text()
-    assert f"--model mlp --dataset mnist --run-dir {tmp_path / 'classifier'}" in asked
-    assert f"--data-dir {tmp_path}" in asked
-    script.write_text("raise SystemExit(130)")
-    with pytest.raises(training.Interrupted, match="while the classifier was in training"):
-        studio.run_mnist(script, settings, tmp_path / "classifier")
-    script.write_text("raise SystemExit(2)")
-    with pytest.raises(ChildProcessError, match=r"mnist.py ended with 2.*as `--classifier`"):
-        studio.run_mnist(script, settings, tmp_path / "classifier")
+    for quick, asked in ((True, "model='mlp', epochs=5"), (False, "model='cnn_48x48', epochs=1")):
+        settings = studio.Settings(quick=quick)
+        companions.train_classifier(script, settings, tmp_path / "classifier")
+        assert asked in (tmp_path / "classifier").read_text()
+
+
+def test_an_autoencoder_that_is_interrupted_says_how_to_go_on(
+    tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**UNASKED, "classifier": classifier, "latent": True}
+    taken = recipe.interrupt_after(2, monkeypatch)
+    goes_on = r"Stopped while the autoencoder was in training; .*`--run-dir .*run` goes on"
+    with pytest.raises(training.Interrupted, match=goes_on):
+        recipe.run(diffusion, settings, tmp_path / "run")
+    assert taken == [1, 2]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_latent_image_is_halved_once_less(quick: bool) -> None:
+    """14×14, with as many levels as that can be halved."""
+    config = diffusion.Config(quick=quick, latent=True)
+    assert len(config.channels) == 2
+    unet = zoo.unet((14, 14, 2), **config.network)
+    assert unet.output.shape[1:] == (14, 14, 2)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +217,11 @@ def test_it_has_a_classifier_trained(tmp_path: Path) -> None:
         ({"channels": (8, 16, 32, 64)}, "`input_shape` must have a height and a width divisible"),
         ({"channels": (9,)}, "multiples of `num_groups`=8"),
         ({"samples": 10}, "`samples` must be at least 20, two images of each.* samples=10"),
+        ({"samples": 0}, "`samples` must be a whole number of at least 1"),
+        ({"out": Path("seven.png")}, "`prompt` must be given for `negative_prompt`, `out`"),
+        ({"negative_prompt": "dog"}, "`prompt` must be given for `negative_prompt`, `out`"),
+        ({"prompt": "7", "out": Path("seven.doc")}, "`out` must end like an image.*seven.doc"),
+        ({"prompt": "7", "prompt_seed": -1}, "`seed` must be an integer"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
         ({"min_snr_gamma": -1.0}, "`min_snr_gamma` must be above 0"),
         ({"prompt": ""}, "`prompt` must have a word at least"),

@@ -10,8 +10,7 @@ import tyro
 from rich.table import Table
 
 from zoo import cli, language, registry, summary
-from zoo.diffusion import studio
-from zoo.diffusion.painter import Painter
+from zoo.diffusion import painter
 from zoo.layers import check_sizes
 from zoo.parity import command
 
@@ -87,14 +86,14 @@ def draw(
         seed: of the noise; the same image on every backend.
     """
     check_sizes(count=count)
-    painter = Painter.load(run_dir)
-    if (prompt is None) != (painter.vocabulary is None):
+    found = painter.Painter.load(run_dir)
+    if (prompt is None) != (found.vocabulary is None):
         raise ValueError(
             f"`prompt` must be given to a model that reads prompts, and to no other. Received: "
-            f"prompt={prompt!r} for {painter.model.name}"
+            f"prompt={prompt!r} for {found.model.name}"
         )
-    studio.draw(
-        painter, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
+    painter.draw(
+        found, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
         guidance_scale=guidance_scale, negative_prompt=negative_prompt, eta=eta, seed=seed,
     )  # fmt: skip
 

@@ -126,6 +126,14 @@ def test_it_learns_and_the_average_follows(min_snr_gamma: float | None) -> None:
     np.testing.assert_array_equal(found, weights[-1])
 
 
+def test_numbers_that_are_no_pixels_are_refused() -> None:
+    model = unet((8, 8, 1), (8,), num_steps=T)
+    with pytest.raises(ValueError, match=r"numbers in \[-1, 1\].*float32 from .* to 2"):
+        diffusion_loss(model, Process(cosine(T)), images().astype(np.float32))
+    with pytest.raises(ValueError, match="float64 from nan to nan"):
+        diffusion_loss(model, Process(cosine(T)), np.full((1, 8, 8, 1), np.nan))
+
+
 def test_weights_come_back_after_an_error() -> None:
     model = unet((8, 8, 1), (8,), num_steps=T)
     optimizer = Adam(1e-3, use_ema=True)

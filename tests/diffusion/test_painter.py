@@ -48,6 +48,8 @@ def test_it_draws_what_is_asked_for(painter: Painter) -> None:
         ({"prompts": ["a dog"]}, "unknown words: dog. The vocabulary is 3, a, digit, seven, the"),
         ({"prompts": ["a seven", ""]}, "must have a word at least.*at index 1"),
         ({"prompts": []}, "a list of one text at least"),
+        ({"prompts": 3}, "a list of one text at least. Received: 3"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
         ({"negative_prompt": "a cat"}, "unknown words: cat"),
         ({"steps": 21}, r"`steps` must lie in 1..20.* Received: steps=21"),
         ({"steps": 0}, "`steps` must be a whole number of at least 1. Received: steps=0"),
@@ -86,8 +88,10 @@ def test_one_without_a_text_draws_so_many_in_the_latent_space(tmp_path: Path) ->
     assert images.shape == (3, 8, 8, 1)
     again = Painter.load(finished(painter, tmp_path / "run"))
     np.testing.assert_allclose(again.generate(3, steps=3), images, atol=1e-5)
-    with pytest.raises(ValueError, match="must be a number of images, for the model reads no t"):
+    with pytest.raises(ValueError, match=r"must be a number of images.*reads no texts"):
         painter.generate(["a seven"])
+    with pytest.raises(ValueError, match="negative_prompt='a dog'"):
+        painter.generate(3, negative_prompt="a dog")
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model.weights.h5", "diffusion.json"])

@@ -12,9 +12,9 @@ from zoo.datasets import ImageDataset, load
 from zoo.diffusion.scores import (
     Judge,
     assess,
+    diversity,
     first_of_each,
     frechet_distance,
-    spread,
     to_bytes,
 )
 
@@ -54,15 +54,16 @@ def test_fewer_points_than_numbers() -> None:
 
 def test_one_image_over_and_over_is_not_varied(data: ImageDataset) -> None:
     images, labels = data.x_test[:100], data.y_test[:100]
-    assert spread(images, labels) > 1000
-    assert spread(np.repeat(images[:1], 100, axis=0), labels) == 0
-    with pytest.raises(ValueError, match=r"two images of a class at least\. Received: 2 of 2 cl"):
-        spread(images[:2], np.array([0, 1]))
+    assert diversity(images, images, labels) == 1
+    assert diversity(np.repeat(images[:1], 100, axis=0), images, labels) == 0
+    assert diversity(images[:2], images[:2], np.array([0, 1])) is None
 
 
 def test_the_next_of_each_class() -> None:
     labels = np.array([2, 0, 1, 0, 2])
     assert first_of_each(labels, np.array([0, 2, 0, 2, 2])).tolist() == [1, 0, 3, 4, 0]
+    with pytest.raises(ValueError, match="Received: none of 7"):
+        first_of_each(labels, np.array([0, 7]))
 
 
 def test_numbers_become_bytes() -> None:
@@ -84,6 +85,11 @@ def test_real_images_are_good_and_noise_is_not(judge: Judge, data: ImageDataset)
     unasked = assess(judge, real, None, data)
     assert unasked["prompt_accuracy"] is None
     assert set(unasked) == set(found)
+
+
+def test_what_are_no_images_is_refused(judge: Judge) -> None:
+    with pytest.raises(ValueError, match=r"`images` must be uint8.*dtype=float32"):
+        judge.features(np.zeros((2, 28, 28, 1), np.float32))
 
 
 def test_larger_images_are_made_smaller(judge: Judge, data: ImageDataset) -> None:

@@ -78,8 +78,8 @@ def group_norm(layer: Any, inputs: Tensor) -> Tensor:
 
     A group's variance is the mean of its channels' variances and the variance of their means.
     """
-    scale, shift = (ops.convert_to_tensor(weight) for weight in (layer.gamma, layer.beta))
-    x = ops.cast(inputs, scale.dtype)
+    dtype = keras.backend.result_type(inputs.dtype, "float32")  # 16 bits are too few for sums
+    x, scale, shift = (ops.cast(array, dtype) for array in (inputs, layer.gamma, layer.beta))
     channels = x.shape[-1]
 
     def over_groups(numbers: Tensor) -> Tensor:

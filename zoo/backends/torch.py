@@ -277,8 +277,6 @@ class AllAtOnce:
         _adam(self, gradients, variables, momentums, velocities, learning_rate)
 
     def _update_model_variables_moving_average(self: Any, variables: Sequence[Any]) -> None:
-        if not self.use_ema:
-            return
         share = 1 - self.ema_momentum if int(self.iterations) else 1.0
         averages = [average.value for average in self._model_variables_moving_average]
         with torch.no_grad():

@@ -11,7 +11,8 @@
     learning.py         the loss of a training step, and the average of the weights
     painter.py          a trained model with all it needs to draw
     scores.py           how good drawn images are
-    plots.py            grids, animations, curves
+    plots.py            grids and animations
+    studio.py           what the two recipes share
 
 Source: the document's section "Modèles de Diffusion".
 """

@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from zoo.backends import Objective, backend
+from zoo.datasets import check_images
 from zoo.diffusion.learning import pixels
 from zoo.diffusion.unet import Blocks, check_network, residual_count
 from zoo.layers import check_sizes
@@ -134,10 +135,9 @@ class Latents:
         self.model = model
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self.encoder = model.get_layer("encoder")
         self._encode, self._decode = (
             backend.forward(part, lambda x, part=part: part(pixels(x), training=False))
-            for part in (self.encoder, model.get_layer("decoder"))
+            for part in (model.get_layer("encoder"), model.get_layer("decoder"))
         )
 
     @classmethod
@@ -147,13 +147,9 @@ class Latents:
         mean, std = plain.mean(axis=(0, 1, 2)), plain.std(axis=(0, 1, 2))
         return cls(model, mean.tolist(), std.tolist())
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image's latents."""
-        return tuple(self.encoder.output.shape[1:])
-
     def encode(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W, C) uint8 to (N, h, w, latent_channels) in Keras' floatx."""
+        check_images(images)
         latents = _in_batches(self._encode, images)
         return np.asarray((latents - self.mean) / self.std, keras.config.floatx())
 

@@ -19,12 +19,13 @@ from keras import ops
 from zoo import random
 from zoo.backends import Objective, backend
 from zoo.diffusion.process import Process, check_gamma
-from zoo.diffusion.prompts import PADDING, START
+from zoo.diffusion.prompts import nothing
 from zoo.objectives import at_least_float32
 
 Tensor = Any
 
 UNPROMPTED = 0.1  # of the images, in training
+_FARTHEST = 20  # standard deviations of a latent
 
 
 def diffusion_objective(
@@ -60,7 +61,7 @@ def diffusion_objective(
         if prompts is not None:
             asked = _chosen(prompts, ops.take(labels, indices, axis=0), now["prompt"])
             left_out = random.bernoulli(now["left"], UNPROMPTED, (size, 1))
-            inputs["prompt"] = ops.where(left_out, _nothing(prompts.shape[-1]), asked)
+            inputs["prompt"] = ops.where(left_out, nothing(1, prompts.shape[-1]), asked)
         return _loss(model(inputs, training=True), process, x0, t, noise, min_snr_gamma), {}
 
     return objective
@@ -79,11 +80,15 @@ def diffusion_loss(
     Args:
         model: as for `diffusion_objective`.
         process: likewise.
-        images: (N, H, W, C), uint8 or float.
+        images: (N, H, W, C), uint8, or numbers in [-1, 1], or latents.
         prompts: (N, L) int, one for each image.
         seed: of time steps and noise.
         batch_size: images that are read at once; it changes the memory, not the loss.
+
+    Raises:
+        ValueError: for numbers that are neither pixels in [-1, 1] nor latents of variance 1.
     """
+    check_range(images)
     count = len(images)
     start = random.uniform(random.key(seed, "diffusion", "held out", "t"), 1)
     t = ops.convert_to_numpy(spread_evenly(start, count, len(process.schedule)))
@@ -117,6 +122,15 @@ def pixels(images: Tensor) -> Tensor:
     return ops.cast(images, keras.config.floatx()) / 127.5 - 1.0
 
 
+def check_range(images: np.ndarray) -> None:
+    """Raises ValueError for numbers that are no pixels in [-1, 1], nor latents of variance 1."""
+    if images.dtype != np.uint8 and not np.abs(images).max() <= _FARTHEST:
+        raise ValueError(
+            "`images` must be uint8, numbers in [-1, 1], or latents of about variance 1. Received: "
+            f"{images.dtype} from {images.min()} to {images.max()}"
+        )
+
+
 def spread_evenly(start: Tensor, size: int, total: int) -> Tensor:
     """(size,) int32 time steps in [0, total): one drawn number, in [0, 1), and even steps from it.
 
@@ -135,10 +149,6 @@ def _chosen(prompts: np.ndarray, labels: Tensor, key: random.Key) -> Tensor:
     phrasing = ops.minimum(ops.cast(drawn, "int32"), phrasings - 1)
     rows = ops.convert_to_tensor(prompts.reshape(classes * phrasings, length))
     return ops.take(rows, ops.cast(labels, "int32") * phrasings + phrasing, axis=0)
-
-
-def _nothing(length: int) -> np.ndarray:
-    return np.array([[START] + [PADDING] * (length - 1)], np.int32)
 
 
 def _loss(
@@ -171,4 +181,4 @@ def averaged(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Itera
 
 def ema_momentum(steps: int) -> float:
     """Of the average of the weights over a run: it looks back over about a twentieth of it."""
-    return 1 - min(1.0, 20 / max(steps, 40))
+    return 1 - 20 / max(steps, 40)

@@ -12,19 +12,24 @@ from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from zoo.diffusion import plots
 from zoo.diffusion.autoencoder import Latents
 from zoo.diffusion.process import Process
 from zoo.diffusion.prompts import PromptVocabulary, check_prompts
 from zoo.diffusion.sampler import Sampler
 from zoo.diffusion.schedule import make_schedule
+from zoo.diffusion.scores import to_bytes
+from zoo.layers import check_sizes
 from zoo.runs import Run
 
 Tensor = Any
 Show = Callable[[int, np.ndarray, np.ndarray], None]
 
+COLUMNS = 10  # of images side by side
 _FILES = ("metrics.json", "model.json", "model.weights.h5", "diffusion.json")
 
 
@@ -104,11 +109,13 @@ class Painter:
             ValueError: for no prompts, one that is empty or has unknown words, `steps` outside
                 1..T, `guidance_scale` below 0, or `eta` outside [0, 1]; the text says which.
         """
+        check_sizes(batch_size=batch_size)
         if self.vocabulary is None:
-            if not isinstance(prompts, int):
+            if not isinstance(prompts, int) or negative_prompt:
                 raise ValueError(
-                    "`prompts` must be a number of images, for the model reads no texts. "
-                    f"Received: {prompts!r}"
+                    "`prompts` must be a number of images and `negative_prompt` empty, for this "
+                    f"model reads no texts. Received: {prompts!r}, "
+                    f"negative_prompt={negative_prompt!r}"
                 )
             count, texts = prompts, {}
         else:
@@ -190,3 +197,22 @@ def _model(folder: Path, name: str) -> keras.Model:
     model = keras.models.model_from_json((folder / f"{name}.json").read_text())
     model.load_weights(folder / f"{name}.weights.h5")
     return model
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError unless it ends like an image that can be written."""
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"`out` must end like an image, such as .png. Received: {out}")
+
+
+def draw(
+    painter: Painter, prompts: Sequence[str] | int, out: Path, console: Console, **options: Any
+) -> None:
+    """Draws, and writes the images side by side to a file; options as of `Painter.generate`."""
+    check_out(out)
+    images = to_bytes(painter.generate(prompts, console=console, **options))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scale = 8 if len(images) == 1 else 2
+    plots.grid(images, min(len(images), COLUMNS), scale).save(out)
+    console.print(f"Drawn: {out}")

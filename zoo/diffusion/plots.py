@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from zoo.datasets import check_images
+
 _GAP = 2  # pixels between images
 _BACKGROUND = 96
 
@@ -18,6 +20,7 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
         columns: of the grid.
         scale: how many pixels wide a pixel is drawn.
     """
+    check_images(images)
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     shape = rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels

@@ -90,15 +90,13 @@ class Process:
             return predicted, (x - signal * predicted) / sigma
         return signal * x - sigma * predicted, sigma * x + signal * predicted
 
-    def weights(self, t: Tensor, min_snr_gamma: float | None) -> Tensor:
-        """Of each image's loss, (B,): 1 or, with a gamma, such that no ratio above it counts more.
+    def weights(self, t: Tensor, min_snr_gamma: float) -> Tensor:
+        """Of each image's loss, (B,), such that no ratio above gamma counts more.
 
         The loss on x_0 has the weight min(SNR, gamma); those on the noise and on v, which are SNR
         and SNR + 1 times as large for the same mistake, have as much less.
         """
         snr = self.schedule.snr
-        if min_snr_gamma is None:
-            return ops.ones_like(t, dtype="float32")
         clipped = np.minimum(snr, min_snr_gamma)
         divisors = {"noise": snr, "x0": 1.0, "v": snr + 1}
         return _take(clipped / divisors[self.prediction], t, "float32")

@@ -7,6 +7,7 @@ the 1 alone, and asks for nothing in particular.
 import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -89,9 +90,17 @@ class PromptVocabulary:
         return vocabulary
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
+def nothing(count: int, length: int) -> np.ndarray:
+    """(count, length) int32: empty prompts."""
+    rows = np.full((count, length), PADDING, np.int32)
+    rows[:, 0] = START
+    return rows
+
+
+def check_prompts(prompts: Any) -> None:
     """Raises ValueError for no prompts, or one without a word."""
-    if isinstance(prompts, str) or not len(prompts):
+    listed = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+    if not listed or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"`prompts` must be a list of one text at least. Received: {prompts!r}")
     for number, prompt in enumerate(prompts):
         if not _words(prompt):

@@ -28,7 +28,7 @@ from keras import ops
 from zoo import random
 from zoo.backends import backend
 from zoo.diffusion.process import Process
-from zoo.diffusion.prompts import PADDING, START
+from zoo.diffusion.prompts import nothing
 from zoo.layers import check_sizes
 
 Tensor = Any
@@ -178,11 +178,11 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         dtype = keras.config.floatx()
         x: Tensor = noise(seed, "first", self.shape, places)
-        nothing = np.zeros_like(x)
+        zeros = np.zeros_like(x)
         visited = timesteps(len(self.process.schedule), len(table))
         for number, (t, numbers) in enumerate(zip(visited, table.astype(dtype))):
             drawn = table[number, 4] > 0
-            z = noise(seed, f"step {number}", self.shape, places) if drawn else nothing
+            z = noise(seed, f"step {number}", self.shape, places) if drawn else zeros
             x, x0 = self._step(x, np.full(len(places), t, np.int32), numbers, z, *text)
             yield x, x0
 
@@ -202,8 +202,7 @@ class Sampler:
         if prompts is None:
             return []
         if negative is None:
-            negative = np.full_like(prompts, PADDING)
-            negative[:, 0] = START
+            negative = nothing(*prompts.shape)
         for name, rows in (("prompts", prompts), ("negative", negative)):
             if len(rows) != count:
                 raise ValueError(
@@ -228,8 +227,8 @@ def _guided(network: keras.Model, x: Tensor, t: Tensor, scale: Tensor, *text: Te
     if context.shape[0] == x.shape[0]:
         return network(inputs, training=False)
     inputs |= {"image": ops.concatenate([x, x]), "time": ops.concatenate([t, t])}
-    nothing, asked = ops.split(network(inputs, training=False), 2)
-    return nothing + ops.cast(scale, asked.dtype) * (asked - nothing)
+    unasked, asked = ops.split(network(inputs, training=False), 2)
+    return unasked + ops.cast(scale, asked.dtype) * (asked - unasked)
 
 
 def noise(seed: int, stream: str, shape: Sequence[int], places: Iterable[int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from scipy.spatial.distance import pdist
 
 from zoo import evaluation, registry
 from zoo.augment import ImageTransform, resize
-from zoo.datasets import ImageDataset
+from zoo.datasets import ImageDataset, check_images
 from zoo.diffusion.sampler import noise
 
 
@@ -61,11 +61,13 @@ class Judge:
         given = {} if classifier.images.channels else {"input_shape": shape}
         model = classifier.build(num_classes=data.num_classes, **given)
         model.load_weights(folder / "model.weights.h5")
-        transform = ImageTransform(data.mean, data.std, shape=shape)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        transform = ImageTransform(metrics["mean"], metrics["std"], shape=shape)
         return cls(model, transform, classifier.images.size)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W, C) uint8 to what the last layer sees, (N, width) float64."""
+        check_images(images)
         if images.shape[1:3] != (self._size, self._size):
             images = resize(images, self._size)
         return self._features(images)
@@ -89,7 +91,7 @@ def assess(
 
     Returns:
         `prompt_accuracy`, None if nothing was asked for; `frechet_distance`, `frechet_floor`,
-        `frechet_ceiling`; `diversity`.
+        `frechet_ceiling`; `diversity`, None if no two images are of a class.
     """
     test = judge.features(data.x_test)
     drawn = judge.features(images)
@@ -105,7 +107,7 @@ def assess(
         "frechet_distance": frechet_distance(drawn, test),
         "frechet_floor": frechet_distance(judge.features(real["train"]), test),
         "frechet_ceiling": frechet_distance(judge.features(to_bytes(normal)), test),
-        "diversity": spread(images, labels) / spread(real["test"], labels),
+        "diversity": diversity(images, real["test"], labels),
     }
 
 
@@ -122,17 +124,24 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(apart + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * shared)
 
 
-def spread(images: np.ndarray, labels: np.ndarray) -> float:
-    """The mean distance of two images of a class, over all pairs of all classes."""
-    rows = images.reshape(len(images), -1).astype(np.float64)
-    distances = [pdist(rows[labels == label]) for label in np.unique(labels)]
-    pairs = np.concatenate(distances)
-    if not len(pairs):
-        raise ValueError(
-            "There must be two images of a class at least. Received: "
-            f"{len(images)} of {len(distances)} classes"
-        )
-    return float(pairs.mean())
+def diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float | None:
+    """How far two images of a class are apart, as a part of what real ones are.
+
+    Args:
+        images: (N, H, W, C).
+        real: likewise, of the same classes.
+        labels: (N,), the classes.
+
+    Returns:
+        None if no two images are of a class.
+    """
+
+    def spread(images: np.ndarray) -> np.ndarray:
+        rows = images.reshape(len(images), -1).astype(np.float64)
+        return np.concatenate([pdist(rows[labels == label]) for label in np.unique(labels)])
+
+    pairs = spread(images)
+    return float(pairs.mean() / spread(real).mean()) if len(pairs) else None
 
 
 def first_of_each(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -140,6 +149,8 @@ def first_of_each(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     places = np.empty(len(wanted), np.int64)
     for label in np.unique(wanted):
         found, asked = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
+        if not len(found):
+            raise ValueError(f"There must be an example of each class. Received: none of {label}")
         places[asked] = np.resize(found, len(asked))
     return places
 

@@ -1,10 +1,8 @@
 """What recipes/diffusion.py and recipes/text_to_image.py share: settings, training, the report."""
 
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +13,12 @@ from PIL.Image import Image
 from rich.console import Console
 
 from zoo import datasets, evaluation, training
-from zoo.backends import backend
 from zoo.datasets import ImageDataset
 from zoo.diffusion import plots
-from zoo.diffusion.autoencoder import Latents, autoencoder, reconstruction_objective
+from zoo.diffusion.autoencoder import autoencoder
+from zoo.diffusion.companions import HELD_OUT, train_classifier, train_latents
 from zoo.diffusion.learning import averaged, diffusion_loss, diffusion_objective, ema_momentum
-from zoo.diffusion.painter import About, Painter, Show
+from zoo.diffusion.painter import COLUMNS, About, Painter, Show
 from zoo.diffusion.process import check_gamma
 from zoo.diffusion.prompts import PromptVocabulary
 from zoo.diffusion.sampler import check_guidance, coefficients
@@ -30,12 +28,10 @@ from zoo.optimizers import Adam
 from zoo.optimizers import schedule as rate_over_steps
 from zoo.runs import Options, Run, fill_in
 
-HELD_OUT = 512  # test images that the validation loss is of
+NUM_STEPS = 1000  # T
 PREVIEWS = 40  # images of each epoch; as many at once at the end, so that one step is compiled
 PREVIEW_STEPS = 20
 FRAMES = 25  # of the animation, at most
-COLUMNS = 10
-LATENTS_MEASURED = 5000  # training images that say what is usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +46,11 @@ class Settings(Options):
     """Height and width to resize images to; by default as they are."""
     classifier: Path | None = None
     """A finished run of recipes/mnist.py that judges what is drawn; by default one is trained."""
+    classifier_model: str | None = None
+    """Its network, if it is trained; by default cnn_48x48, with --quick mlp."""
     channels: tuple[int, ...] | None = None
     """Of each level of the network, which halves the image; by default 32 64 128, with --quick
-    24 48 96."""
+    24 48 96; with --latent, which halves it already, the first two of these."""
     num_blocks: int = 1
     """Residual blocks of each level, on the way down and on the way up."""
     dropout: float = 0.0
@@ -85,29 +83,28 @@ class Settings(Options):
     """A short run with a smaller network, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32}
-        full = {"channels": (32, 64, 128), "epochs": 3, "batch_size": 64}
-        fill_in(self, **(quick if self.quick else full), samples=200 if self.quick else 1000)
+        levels = 2 if self.latent else 3
+        quick = {"channels": (24, 48, 96)[:levels], "epochs": 4, "train_examples": 6400,
+                 "batch_size": 32, "samples": 200, "classifier_model": "mlp"}  # fmt: skip
+        full = {"channels": (32, 64, 128)[:levels], "epochs": 3, "batch_size": 64, "samples": 1000,
+                "classifier_model": "cnn_48x48"}  # fmt: skip
+        fill_in(self, **(quick if self.quick else full))
         check_sizes(
             epochs=self.epochs, batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps
         )
         check_gamma(self.min_snr_gamma)
-        if self.samples is None or self.samples < 2 * COLUMNS:
-            raise ValueError(
-                f"`samples` must be at least {2 * COLUMNS}, two images of each of {COLUMNS} "
-                f"classes. Received: samples={self.samples}"
-            )
+        check_sizes(samples=self.samples)
 
     @property
     def about(self) -> About:
-        return About(self.schedule, 1000, self.zero_terminal_snr, self.prediction)
+        return About(self.schedule, NUM_STEPS, self.zero_terminal_snr, self.prediction)
 
     @property
     def network(self) -> dict[str, Any]:
         """Arguments of the builders."""
         return {
-            "channels": self.channels, "num_blocks": self.num_blocks, "dropout": self.dropout,
-            "seed": self.seed, "dtype": self.dtype_policy,
+            "channels": self.channels, "num_blocks": self.num_blocks, "num_steps": NUM_STEPS,
+            "dropout": self.dropout, "seed": self.seed, "dtype": self.dtype_policy,
         }  # fmt: skip
 
     def load_data(self) -> ImageDataset:
@@ -149,7 +146,7 @@ def train(
     run: Run,
     data: ImageDataset,
     build: Callable[..., keras.Model],
-    train_classifier: Callable[[Path], None],
+    mnist: Path,
     console: Console,
     prompts: Prompts | None = None,
     guidance_scale: float = 1.0,
@@ -162,7 +159,7 @@ def train(
         run: its directory.
         data: its images.
         build: makes the network, of `input_shape` and what `Settings.network` gives.
-        train_classifier: trains one in a directory, where `settings` names none.
+        mnist: recipes/mnist.py, which trains a classifier where `settings` names none.
         console: where progress is shown.
         prompts: if the network reads any.
         guidance_scale: of what is drawn.
@@ -175,25 +172,37 @@ def train(
         Interrupted, Diverged, OSError: as `zoo.training.fit` does.
     """
     height, width, depth = data.x_train.shape[1:]
-    coder = autoencoder((height, width, depth), seed=settings.seed, dtype=settings.dtype_policy)
-    small = tuple(coder.get_layer("encoder").output.shape[1:])
-    shape = small if settings.latent else (height, width, depth)
+    shape = height, width, depth
+    coder = None
+    if settings.latent:
+        coder = autoencoder(shape, seed=settings.seed, dtype=settings.dtype_policy)
+        shape = tuple(coder.get_layer("encoder").output.shape[1:])
     model = build(input_shape=shape, **settings.network)
-    coefficients(settings.about.process(), settings.steps, settings.eta)  # refuses what it must
+    # What these refuse, they refuse before anything is written.
+    coefficients(settings.about.process(), settings.steps, settings.eta)
     check_guidance(guidance_scale)
     rate_over_steps("constant", settings.learning_rate, 0)
+    if _known(settings.samples) < 2 * data.num_classes:
+        raise ValueError(
+            f"`samples` must be at least {2 * data.num_classes}, two images of each of "
+            f"{data.num_classes} classes. Received: samples={settings.samples}"
+        )
     judge = None if settings.classifier is None else Judge.load(settings.classifier, data)
     run.begin()
-    if judge is None:
-        train_classifier(run.path / "classifier")
-        judge = Judge.load(run.path / "classifier", data)
-    latents = _train_latents(settings, run, data, coder, console) if settings.latent else None
-    vocabulary = None if prompts is None else prompts.vocabulary
-    painter = Painter(model, settings.about, vocabulary, latents)
     console.print(
         f"{model.count_params():,} parameters, {len(data.x_train):,} images of {data.name}, "
         f"{keras.config.backend()}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
+    if judge is None:
+        with _as_of(run, "classifier") as folder:
+            train_classifier(mnist, settings, folder)
+        judge = Judge.load(folder, data)
+    latents = None
+    if coder is not None:
+        with _as_of(run, "autoencoder") as folder:
+            latents = train_latents(coder, settings, folder, data, console)
+    vocabulary = None if prompts is None else prompts.vocabulary
+    painter = Painter(model, settings.about, vocabulary, latents)
     order = _Order(settings, prompts, data.num_classes, guidance_scale)
     state = _train_painter(settings, run, data, painter, order, console)
     painter.save(run)
@@ -217,6 +226,18 @@ def train(
     console.print(_summary(scores))
     console.print(f"Results are in {run.path}")
     return metrics
+
+
+@contextmanager
+def _as_of(run: Run, part: str) -> Iterator[Path]:
+    """A directory within the run's; who stops what is trained there is told how to go on."""
+    try:
+        yield run.path / part
+    except training.Interrupted as error:
+        raise training.Interrupted(
+            f"Stopped while the {part} was in training; the same command with "
+            f"`--run-dir {run.path}` goes on"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -299,49 +320,8 @@ def _summary(scores: Mapping[str, float | None]) -> str:
         ("" if asked is None else f"{asked:.1%} of the images are what was asked for. ")
         + f"Fréchet distance {scores['frechet_distance']:.2f}, of real images "
         f"{scores['frechet_floor']:.2f}, of noise {scores['frechet_ceiling']:.2f}; "
-        f"{scores['diversity']:.2f} times as varied as real images"
+        f"{scores['diversity'] or 0:.2f} times as varied as real images"
     )
-
-
-def draw(
-    painter: Painter, prompts: Sequence[str] | int, out: Path, console: Console, **options: Any
-) -> None:
-    """Draws, and writes the images side by side to a file; options as of `Painter.generate`."""
-    images = to_bytes(painter.generate(prompts, console=console, **options))
-    scale = 8 if len(images) == 1 else 2
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plots.grid(images, min(len(images), COLUMNS), scale).save(out)
-    except ValueError as error:  # Pillow goes by the ending
-        raise ValueError(f"`out` must end like an image, such as .png. Received: {out}") from error
-    console.print(f"Drawn: {out}")
-
-
-def run_mnist(script: Path, settings: Settings, folder: Path) -> None:
-    """Has recipes/mnist.py train a classifier, in a process of its own; it goes on or is done.
-
-    Args:
-        script: its path.
-        settings: which say on what data, and how long.
-        folder: the run directory.
-
-    Raises:
-        Interrupted: if it was.
-        ChildProcessError: if it failed.
-    """
-    flags = ["--model", "mlp"] if settings.quick else ["--model", "cnn_48x48", "--epochs", "1"]
-    flags += ["--dataset", settings.dataset, "--run-dir", str(folder)]
-    if settings.data_dir is not None:
-        flags += ["--data-dir", str(settings.data_dir)]
-    environment = {**os.environ, "KERAS_BACKEND": keras.config.backend()}
-    status = subprocess.run([sys.executable, str(script), *flags], env=environment).returncode
-    if status == 130:
-        raise training.Interrupted("Stopped while the classifier was in training")
-    if status:
-        raise ChildProcessError(
-            f"The classifier could not be trained: {script.name} ended with {status}. Train it by "
-            "itself, and give its run directory as `--classifier`"
-        )
 
 
 class _Film:
@@ -359,23 +339,3 @@ class _Film:
         count = len(self._frames)
         chosen = np.unique(np.linspace(0, count - 1, min(FRAMES, count)).round())
         return plots.animation([self._frames[int(number)] for number in chosen])
-
-
-def _train_latents(
-    settings: Settings, run: Run, data: ImageDataset, coder: keras.Model, console: Console
-) -> Latents:
-    """Trains the autoencoder, in a run of its own within the run."""
-    inner = Run(run.path / "autoencoder", {"seed": settings.seed})
-    objective = reconstruction_objective(coder)
-    held_out = backend.forward(coder, lambda images, indices: objective(images, indices, 0)[0])
-    images = data.x_test[:HELD_OUT], np.arange(len(data.x_test[:HELD_OUT]), dtype=np.int32)
-    epochs = max(1, _known(settings.epochs) // 4)
-    steps = epochs * -(-len(data.x_train) // _known(settings.batch_size))
-    rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
-    training.fit(
-        coder, Adam(rate, global_clipnorm=1.0), objective, training.InMemory(data.x_train), inner,
-        epochs=epochs, batch_size=_known(settings.batch_size), seed=settings.seed,
-        evaluate=lambda: {"validation_loss": float(held_out(*images))},
-        checkpoint_steps=settings.checkpoint_steps, console=console,
-    )  # fmt: skip
-    return Latents.measured(coder, data.x_train[:LATENTS_MEASURED])

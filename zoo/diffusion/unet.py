@@ -369,8 +369,9 @@ def check_network(
         )
     if not channels:
         raise ValueError("`channels` must name one level at least. Received: channels=()")
-    for size in (*input_shape, *channels):
-        check_sizes(**{"input_shape" if size in input_shape else "channels": size})
+    for name, sizes_of in (("input_shape", input_shape), ("channels", channels)):
+        for size in sizes_of:
+            check_sizes(**{name: size})
     factor = 2 ** (len(channels) - 1)
     if input_shape[0] % factor or input_shape[1] % factor:
         raise ValueError(
