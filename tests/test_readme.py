@@ -82,6 +82,28 @@ def test_translations_are_better_than_those_of_who_knows_nothing() -> None:
                 assert run[metric] > run[f"{name}_{metric}"]
 
 
+def test_pictures_are_what_was_asked_for() -> None:
+    """With the quick setting on each backend; with the full one nearly all, and close to real."""
+    runs = [run for run, _ in results.runs("text_to_image")]
+    quick = [run for run in runs if run["train_examples"] == 6400]
+    assert {run["backend"] for run in quick} == set(zoo.backends.NAMES)
+    for run in quick:
+        assert run["samples"] == 200
+        assert run["prompt_accuracy"] >= 0.8
+        assert run["wall_seconds"] + run["drawing_seconds"] < 10 * 60
+    full = [run for run in runs if run["train_examples"] == 60_000]
+    assert full
+    for run in full:
+        assert run["samples"] == 1000
+        assert run["prompt_accuracy"] >= 0.95
+        beyond = {
+            name: run[f"frechet_{name}"] - run["frechet_floor"] for name in ("distance", "ceiling")
+        }
+        assert 10 * beyond["distance"] <= beyond["ceiling"]
+    for run in runs:
+        assert run["diversity"] >= 0.5
+
+
 def test_the_gpt_is_as_fast_as_promised() -> None:
     """Against Hugging Face's on PyTorch, in one run."""
     measured = [m["gpt_speed"] for m in results.machines() if "gpt_speed" in m]

@@ -50,7 +50,7 @@ class Settings(Options):
     """Its network, if it is trained; by default cnn_48x48, with --quick mlp."""
     channels: tuple[int, ...] | None = None
     """Of each level of the network, which halves the image; by default 32 64 128, with --quick
-    24 48 96; with --latent, which halves it already, the first two of these."""
+    24 48 96; with --latent, which halves it already, 32 64."""
     num_blocks: int = 1
     """Residual blocks of each level, on the way down and on the way up."""
     dropout: float = 0.0
@@ -83,10 +83,11 @@ class Settings(Options):
     """A short run with a smaller network, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        levels = 2 if self.latent else 3
-        quick = {"channels": (24, 48, 96)[:levels], "epochs": 4, "train_examples": 6400,
-                 "batch_size": 32, "samples": 200, "classifier_model": "mlp"}  # fmt: skip
-        full = {"channels": (32, 64, 128)[:levels], "epochs": 3, "batch_size": 64, "samples": 1000,
+        if self.latent:
+            fill_in(self, channels=(32, 64))
+        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32,
+                 "samples": 200, "classifier_model": "mlp"}  # fmt: skip
+        full = {"channels": (32, 64, 128), "epochs": 3, "batch_size": 64, "samples": 1000,
                 "classifier_model": "cnn_48x48"}  # fmt: skip
         fill_in(self, **(quick if self.quick else full))
         check_sizes(
