@@ -19,7 +19,6 @@ from zoo.backends import common
 Tensor = Any
 
 _CHUNK_BYTES = 16 << 20  # patches of about this size stay in the cache
-_FEW = 8  # filters, for which a product of matrices does not pay
 
 
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
@@ -33,7 +32,6 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
         and inputs.shape[-1] == kernel.shape[2]  # one group
         and kernel.shape[0] % 2 == 1
         and kernel.shape[1] % 2 == 1
-        and kernel.shape[3] >= _FEW
     )
     if not rewritten:
         return common.conv2d(layer, inputs)
@@ -64,42 +62,26 @@ def _patches(x: Tensor, kh: int, kw: int) -> Tensor:
     return jnp.concatenate(parts, axis=-1).reshape(-1, kh * kw * channels)
 
 
-def _convolved(images: Tensor, kernel: Tensor) -> Tensor:
+def _forward(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool) -> Tensor:
     kh, kw, channels, filters = kernel.shape
-    _, height, width, _ = images.shape
-    if channels < 16:
-        outputs = _patches(images, kh, kw) @ kernel.reshape(-1, filters)
-    else:
+    _, height, width, _ = x.shape
+
+    def narrow(images: Tensor) -> Tensor:
+        return _patches(images, kh, kw) @ kernel.reshape(-1, filters)
+
+    def wide(images: Tensor) -> Tensor:
         # A product for each row of the kernel copies a third of what whole patches would.
         images = _pad(images, kh, kw)
         rows = jnp.concatenate([images[:, :, j : j + width] for j in range(kw)], axis=-1)
         matrices = kernel.reshape(kh, kw * channels, filters)
         parts = [rows[:, i : i + height].reshape(-1, kw * channels) for i in range(kh)]
-        outputs = sum(part @ matrix for part, matrix in zip(parts, matrices))
-    return outputs.reshape(-1, height, width, filters)
+        return sum(part @ matrix for part, matrix in zip(parts, matrices))
 
-
-def _kernel_gradient(images: Tensor, gradients: Tensor, kernel: Tensor) -> Tensor:
-    kh, kw, channels, filters = kernel.shape
-    _, height, width, _ = images.shape
-    gradients = gradients.reshape(-1, filters)
-    if channels < 16:
-        return (_patches(images, kh, kw).T @ gradients).reshape(kernel.shape)
-    images = _pad(images, kh, kw)
-    parts = [
-        images[:, i : i + height, j : j + width].reshape(-1, channels).T @ gradients
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    return jnp.stack(parts).reshape(kernel.shape)
-
-
-def _forward(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool) -> Tensor:
     def one_chunk(images: Tensor) -> Tensor:
-        outputs = _convolved(images, kernel) + bias
+        outputs = (wide if channels >= 16 else narrow)(images) + bias
         return jnp.maximum(outputs, 0) if relu else outputs
 
-    return lax.map(one_chunk, _chunks(x, kernel)).reshape(*x.shape[:3], kernel.shape[3])
+    return lax.map(one_chunk, _chunks(x, kernel)).reshape(*x.shape[:3], filters)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -117,27 +99,47 @@ def _matmul_conv_forward(x: Any, kernel: Any, bias: Any, relu: bool) -> Any:
 
 def _matmul_conv_backward(relu: bool, residuals: Any, gradient: Any) -> Any:
     x, kernel, outputs, wanted = residuals
+    kh, kw, channels, filters = kernel.shape
+    _, height, width, _ = x.shape
     if isinstance(gradient, SymbolicZero):
         gradient = jnp.zeros(gradient.shape, gradient.dtype)
-    # The input's gradient is a convolution, too: each pixel came from where it now goes back to.
-    backwards = kernel[::-1, ::-1].swapaxes(2, 3)
+
+    def kernel_gradient(images: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.T @ _patches(images, kh, kw)
+
+    def input_gradient(gradients: Tensor) -> Tensor:
+        patches = gradients @ kernel.reshape(-1, filters).T
+        patches = patches.reshape(-1, height, width, kh, kw, channels)
+        # Each of a patch's pixels goes back to the place it came from.
+        return sum(
+            lax.pad(
+                patches[:, :, :, i, j],
+                jnp.zeros((), x.dtype),
+                ((0, 0, 0), _shift(i - kh // 2), _shift(j - kw // 2), (0, 0, 0)),
+            )
+            for i in range(kh)
+            for j in range(kw)
+        )
 
     def one_chunk(totals: Any, chunk: Any) -> Any:
         images, results, gradients = chunk
         if relu:
             gradients = jnp.where(results > 0, gradients, 0)
+        gradients = gradients.reshape(-1, filters)
         kernel_total, bias_total = totals
-        totals = (
-            kernel_total + _kernel_gradient(images, gradients, kernel),
-            bias_total + gradients.sum((0, 1, 2)),
-        )
-        return totals, _convolved(gradients, backwards) if "input gradient" in wanted else None
+        totals = kernel_total + kernel_gradient(images, gradients), bias_total + gradients.sum(0)
+        return totals, input_gradient(gradients) if "input gradient" in wanted else None
 
-    zeros = jnp.zeros_like(kernel), jnp.zeros(kernel.shape[3], kernel.dtype)
+    zeros = jnp.zeros((filters, kh * kw * channels), kernel.dtype), jnp.zeros(filters, kernel.dtype)
     chunks = _chunks(x, kernel), _chunks(outputs, kernel), _chunks(gradient, kernel)
     (kernel_total, bias_total), inputs = lax.scan(one_chunk, zeros, chunks)
     inputs = jnp.zeros_like(x) if inputs is None else inputs.reshape(x.shape)
-    return inputs, kernel_total, bias_total
+    return inputs, kernel_total.T.reshape(kernel.shape), bias_total
+
+
+def _shift(count: int) -> tuple[int, int, int]:
+    """`lax.pad`'s argument that moves an axis by `count`, with zeros behind it."""
+    return count, -count, 0
 
 
 _matmul_conv.defvjp(_matmul_conv_forward, _matmul_conv_backward, symbolic_zeros=True)
