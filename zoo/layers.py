@@ -35,6 +35,9 @@ class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
 class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
     """`keras.layers.GroupNormalization` and what follows it: (B, H, W, C) to the same.
 
+    Called with a second tensor, (B, 2·C), the first half of which scales each image's channels by 1
+    more, and the second is added to them ("adaptive": Dhariwal and Nichol, 2021).
+
     Args:
         groups: of channels.
         activation: of Keras', by its name; by default none.
@@ -47,8 +50,14 @@ class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
         super().__init__(groups, epsilon=epsilon, **kwargs)
         self.activation = keras.activations.get(activation)
 
-    def call(self, inputs: Tensor) -> Tensor:
-        return self.activation(backend.group_norm(self, inputs))
+    def build(self, input_shape: Any, *_: Any) -> None:
+        super().build(input_shape)
+
+    def call(self, inputs: Tensor, told: Tensor | None = None) -> Tensor:
+        return self.activation(backend.group_norm(self, inputs, told))
+
+    def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
+        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         activation = keras.activations.serialize(self.activation)

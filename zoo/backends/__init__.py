@@ -121,8 +121,8 @@ class Backend(Protocol):
         """What a `zoo.layers.MaxPooling2D` computes."""
         ...
 
-    def group_norm(self, layer: Any, inputs: Tensor) -> Tensor:
-        """What a `keras.layers.GroupNormalization` computes."""
+    def group_norm(self, layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+        """What a `zoo.layers.GroupNormalization` computes before its activation."""
         ...
 
     def attention(

@@ -73,7 +73,7 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
-def group_norm(layer: Any, inputs: Tensor) -> Tensor:
+def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
     """By the moments of each channel, whose sums take rows of numbers; a group's follow from them.
 
     A group's variance is the mean of its channels' variances and the variance of their means.
@@ -92,7 +92,11 @@ def group_norm(layer: Any, inputs: Tensor) -> Tensor:
     mean = over_groups(means)
     variance = over_groups(variances + ops.square(means - mean))
     scale = ops.rsqrt(variance + layer.epsilon) * scale
-    return ops.cast(x * scale + (shift - mean * scale), inputs.dtype)
+    shift = shift - mean * scale
+    if told is not None:
+        more, added = ops.split(ops.cast(told, dtype)[:, None, None], 2, axis=-1)
+        scale, shift = scale * (1 + more), shift * (1 + more) + added
+    return ops.cast(x * scale + shift, inputs.dtype)
 
 
 def attention(

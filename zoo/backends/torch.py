@@ -12,6 +12,7 @@ from torch.optim.adam import adam
 from zoo.backends import common
 from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
+from zoo.backends.common import group_norm as group_norm
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.torch_tape import recorded
@@ -130,15 +131,6 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
         padding=[size // 2 for size in kernel.shape[2:]],
     )
     return layer.activation(outputs.permute(0, 2, 3, 1))
-
-
-def group_norm(layer: Any, inputs: Tensor) -> Tensor:
-    """By PyTorch's kernel, which takes channels last."""
-    scale, shift = layer.gamma.value, layer.beta.value
-    normal = torch.nn.functional.group_norm(
-        inputs.to(scale.dtype).permute(0, 3, 1, 2), layer.groups, scale, shift, layer.epsilon
-    )
-    return normal.permute(0, 2, 3, 1).to(inputs.dtype)
 
 
 def attention(
