@@ -10,9 +10,7 @@ import torch
 from torch.optim.adam import adam
 
 from zoo.backends import common
-from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
-from zoo.backends.common import group_norm as group_norm
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.torch_tape import recorded
@@ -112,6 +110,14 @@ def reorder(caches: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda cache: cache[places], caches)
 
 
+def dense(layer: Any, inputs: Tensor) -> Tensor:
+    """Product and bias in one kernel."""
+    kernel = keras.ops.convert_to_tensor(layer.kernel)
+    bias = keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else None
+    outputs = torch.nn.functional.linear(inputs, kernel.T, bias)
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     """With the bias in the kernel's own pass, which Keras adds in another one."""
     kernel = layer.kernel.value.permute(3, 2, 0, 1)
@@ -131,6 +137,57 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
         padding=[size // 2 for size in kernel.shape[2:]],
     )
     return layer.activation(outputs.permute(0, 2, 3, 1))
+
+
+def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+    """With the gradient in a few passes; PyTorch's own kernel is slow where channels are last."""
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    pixels = inputs.to(dtype).flatten(1, 2)  # (B, H·W, C)
+    more = added = torch.zeros(1, 1, 1, dtype=dtype, device=inputs.device)
+    if told is not None:
+        more, added = told.to(dtype)[:, None].chunk(2, -1)
+    scale, shift = layer.gamma.value.to(dtype), layer.beta.value.to(dtype)
+    scale, shift = scale * (1 + more), shift * (1 + more) + added
+    normal = _GroupNorm.apply(pixels, scale, shift, layer.groups, layer.epsilon)
+    return normal.to(inputs.dtype).view(inputs.shape)
+
+
+class _GroupNorm(torch.autograd.Function):  # type: ignore[misc]
+    """normal(x)·scale + shift: x (B, N, C), normal over N and each group of C."""
+
+    @staticmethod
+    def forward(
+        context: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, epsilon: float
+    ) -> Tensor:
+        means = x.mean(1, keepdim=True)
+        variances = (x - means).square_().mean(1, keepdim=True)
+        mean = _over_groups(means, groups)
+        # A group's variance: its channels', and that of their means.
+        variance = _over_groups(variances + (means - mean).square(), groups)
+        inverse = torch.rsqrt(variance + epsilon)
+        context.save_for_backward(x, mean, inverse, scale)
+        context.groups = groups
+        return torch.addcmul(shift - mean * inverse * scale, x, inverse * scale)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:
+        x, mean, inverse, scale = context.saved_tensors
+        count = x.shape[1]
+        # Sums over pixels: of the gradient, and of the gradient times the normalised x.
+        plain = gradient.sum(1, keepdim=True)
+        weighted = ((gradient * x).sum(1, keepdim=True) - mean * plain) * inverse
+        a = _over_groups(plain * scale, context.groups) / count
+        b = _over_groups(weighted * scale, context.groups) / count
+        # (gradient·scale - a - normal·b)·inverse
+        result = torch.addcmul((mean * inverse * b - a) * inverse, x, -(inverse**2) * b)
+        result = torch.addcmul(result, gradient, inverse * scale)
+        return result, weighted.sum_to_size(scale.shape), plain.sum_to_size(scale.shape), None, None
+
+
+def _over_groups(x: Tensor, groups: int) -> Tensor:
+    """(B, 1, C): the mean of each group, for each of its channels."""
+    grouped = x.view(x.shape[0], groups, -1)
+    return grouped.mean(-1, keepdim=True).expand(grouped.shape).reshape(x.shape)
 
 
 def attention(
