@@ -86,6 +86,13 @@ class Backend(Protocol):
         """Makes `function(*arrays)`, which calls `model`, run without gradients and compiled."""
         ...
 
+    def repeated(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """As `forward`, for many calls with arrays of few shapes.
+
+        What the function does must not depend on their numbers; ids are not checked.
+        """
+        ...
+
     def compiled(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same by the library's compiler, also where that is not faster; for comparisons."""
         ...

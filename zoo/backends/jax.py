@@ -167,7 +167,7 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: compiled([variable.value for variable in variables], arrays)
 
 
-compiled = forward
+compiled = repeated = forward
 
 
 def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

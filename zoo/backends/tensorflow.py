@@ -108,6 +108,9 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
 
 
+repeated = forward
+
+
 def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     by_xla = tf.function(function, jit_compile=True)
     return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))

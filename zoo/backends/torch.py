@@ -13,7 +13,7 @@ from zoo.backends import common
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import max_pool2d as max_pool2d
-from zoo.backends.torch_tape import recorded
+from zoo.backends.torch_tape import recorded, recording
 
 Tensor = Any
 
@@ -90,6 +90,10 @@ def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The default compiler asks for a C++ compiler; without one, the graph is only traced."""
     compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     return forward(model, torch.compile(function, backend=compiler))
+
+
+def repeated(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    return recorded(model, function)
 
 
 def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,7 +242,8 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
     # Keras asks for shapes on the device "meta", which has no numbers.
-    if ids.numel() and ids.device.type != "meta" and not torch.compiler.is_compiling():
+    known = ids.device.type != "meta" and not torch.compiler.is_compiling() and not recording()
+    if ids.numel() and known:
         low, high = torch.aminmax(ids)
         common.check_range(int(low), int(high), size, layer)
     return ids

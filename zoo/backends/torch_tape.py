@@ -4,6 +4,7 @@ Between two of PyTorch's operations, Keras asks for dtypes, devices and shapes. 
 that takes twice as long as the arithmetic. `torch.compile` would ask the user for a C++ compiler.
 """
 
+import contextvars
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,14 @@ def _writes(name: str) -> bool:
     return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
+_recording = contextvars.ContextVar("_recording", default=False)
+
+
+def recording() -> bool:
+    """Whether operations are written down, so that their numbers must not matter."""
+    return _recording.get()
+
+
 def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes `function(*inputs)` be recorded once for each combination of shapes and dtypes.
 
@@ -60,8 +69,12 @@ def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
             key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
             if key in programs:
                 return programs[key](*tensors)
-            with _Tape([variable.value for variable in model.variables], tensors) as tape:
-                outputs = function(*inputs)
+            token = _recording.set(True)
+            try:
+                with _Tape([variable.value for variable in model.variables], tensors) as tape:
+                    outputs = function(*inputs)
+            finally:
+                _recording.reset(token)
             programs[key] = tape.program(outputs)
             return outputs
 

@@ -122,7 +122,7 @@ class Sampler:
                 x0 = ops.clip(x0, -1.0, 1.0)
             return numbers[2] * x0 + numbers[3] * x + numbers[4] * z, x0
 
-        self._step = backend.forward(network, step)
+        self._step = backend.repeated(network, step)
 
     def draw(
         self,
