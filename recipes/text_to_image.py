@@ -3,9 +3,9 @@
     KERAS_BACKEND=jax python recipes/text_to_image.py --quick --prompt "a handwritten seven"
 
 A classifier, trained by recipes/mnist.py, confirms what is drawn: some 93 % with `--quick`, which
-takes six minutes on two cores, and all of 1,000 images with the full setting, which takes 50. The
-same `--run-dir` goes on where it stopped; a finished run draws another `--prompt`, with another
-`--prompt-seed`, at once, as `python -m zoo draw` does.
+takes six to nine minutes on two cores, and all of 1,000 images with the full setting, which takes
+50. The same `--run-dir` goes on where it stopped; a finished run draws another `--prompt`, with
+another `--prompt-seed`, at once, as `python -m zoo draw` does.
 
 Source: the document's section "Modèles de Diffusion"; Ho et al., 2020; Ho and Salimans, 2022.
 """

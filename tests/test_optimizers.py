@@ -22,6 +22,37 @@ def test_adam_is_pytorchs_over_twenty_steps() -> None:
     np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("limit", [1.0, 1000.0])
+def test_gradients_are_clipped_together_and_weights_averaged(limit: float) -> None:
+    """By the norm of all; the average begins with the first step's weights."""
+    generator = np.random.default_rng(0)
+    starts = [generator.normal(size=shape).astype(np.float32) for shape in ((4, 5), (3,))]
+    variables = [keras.Variable(start, name=f"weight{i}") for i, start in enumerate(starts)]
+    optimizer = Adam(0.1, global_clipnorm=limit, use_ema=True, ema_momentum=0.9)
+    oracles = [reference.Adam(0.1, 0.0) for _ in starts]
+    expected: list = list(starts)
+    averages: list = []
+    for step in range(3):
+        gradients = [generator.normal(size=start.shape).astype(np.float32) for start in starts]
+        norm = np.sqrt(sum(np.square(gradient).sum() for gradient in gradients))
+        optimizer.apply([ops.convert_to_tensor(gradient) for gradient in gradients], variables)
+        scale = min(1, limit / norm)
+        expected = [o.update(w, scale * g) for o, w, g in zip(oracles, expected, gradients)]
+        averages = [0.9 * a + 0.1 * w for a, w in zip(averages, expected)] if step else expected
+    for variable, weight in zip(variables, expected):
+        np.testing.assert_allclose(ops.convert_to_numpy(variable.value), weight, atol=1e-5)
+    optimizer.finalize_variable_values(variables)
+    for variable, average in zip(variables, averages):
+        np.testing.assert_allclose(ops.convert_to_numpy(variable.value), average, atol=1e-5)
+
+
+def test_a_norm_that_is_no_number_shows() -> None:
+    variable = keras.Variable(np.ones(3, np.float32), name="weight")
+    optimizer = Adam(0.1, global_clipnorm=1.0)
+    optimizer.apply([ops.convert_to_tensor(np.array([1, np.inf, 0], np.float32))], [variable])
+    assert np.isnan(ops.convert_to_numpy(variable.value)).all()
+
+
 def test_adamw_shrinks_matrices_and_nothing_else() -> None:
     start, gradient = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
     matrix, bias = keras.Variable(start, name="matrix"), keras.Variable(start[0], name="bias")

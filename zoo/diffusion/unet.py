@@ -10,6 +10,12 @@ made on the way down. With levels of c_1, c_2, ... channels, one block each:
     ..., up2, up1             (B, H, W, c_1)                                 residual blocks
     norm_out, conv_out        (B, H, W, C)
 
+A residual block from a to b channels has
+
+    2·a + 2·b + (9·a + 1)·b + (9·b + 1)·b + (4·c_1 + 1)·2·b       and (a + 1)·b more if a is not b
+
+parameters, and a model as many as its blocks, its convolutions, and attention's: `_count`.
+
 Every residual block is told the time step, by a scale and a shift for each channel. At the last
 level the pixels attend to one another and, where there is a text, to its tokens. What a text says
 as a whole also goes the time step's way.
