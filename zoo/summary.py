@@ -30,9 +30,15 @@ def _product(shape: tuple[int, ...] | list[int]) -> str:
 
 
 def rows(model: keras.Model) -> list[tuple[str, str, str, str, int]]:
-    """A row a layer: name, kind, output shape, arithmetic, parameters."""
+    """A row a layer: name, kind, output shape, arithmetic, parameters.
+
+    A model within the model is shown layer by layer, too.
+    """
     result = []
     for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            result += [(f"{layer.name}/{row[0]}", *row[1:]) for row in rows(layer)]
+            continue
         output = keras.tree.flatten(layer.output)[0]  # a recurrent layer's states stand behind it
         # The first axis left open is the batch, the second the steps.
         sizes = [

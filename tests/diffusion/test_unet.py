@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import registry, text_to_image, unet
+from zoo import registry, summary, text_to_image, unet
 from zoo.diffusion.text_encoder import text_encoder, text_encoder_count
 from zoo.diffusion.unet import Double, Halve, TimeEmbedding
 
@@ -129,6 +129,13 @@ def test_words_outside_the_vocabulary_are_refused() -> None:
         text_encoder(12, max_length=4)(np.ones((1, 5), np.int32))
     with pytest.raises(ValueError, match="Received: hidden_dim=10"):
         text_encoder(12, hidden_dim=10, num_heads=4)
+
+
+def test_its_parts_are_shown_layer_by_layer() -> None:
+    rows = summary.rows(text_to_image(**TEXT))
+    names = [row[0] for row in rows]
+    assert names.index("text_encoder/words") < names.index("unet/conv_in")
+    assert sum(row[-1] for row in rows) == registry.get("text_to_image").count(**TEXT)
 
 
 def test_its_parts_are_named_models() -> None:
