@@ -46,7 +46,7 @@ def test_show_works_the_counts_out(in_process: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["show", "alexnet"], "must be one of cnn_48x48, gpt, mlp, "),
+        (["show", "alexnet"], "must be one of autoencoder, cnn_48x48, gpt, mlp, "),
         (["show", "cnn_48x48", "--num-classes", "0"], "num_classes=0"),
         (["show", "cnn_48x48", "--no-such-flag"], "--no-such-flag"),
         (["sow"], "sow"),
@@ -62,5 +62,5 @@ def test_wrong_arguments(in_process: Run, arguments: list[str], text: str) -> No
 def test_wrong_arguments_end_a_process_in_words() -> None:
     result = run("show", "alexnet")
     assert result.returncode == 2
-    assert "\nerror: `model` must be one of cnn_48x48, gpt, mlp, " in f"\n{result.stderr}"
+    assert "\nerror: `model` must be one of autoencoder, cnn_48x48, gpt, mlp, " in f"\n{result.stderr}"
     assert not result.stdout

@@ -240,7 +240,7 @@ def test_wrong_arguments(options: dict[str, object], text: str) -> None:
     ("arguments", "text"),
     [
         ([], "Name a model, one of cnn_48x48"),
-        (["alexnet"], "must be one of cnn_48x48, gpt, mlp, "),
+        (["alexnet"], "must be one of autoencoder, cnn_48x48, gpt, mlp, "),
         (["cnn_48x48", "--rungs", "12"], "Received: rungs=12"),
         (["cnn_48x48", "--arguments", "[1]"], "must be a JSON object"),
         (["cnn_48x48", "--arguments", "{"], "must be a JSON object"),
