@@ -62,5 +62,5 @@ def test_wrong_arguments(in_process: Run, arguments: list[str], text: str) -> No
 def test_wrong_arguments_end_a_process_in_words() -> None:
     result = run("show", "alexnet")
     assert result.returncode == 2
-    assert "\nerror: `model` must be one of autoencoder, cnn_48x48, gpt, mlp, " in f"\n{result.stderr}"
+    assert "\nerror: `model` must be one of autoencoder, cnn_48x48, " in f"\n{result.stderr}"
     assert not result.stdout
