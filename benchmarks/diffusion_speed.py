@@ -132,9 +132,9 @@ def zoo(config: Config) -> Callable[[], Any]:
 
 def main(config: Config) -> dict[str, Any]:
     if config.worker:
-        from zoo.backends.common import keep_freed_memory
+        from zoo.backends import backend
 
-        keep_freed_memory()  # for all alike
+        backend.keep_freed_memory()  # for all alike
         serve(native(config) if config.worker == "native" else zoo(config))
         return {}
     command = ["-m", "benchmarks.diffusion_speed", "--task", config.task]

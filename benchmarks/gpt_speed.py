@@ -106,9 +106,9 @@ def zoo(config: Config) -> Callable[[], Any]:
 
 def main(config: Config) -> dict[str, Any]:
     if config.worker:
-        from zoo.backends.common import keep_freed_memory
+        from zoo.backends import backend
 
-        keep_freed_memory()  # for all alike
+        backend.keep_freed_memory()  # for all alike
         serve(hugging_face(config) if config.worker == "hugging face" else zoo(config))
         return {}
     command = ["-m", "benchmarks.gpt_speed", "--task", config.task]

@@ -119,9 +119,9 @@ def keras_step(config: Config, stock: bool) -> Callable[[], Any]:
 
 def main(config: Config) -> dict[str, Any]:
     if config.worker:
-        from zoo.backends.common import keep_freed_memory
+        from zoo.backends import backend
 
-        keep_freed_memory()  # for all alike
+        backend.keep_freed_memory()  # for all alike
         kind = config.worker.split()[0]
         native = kind == "native"
         serve(native_step(config) if native else keras_step(config, stock=kind == "stock"))

@@ -41,9 +41,9 @@ class Config:
 def document_step(batch_size: int, keep_memory: bool) -> Callable[[], Any]:
     if keep_memory:
         os.environ["KERAS_BACKEND"] = "torch"
-        from zoo.backends.common import keep_freed_memory
+        from zoo.backends import backend
 
-        keep_freed_memory()
+        backend.keep_freed_memory()
     import torch
 
     from benchmarks.document import MY_NET, make_step
@@ -60,10 +60,9 @@ def zoo_step(batch_size: int) -> Callable[[], Any]:
     from zoo import objectives
     from zoo.augment import ImageTransform
     from zoo.backends import backend
-    from zoo.backends.common import keep_freed_memory
     from zoo.optimizers import Adam
 
-    keep_freed_memory()
+    backend.keep_freed_memory()
     model, optimizer = zoo.cnn_48x48(10), Adam(l2=1e-4)
     optimizer.build(model.trainable_variables)
     objective = objectives.classification_objective(model, ImageTransform((0.1307,), (0.3081,)), 0)

@@ -45,7 +45,7 @@ def in_process(
 
     def run(program: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         # It would stay on for the tests that follow.
-        monkeypatch.setattr("zoo.cli.keep_freed_memory", lambda: None)
+        monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)
         monkeypatch.setattr(sys, "argv", [str(program), *arguments])
         if isinstance(program, str):  # pytest may have loaded it in a way that `runpy` cannot
             program = Path(str(sys.modules[program].__file__)).with_name("__main__.py")

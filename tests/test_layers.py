@@ -11,6 +11,12 @@ from zoo.layers import Conv2D, MaxPooling2D
 CONVOLUTIONS = {
     "the document's": ((4, 12, 12, 3), {"kernel_size": 3, "padding": "same", "activation": "relu"}),
     "wide": ((4, 12, 10, 32), {"kernel_size": 3, "padding": "same", "activation": "relu"}),
+    "many filters": (
+        (4, 12, 10, 32),
+        {"filters": 24, "kernel_size": 3, "padding": "same", "activation": "relu"},
+    ),
+    "many filters, odd": ((3, 7, 9, 16), {"filters": 20, "kernel_size": 3, "padding": "same"}),
+    "many filters, one row": ((2, 1, 5, 16), {"filters": 16, "kernel_size": 3, "padding": "same"}),
     "linear": ((5, 8, 8, 16), {"kernel_size": (5, 3), "padding": "same"}),
     "tanh": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "activation": "tanh"}),
     "no bias": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "use_bias": False}),
@@ -74,7 +80,8 @@ def test_pooling(shape: tuple[int, ...], arguments: dict) -> None:
     assert_same(MaxPooling2D, keras.layers.MaxPooling2D, shape, arguments)
 
 
-def test_a_large_batch_is_cut_evenly() -> None:
+@pytest.mark.parametrize("filters", [4, 16])
+def test_a_large_batch_is_cut_evenly(filters: int) -> None:
     """Chunks have to divide the batch: primes are the worst case."""
-    shape, arguments = (23, 48, 48, 16), {"filters": 4, "kernel_size": 3, "padding": "same"}
+    shape, arguments = (23, 48, 48, 16), {"filters": filters, "kernel_size": 3, "padding": "same"}
     assert_same(Conv2D, keras.layers.Conv2D, shape, arguments)

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from zoo.backends.common import keep_freed_memory
+from zoo.backends import backend
 from zoo.training import Diverged, Interrupted
 
 
@@ -18,7 +18,7 @@ def run(command: Callable[[], Any]) -> int:
     Returns:
         The exit status: 0, 1 if the work failed, 2 if it was asked for wrongly, 130 after Ctrl-C.
     """
-    keep_freed_memory()  # before the backend starts its threads
+    backend.keep_freed_memory()  # before the backend starts its threads
     try:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:

@@ -48,6 +48,10 @@ class Backend(Protocol):
         """The array as a tensor that stays on the device."""
         ...
 
+    def keep_freed_memory(self) -> None:
+        """Keeps large freed blocks for the next step, as `zoo.backends.common` explains."""
+        ...
+
     def make_deterministic(self) -> None:
         """Asks the library for the same bits each time a run is repeated on one machine."""
         ...

@@ -3,7 +3,7 @@
 import ctypes
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,12 +14,15 @@ from keras.src.backend.common import dtypes
 Tensor = Any
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(one_arena: bool = True) -> None:
     """Lets the C library keep large freed blocks instead of handing them back to the system.
 
     A training step frees and takes some hundred MB of activations. By default glibc maps each
     large block anew and the kernel clears it page by page, up to a third of a step's time on a
     CPU. Elsewhere than on glibc this does nothing.
+
+    Args:
+        one_arena: what one thread has freed, another takes.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -27,7 +30,8 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(m_mmap_threshold, 2**31 - 1)
     mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_arena_max, 1)
+    if one_arena:
+        mallopt(m_arena_max, 1)
 
 
 def keep_float64() -> None:
@@ -73,30 +77,37 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
-def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+def spread(numbers: Tensor, size: int) -> Tensor:
+    """(B, G) -> (B, G·size): each group's number, for each of its channels."""
+    return ops.repeat(numbers, size, axis=1)
+
+
+def group_norm(
+    layer: Any,
+    inputs: Tensor,
+    told: Tensor | None,
+    spread: Callable[[Tensor, int], Tensor] = spread,
+) -> Tensor:
     """By the moments of each channel, whose sums take rows of numbers; a group's follow from them.
 
     A group's variance is the mean of its channels' variances and the variance of their means.
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")  # 16 bits are too few for sums
     x, scale, shift = (ops.cast(array, dtype) for array in (inputs, layer.gamma, layer.beta))
-    channels = x.shape[-1]
+    size = x.shape[-1] // layer.groups
 
-    def over_groups(numbers: Tensor) -> Tensor:
-        """(B, 1, 1, C): each group's mean, for each of its channels."""
-        numbers = ops.reshape(numbers, (-1, layer.groups, channels // layer.groups))
-        means = ops.mean(numbers, axis=-1, keepdims=True)
-        return ops.reshape(ops.broadcast_to(means, ops.shape(numbers)), (-1, 1, 1, channels))
+    def over_group(numbers: Tensor) -> Tensor:
+        return ops.mean(ops.reshape(numbers, (-1, layer.groups, size)), axis=-1)
 
-    means, variances = ops.moments(x, axes=(1, 2), keepdims=True)
-    mean = over_groups(means)
-    variance = over_groups(variances + ops.square(means - mean))
-    scale = ops.rsqrt(variance + layer.epsilon) * scale
+    means, variances = ops.moments(x, axes=(1, 2))
+    mean = spread(over_group(means), size)
+    variance = over_group(variances + ops.square(means - mean))
+    scale = spread(ops.rsqrt(variance + layer.epsilon), size) * scale
     shift = shift - mean * scale
     if told is not None:
-        more, added = ops.split(ops.cast(told, dtype)[:, None, None], 2, axis=-1)
+        more, added = ops.split(ops.cast(told, dtype), 2, axis=-1)
         scale, shift = scale * (1 + more), shift * (1 + more) + added
-    return ops.cast(x * scale + shift, inputs.dtype)
+    return ops.cast(x * scale[:, None, None] + shift[:, None, None], inputs.dtype)
 
 
 def attention(

@@ -15,7 +15,6 @@ from zoo.backends import common
 from zoo.backends.common import AllAtOnce as AllAtOnce
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import cached_attention as cached_attention
-from zoo.backends.common import group_norm as group_norm
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
@@ -37,6 +36,11 @@ def device() -> str:
 
 def on_device(array: Any) -> Tensor:
     return jnp.asarray(array)
+
+
+def keep_freed_memory() -> None:
+    """In an arena for each thread: for one, XLA's threads wait, half as long again as they work."""
+    common.keep_freed_memory(one_arena=False)
 
 
 def make_deterministic() -> None:
@@ -198,6 +202,15 @@ def dense(layer: Any, inputs: Tensor) -> Tensor:
     """As one matrix of rows: of more axes, XLA copies what the kernel's gradient is made of."""
     outputs = keras.layers.Dense.call(layer, inputs.reshape(-1, inputs.shape[-1]))
     return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+
+def _spread(numbers: Tensor, size: int) -> Tensor:
+    """As a product, or XLA would look a channel's group up for each of its pixels."""
+    return numbers @ jnp.repeat(jnp.eye(numbers.shape[1], dtype=numbers.dtype), size, axis=1)
+
+
+def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+    return common.group_norm(layer, inputs, told, _spread)
 
 
 def attention(

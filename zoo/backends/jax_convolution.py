@@ -1,7 +1,8 @@
 """Convolution and pooling on JAX, on a CPU.
 
 XLA's own convolution takes twice as long there as patches times a matrix, mostly in its gradients,
-and the gradient of its window reduction takes fifty times as long as the pooling itself.
+and the gradient of its window reduction takes fifty times as long as the pooling itself. Kernels of
+3×3 pixels are faster yet in jax_winograd.py, but where there are few channels to multiply.
 """
 
 import math
@@ -15,10 +16,11 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from zoo.backends import common
+from zoo.backends.jax_winograd import chunks, winograd_conv
 
 Tensor = Any
 
-_CHUNK_BYTES = 16 << 20  # patches of about this size stay in the cache
+_FEW_CHANNELS = 16
 
 
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
@@ -37,17 +39,13 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
         return common.conv2d(layer, inputs)
     bias = jnp.asarray(layer.bias) if layer.use_bias else jnp.zeros(kernel.shape[-1], kernel.dtype)
     relu = layer.activation is keras.activations.relu
-    outputs = _matmul_conv(inputs, kernel, bias, relu)
+    minimal = (
+        kernel.shape[:2] == (3, 3)
+        and min(kernel.shape[2:]) >= _FEW_CHANNELS
+        and kernel.dtype in (jnp.float32, jnp.float64)  # differences lose too many of 16 bits
+    )
+    outputs = (winograd_conv if minimal else _matmul_conv)(inputs, kernel, bias, relu)
     return outputs if relu else layer.activation(outputs)
-
-
-def _chunks(x: Tensor, kernel: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B / n, n, H, W, C), n images' patches fitting into the cache."""
-    batch, height, width, _ = x.shape
-    image_bytes = height * width * math.prod(kernel.shape[:3]) * x.dtype.itemsize
-    limit = max(1, _CHUNK_BYTES // image_bytes)
-    size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= limit)
-    return x.reshape(batch // size, size, *x.shape[1:])
 
 
 def _pad(x: Tensor, kh: int, kw: int) -> Tensor:
@@ -78,10 +76,10 @@ def _forward(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool) -> Tensor:
         return sum(part @ matrix for part, matrix in zip(parts, matrices))
 
     def one_chunk(images: Tensor) -> Tensor:
-        outputs = (wide if channels >= 16 else narrow)(images) + bias
+        outputs = (narrow if channels < _FEW_CHANNELS else wide)(images) + bias
         return jnp.maximum(outputs, 0) if relu else outputs
 
-    return lax.map(one_chunk, _chunks(x, kernel)).reshape(*x.shape[:3], filters)
+    return lax.map(one_chunk, chunks(x, math.prod(kernel.shape[:3]))).reshape(*x.shape[:3], filters)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -131,8 +129,8 @@ def _matmul_conv_backward(relu: bool, residuals: Any, gradient: Any) -> Any:
         return totals, input_gradient(gradients) if "input gradient" in wanted else None
 
     zeros = jnp.zeros((filters, kh * kw * channels), kernel.dtype), jnp.zeros(filters, kernel.dtype)
-    chunks = _chunks(x, kernel), _chunks(outputs, kernel), _chunks(gradient, kernel)
-    (kernel_total, bias_total), inputs = lax.scan(one_chunk, zeros, chunks)
+    pieces = tuple(chunks(array, kh * kw * channels) for array in (x, outputs, gradient))
+    (kernel_total, bias_total), inputs = lax.scan(one_chunk, zeros, pieces)
     inputs = jnp.zeros_like(x) if inputs is None else inputs.reshape(x.shape)
     return inputs, kernel_total.T.reshape(kernel.shape), bias_total
 

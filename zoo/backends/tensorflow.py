@@ -16,6 +16,7 @@ from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import group_norm as group_norm
+from zoo.backends.common import keep_freed_memory as keep_freed_memory
 from zoo.backends.common import max_pool2d as max_pool2d
 
 Tensor = Any

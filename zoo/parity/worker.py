@@ -16,7 +16,6 @@ import cloudpickle
 import keras
 
 from zoo.backends import backend
-from zoo.backends.common import keep_freed_memory
 
 _LAST_CALLS = 3  # that an answer quotes
 
@@ -26,7 +25,7 @@ def serve(floatx: str) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    keep_freed_memory()
+    backend.keep_freed_memory()
     backend.use_full_precision()
     if floatx == "float64":
         backend.keep_float64()
