@@ -82,10 +82,17 @@ def spread(numbers: Tensor, size: int) -> Tensor:
     return ops.repeat(numbers, size, axis=1)
 
 
-def group_norm(
-    layer: Any,
+def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+    return grouped_norm(inputs, layer.gamma, layer.beta, told, layer.groups, layer.epsilon)
+
+
+def grouped_norm(
     inputs: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
     told: Tensor | None,
+    groups: int,
+    epsilon: float,
     spread: Callable[[Tensor, int], Tensor] = spread,
 ) -> Tensor:
     """By the moments of each channel, whose sums take rows of numbers; a group's follow from them.
@@ -93,16 +100,16 @@ def group_norm(
     A group's variance is the mean of its channels' variances and the variance of their means.
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")  # 16 bits are too few for sums
-    x, scale, shift = (ops.cast(array, dtype) for array in (inputs, layer.gamma, layer.beta))
-    size = x.shape[-1] // layer.groups
+    x, scale, shift = (ops.cast(array, dtype) for array in (inputs, gamma, beta))
+    size = x.shape[-1] // groups
 
     def over_group(numbers: Tensor) -> Tensor:
-        return ops.mean(ops.reshape(numbers, (-1, layer.groups, size)), axis=-1)
+        return ops.mean(ops.reshape(numbers, (-1, groups, size)), axis=-1)
 
     means, variances = ops.moments(x, axes=(1, 2))
     mean = spread(over_group(means), size)
     variance = over_group(variances + ops.square(means - mean))
-    scale = spread(ops.rsqrt(variance + layer.epsilon), size) * scale
+    scale = spread(ops.rsqrt(variance + epsilon), size) * scale
     shift = shift - mean * scale
     if told is not None:
         more, added = ops.split(ops.cast(told, dtype), 2, axis=-1)

@@ -44,7 +44,7 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
         and min(kernel.shape[2:]) >= _FEW_CHANNELS
         and kernel.dtype in (jnp.float32, jnp.float64)  # differences lose too many of 16 bits
     )
-    outputs = (winograd_conv if minimal else _matmul_conv)(inputs, kernel, bias, relu)
+    outputs = _convolution(inputs, kernel, bias, relu, minimal)
     return outputs if relu else layer.activation(outputs)
 
 
@@ -141,6 +141,11 @@ def _shift(count: int) -> tuple[int, int, int]:
 
 
 _matmul_conv.defvjp(_matmul_conv_forward, _matmul_conv_backward, symbolic_zeros=True)
+
+
+@partial(jax.jit, static_argnums=(3, 4), inline=True)  # where nothing else compiles it
+def _convolution(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool, minimal: bool) -> Tensor:
+    return (winograd_conv if minimal else _matmul_conv)(x, kernel, bias, relu)
 
 
 # ------------------------------------------------------------------ pooling
