@@ -108,16 +108,15 @@ def test_diffusion_is_as_fast_as_promised() -> None:
     """Against the same network in PyTorch, in one run."""
     measured = [m["diffusion_speed"] for m in results.machines() if "diffusion_speed" in m]
     assert measured
-    for tasks in measured:
-        ratios = {
-            task: {name: tasks[task][f"zoo {name}"]["ratio"] for name in zoo.backends.NAMES}
-            for task in ("train", "sample")
-        }
-        for task in ratios:
-            assert ratios[task]["torch"] >= 1
-            assert ratios[task]["tensorflow"] >= 0.8
-            assert ratios[task]["jax"] >= 0.5  # see the README's limits
-        assert ratios["train"]["tensorflow"] >= 1
+    for figures in (tasks[task] for tasks in measured for task in ("train", "sample")):
+        for name in zoo.backends.NAMES:
+            assert figures[f"zoo {name}"]["ratio"] >= 0.8
+        compiled = max(
+            (figures[f"zoo {name}"] for name in ("tensorflow", "jax")), key=lambda one: one["ratio"]
+        )
+        # As far as the steps of one run can tell.
+        for one in (figures["zoo torch"], compiled):
+            assert one["ratio_quartiles"][1] >= 1
 
 
 def test_the_gpt_is_as_fast_as_promised() -> None:
