@@ -159,7 +159,9 @@ def test_keras_may_be_set_to_channels_first(name: str) -> None:
 def test_dtype_policies(name: str, dtype: str) -> None:
     model = build(name, dtype=dtype)
     x, y = example_input(model), example_target(model, name)
-    outputs = backend.forward(model, model)(x)  # compiled: step by step JAX takes far longer
+    # Compiled, for step by step JAX takes far longer.
+    read = backend.forward(model, lambda *arrays: model(keras.tree.pack_sequence_as(x, arrays)))
+    outputs = read(*keras.tree.flatten(x))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
     model.compile(Adam(1e-3, l2=1e-4), loss_of(name))
     for _ in range(2):
