@@ -77,8 +77,7 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
-def spread(numbers: Tensor, size: int) -> Tensor:
-    """(B, G) -> (B, G·size): each group's number, for each of its channels."""
+def _repeat(numbers: Tensor, size: int) -> Tensor:
     return ops.repeat(numbers, size, axis=1)
 
 
@@ -93,11 +92,12 @@ def grouped_norm(
     told: Tensor | None,
     groups: int,
     epsilon: float,
-    spread: Callable[[Tensor, int], Tensor] = spread,
+    spread: Callable[[Tensor, int], Tensor] = _repeat,
 ) -> Tensor:
     """By the moments of each channel, whose sums take rows of numbers; a group's follow from them.
 
     A group's variance is the mean of its channels' variances and the variance of their means.
+    `spread(numbers, size)` gives each of a group's channels its number: (B, G) -> (B, G·size).
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")  # 16 bits are too few for sums
     x, scale, shift = (ops.cast(array, dtype) for array in (inputs, gamma, beta))

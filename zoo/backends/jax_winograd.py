@@ -82,6 +82,9 @@ def _winograd_backward(relu: bool, residuals: Any, gradient: Tensor) -> Any:
 winograd_conv.defvjp(_winograd_forward, _winograd_backward)
 
 
+# The formula's matrices, along one axis: Bᵀ, G, Gᵀ, Aᵀ and A.
+
+
 def _bt(d: Sequence[Tensor]) -> list[Tensor]:
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
