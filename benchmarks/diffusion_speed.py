@@ -108,11 +108,11 @@ def native(config: Config) -> Callable[[], Any]:
 def zoo(config: Config) -> Callable[[], Any]:
     from zoo import text_to_image
     from zoo.backends import backend
-    from zoo.diffusion.learning import diffusion_objective
-    from zoo.diffusion.process import Process
+    from zoo.diffusion.gaussian_diffusion import Process
+    from zoo.diffusion.losses import diffusion_objective
+    from zoo.diffusion.noise_schedule import cosine
     from zoo.diffusion.sampler import Sampler
-    from zoo.diffusion.schedule import cosine
-    from zoo.optimizers import Adam
+    from zoo.training.optimizers import Adam
 
     arguments, images, labels, prompts = data()
     model, process = text_to_image(**arguments), Process(cosine())

@@ -88,10 +88,11 @@ def hugging_face(config: Config) -> Callable[[], Any]:
 
 
 def zoo(config: Config) -> Callable[[], Any]:
-    from zoo import gpt, objectives
+    from zoo import gpt
     from zoo.backends import backend
-    from zoo.generation import generate
-    from zoo.optimizers import AdamW
+    from zoo.generation.sampling import generate
+    from zoo.training import losses
+    from zoo.training.optimizers import AdamW
 
     model = gpt(VOCABULARY, CONTEXT, LAYERS, HEADS, WIDTH)
     if config.task == "generate":
@@ -99,7 +100,7 @@ def zoo(config: Config) -> Callable[[], Any]:
         return lambda: generate(model, list(prompts), config.new_tokens, temperature=0.0)
     optimizer = AdamW(1e-3, decay=0.01)
     optimizer.build(model.trainable_variables)
-    step = backend.train_step(model, optimizer, objectives.language_objective(model))
+    step = backend.train_step(model, optimizer, losses.language_objective(model))
     batch = backend.on_device(ids(config, CONTEXT + 1))
     return lambda: float(step(batch, np.int32(0))["loss"])
 

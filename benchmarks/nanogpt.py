@@ -16,7 +16,7 @@ import tyro
 from torch import nn
 from torch.nn import functional
 
-from zoo import text
+from zoo.datasets import shakespeare, tokenizer
 
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH = 4, 4, 128, 64, 12
 LEARNING_RATE, WARMUP = 1e-3, 100
@@ -84,8 +84,8 @@ def learning_rate(step: int, steps: int) -> float:
 
 def main(config: Config) -> float:
     torch.manual_seed(config.seed)
-    vocabulary = text.Vocabulary.characters(text.vocabulary_works("first_90"))
-    parts = text.encode_split(vocabulary, how="first_90")
+    vocabulary = tokenizer.Vocabulary.characters(shakespeare.vocabulary_works("first_90"))
+    parts = shakespeare.encode_split(vocabulary, how="first_90")
     train, rest = (torch.from_numpy(parts[name].astype("int64")) for name in ("train", "test"))
     model = GPT(len(vocabulary))
     matrices = [p for p in model.parameters() if p.ndim > 1]

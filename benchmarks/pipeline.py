@@ -21,8 +21,8 @@ from keras import ops
 from benchmarks.contenders import write_json
 from benchmarks.train_step import zoo_step
 from zoo import random
-from zoo.augment import ImageTransform
 from zoo.backends import backend, name
+from zoo.datasets.augmentation import ImageTransform
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,13 @@ def keras_step(config: Config, stock: bool) -> Callable[[], Any]:
     import keras
 
     import zoo
-    from zoo import objectives
     from zoo.backends import backend
-    from zoo.optimizers import Adam
+    from zoo.training import losses
+    from zoo.training.optimizers import Adam
 
     model = zoo.rnn_language_model(VOCABULARY, config.cell, WIDTH, WIDTH)
     optimizer = Adam(1e-3)
-    objective = objectives.language_objective(model)
+    objective = losses.language_objective(model)
     if stock:
         kinds = {
             "lstm": keras.layers.LSTM,

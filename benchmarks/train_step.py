@@ -57,15 +57,15 @@ def document_step(batch_size: int, keep_memory: bool) -> Callable[[], Any]:
 
 def zoo_step(batch_size: int) -> Callable[[], Any]:
     import zoo
-    from zoo import objectives
-    from zoo.augment import ImageTransform
     from zoo.backends import backend
-    from zoo.optimizers import Adam
+    from zoo.datasets.augmentation import ImageTransform
+    from zoo.training import losses
+    from zoo.training.optimizers import Adam
 
     backend.keep_freed_memory()
     model, optimizer = zoo.cnn_48x48(10), Adam(l2=1e-4)
     optimizer.build(model.trainable_variables)
-    objective = objectives.classification_objective(model, ImageTransform((0.1307,), (0.3081,)), 0)
+    objective = losses.classification_objective(model, ImageTransform((0.1307,), (0.3081,)), 0)
     step = backend.train_step(model, optimizer, objective)
     generator = np.random.default_rng(0)
     images = backend.on_device(generator.integers(0, 256, (1024, 48, 48, 1)).astype(np.uint8))

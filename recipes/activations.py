@@ -23,10 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from zoo import backends, cli, datasets, mlp, runs, training
-from zoo.activations import ACTIVATIONS
-from zoo.augment import ImageTransform
-from zoo.layers import check_sizes
+from zoo import backends, cli, datasets, mlp
+from zoo.datasets.augmentation import ImageTransform
+from zoo.lessons.activations import ACTIVATIONS
+from zoo.training import run_directory, trainer
+from zoo.validation import check_sizes
 
 # The colour-blind tell these apart, too (Okabe and Ito). Linear: what the weights do by themselves.
 STYLES: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ class Config:
     """A smaller batch, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        runs.fill_in(self, train_examples=1024 if self.quick else 4096)
+        run_directory.fill_in(self, train_examples=1024 if self.quick else 4096)
         check_sizes(layers=self.layers, units=self.units, train_examples=self.train_examples)
 
 
@@ -113,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe and returns its metrics."""
     started = time.perf_counter()
     console = cli.console()
-    run = runs.open_run("activations", config)
+    run = run_directory.open_run("activations", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")
         return run.metrics
@@ -133,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
     metrics = {
         "recipe": "activations",
         "model": "mlp",
-        **training.environment(),
+        **trainer.environment(),
         "seed": config.seed,
         "train_examples": config.train_examples,
         "gradient_norms": norms,

@@ -3,8 +3,9 @@
     KERAS_BACKEND=jax python recipes/backprop.py --quick
 
 `--quick` takes half a minute on two CPU cores. Prints how far gradients by hand (by the chain rule,
-in zoo/backprop.py) are from the backend's own: at most 1e-5 in float32, 1e-12 in float64. Then one
-network learns by hand and one by `fit`, from the same seed; curves.png shows that they coincide.
+in zoo/lessons/backprop.py) are from the backend's own: at most 1e-5 in float32, 1e-12 in float64.
+Then one network learns by hand and one by `fit`, from the same seed; curves.png shows that they
+coincide.
 """
 
 import sys
@@ -17,11 +18,14 @@ import tyro
 from keras import ops
 from rich.table import Table
 
-from zoo import backends, cli, datasets, evaluation, mlp, objectives, optimizers, runs, training
-from zoo.augment import ImageTransform
+from zoo import backends, cli, datasets, mlp
 from zoo.backends import backend
-from zoo.backprop import backward, cross_entropy, distances, forward, layers_of, update
-from zoo.layers import check_sizes
+from zoo.datasets.augmentation import ImageTransform
+from zoo.evaluation import classification, plots
+from zoo.evaluation.gradients import distances
+from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, update
+from zoo.training import batches, losses, optimizers, run_directory, trainer
+from zoo.validation import check_sizes
 
 ALLOWED = {"float32": 1e-5, "float64": 1e-12}
 
@@ -53,7 +57,7 @@ class Config:
 
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": 12_800}
-        runs.fill_in(self, **(quick if self.quick else {"epochs": 5}))
+        run_directory.fill_in(self, **(quick if self.quick else {"epochs": 5}))
         check_sizes(epochs=self.epochs, batch_size=self.batch_size)
         optimizers.schedule("constant", self.learning_rate, 0)
 
@@ -69,7 +73,7 @@ def train_by_hand(
     """The layers in the end, and the loss of every step."""
     layers, losses = layers_of(config.build(config.dtype)), []
     for epoch in range(config.epochs or 0):
-        order = training.batch_order(config.seed, epoch, len(data.x_train))
+        order = batches.batch_order(config.seed, epoch, len(data.x_train))
         for start in range(0, len(order), config.batch_size):
             batch = order[start : start + config.batch_size]
             labels = ops.convert_to_tensor(data.y_train[batch])
@@ -85,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = cli.console()
     backend.use_full_precision()
-    run = runs.open_run("backprop", config)
+    run = run_directory.open_run("backprop", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")
         return run.metrics
@@ -103,13 +107,15 @@ def main(config: Config) -> dict[str, Any]:
 
     layers, by_hand = train_by_hand(config, transform.test, data)
     logits = ops.convert_to_numpy(forward(layers, transform.test(data.x_test))[-1])
-    _, accuracy_by_hand = evaluation.loss_and_accuracy(logits, data.y_test)
-    evaluate = evaluation.image_evaluator(evaluation.image_predictor(model, transform), data)
-    state = training.fit(
+    _, accuracy_by_hand = classification.loss_and_accuracy(logits, data.y_test)
+    evaluate = classification.image_evaluator(
+        classification.image_predictor(model, transform), data
+    )
+    state = trainer.fit(
         model,
         keras.optimizers.SGD(config.learning_rate),
-        objectives.classification_objective(model, transform, config.seed),
-        training.InMemory(data.x_train, data.y_train),
+        losses.classification_objective(model, transform, config.seed),
+        batches.InMemory(data.x_train, data.y_train),
         run,
         epochs=config.epochs or 1,
         batch_size=config.batch_size,
@@ -117,11 +123,11 @@ def main(config: Config) -> dict[str, Any]:
         evaluate=evaluate,
         console=console,
     )
-    apart = evaluation.relative_distances(by_hand, state.losses)
-    curves = evaluation.plot_same_run({"by hand": by_hand, "fit": state.losses})
+    apart = plots.relative_distances(by_hand, state.losses)
+    curves = plots.plot_same_run({"by hand": by_hand, "fit": state.losses})
     curves.savefig(run.path / "curves.png", dpi=120)
     model.save_weights(run.path / "model.weights.h5")
-    metrics = training.metrics(
+    metrics = trainer.metrics(
         "backprop",
         model,
         state,

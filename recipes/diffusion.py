@@ -17,9 +17,8 @@ from typing import Any
 import tyro
 
 from zoo import backends, cli, unet
-from zoo.diffusion import studio
-from zoo.diffusion.studio import Settings
-from zoo.runs import open_run
+from zoo.diffusion.config import Settings, train
+from zoo.training.run_directory import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ def main(config: Config) -> dict[str, Any]:
         return run.metrics
     if config.deterministic:
         backends.backend.make_deterministic()
-    return studio.train(
+    return train(
         "diffusion", config, run, config.load_data(), unet,
         Path(__file__).with_name("mnist.py"), console,
     )  # fmt: skip

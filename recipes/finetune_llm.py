@@ -22,12 +22,15 @@ from typing import Any, Literal
 
 import tyro
 
-from zoo import backends, cli, evaluation, language, objectives, text, training
+from zoo import backends, cli
+from zoo.datasets import tokenizer
+from zoo.datasets.token_windows import RandomWindows
+from zoo.evaluation import language_model, plots
 from zoo.interop import keras_hub
-from zoo.layers import check_sizes
-from zoo.optimizers import AdamW, schedule
-from zoo.runs import Options, Run, fill_in, open_run
-from zoo.text import RandomWindows
+from zoo.training import losses, trainer
+from zoo.training.optimizers import AdamW, schedule
+from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Config(Options):
 
     preset: str
     """A name that KerasHub knows, such as gpt2_base_en, or a folder that `save_to_preset` wrote."""
-    text: Path
+    token_windows: Path
     """A file in UTF-8; to go on with a run, its content must be the same."""
     held_out: float = 0.1
     """Share of the text, its end, to test on instead of training."""
@@ -69,7 +72,7 @@ class Config(Options):
             raise ValueError(f"`held_out` must lie in (0, 1). Received: held_out={self.held_out}")
         if not self.prompt.strip():
             raise ValueError(f"`prompt` must not be empty. Received: {self.prompt!r}")
-        digest = hashlib.sha256(text.read_file(self.text).encode()).hexdigest()
+        digest = hashlib.sha256(tokenizer.read_file(self.text).encode()).hexdigest()
         object.__setattr__(self, "text_sha256", digest)
 
 
@@ -102,7 +105,7 @@ def main(config: Config) -> dict[str, Any]:
 def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     """Trains the thin matrices, or goes on with it; writes and returns the metrics."""
     console = cli.console()
-    model, content = reader.model, text.read_file(config.text)
+    model, content = reader.model, tokenizer.read_file(config.text)
     border = round((1 - config.held_out) * len(content))
     ids, test_ids = (reader.encode(part) for part in (content[:border], content[border:]))
     reader.check_length(config.length, len(ids), len(test_ids))
@@ -114,10 +117,10 @@ def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
         f"{parameters:,} of {model.count_params():,} parameters are trained, on {len(ids):,} "
         f"tokens of text, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    mean_loss = language.window_loss(reader, config.length)
+    mean_loss = language_model.window_loss(reader, config.length)
     before = mean_loss(test_ids)
-    state = training.fit(
-        trained, AdamW(rate, 0.01, global_clipnorm=1.0), objectives.language_objective(reader),
+    state = trainer.fit(
+        trained, AdamW(rate, 0.01, global_clipnorm=1.0), losses.language_objective(reader),
         RandomWindows(ids, config.length, count, config.seed), run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=lambda: {"validation_loss": mean_loss(test_ids)},
@@ -126,8 +129,8 @@ def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     test_loss = state.history[-1]["validation_loss"]
     bits = test_loss / math.log(2) * len(test_ids) / len(content[border:])
     model.backbone.save_lora_weights(run.path / "model.lora.h5")
-    evaluation.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
-    metrics = training.metrics(
+    plots.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
+    metrics = trainer.metrics(
         "finetune_llm", model, state, preset=config.preset, trained_parameters=parameters,
         seed=config.seed, train_examples=count, epochs=1, test_loss=test_loss,
         test_loss_before=before, test_bits_per_character=bits,

@@ -4,8 +4,8 @@
 
 The first step of a sequence shows one of eight symbols, every later one a distractor; at the end
 the network names the symbol. Each cell learns each length from fresh weights with the same
-settings, gates opened at first (`zoo.recurrent.open_gates`). `memory.png` shows recall by length,
-and the gradient that reaches each step. The same `--run-dir` again goes on where it stopped.
+settings, gates opened at first (`zoo.layers.recurrent.open_gates`). `memory.png` shows recall by
+length, and the gradient that reaches each step. The same `--run-dir` goes on where it stopped.
 
 `--quick` takes less than a minute on two CPU cores (PyTorch): over 80 steps the plain RNN names
 12 %, which is chance, the LSTM 100 % and the GRU 86 %. The full setting takes four: over 160 steps
@@ -25,13 +25,15 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, evaluation, objectives, training
-from zoo.datasets import Recall
-from zoo.layers import check_sizes
-from zoo.optimizers import Adam
-from zoo.recurrent import open_gates
-from zoo.rnn import rnn_classifier
-from zoo.runs import Run, fill_in, open_run
+from zoo import backends, cli
+from zoo.datasets.recall import Recall
+from zoo.evaluation import classification, gradients, plots
+from zoo.layers.recurrent import open_gates
+from zoo.models.rnn import rnn_classifier
+from zoo.training import losses, trainer
+from zoo.training.optimizers import Adam
+from zoo.training.run_directory import Run, fill_in, open_run
+from zoo.validation import check_sizes
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
@@ -92,17 +94,17 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
     if run.metrics:
         return run.metrics
     x, y = test(np.arange(len(test)))
-    gradient = {"before": evaluation.gradient_by_step(model, x[:200], y[:200])}
-    state = training.fit(
-        model, optimizer, objectives.label_objective(model), train, run,
+    gradient = {"before": gradients.gradient_by_step(model, x[:200], y[:200])}
+    state = trainer.fit(
+        model, optimizer, losses.label_objective(model), train, run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
-        evaluate=evaluation.label_scores(model, x, y), checkpoint_steps=config.checkpoint_steps,
+        evaluate=classification.label_scores(model, x, y), checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip
-    gradient["after"] = evaluation.gradient_by_step(model, x[:200], y[:200])
+    gradient["after"] = gradients.gradient_by_step(model, x[:200], y[:200])
     model.save_weights(run.path / "model.weights.h5")
     ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
     results = part | state.history[-1] | {"gradient": gradient, "gradient_ratio": ratio}
-    results = training.metrics("long_memory", model, state, **results)
+    results = trainer.metrics("long_memory", model, state, **results)
     run.write_metrics(results)
     return results
 
@@ -123,12 +125,12 @@ def main(config: Config) -> dict[str, Any]:
     recall = {c: [part["test_accuracy"] for part in parts if part["cell"] == c] for c in CELLS}
     longest = {part["cell"]: part for part in parts}
     gradients = {cell: part["gradient"] for cell, part in longest.items()}
-    figure = evaluation.plot_memory(config.lengths, recall, 1 / SYMBOLS, gradients)
+    figure = plots.plot_memory(config.lengths, recall, 1 / SYMBOLS, gradients)
     figure.savefig(run.path / "memory.png", dpi=120)
     metrics = {
         "recipe": "long_memory",
         "model": "rnn_classifier",
-        **training.environment(),
+        **trainer.environment(),
         "backends": list(dict.fromkeys(name for part in parts for name in part["backends"])),
         "seed": config.seed,
         "train_examples": config.steps * config.batch_size,

@@ -18,10 +18,12 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, datasets, evaluation, objectives, registry, training
-from zoo.augment import ImageTransform
-from zoo.optimizers import Adam, schedule
-from zoo.runs import Options, fill_in, open_run
+from zoo import backends, cli, datasets, registry
+from zoo.datasets.augmentation import ImageTransform
+from zoo.evaluation import classification
+from zoo.training import batches, losses, trainer
+from zoo.training.optimizers import Adam, schedule
+from zoo.training.run_directory import Options, fill_in, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +97,21 @@ def main(config: Config) -> dict[str, Any]:
         f"{model.name} on {data.name} with {backends.name}: {len(data.x_train)} images to train "
         f"on, {len(data.x_test)} to test with; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    predict = evaluation.image_predictor(model, transform)
-    state = training.fit(
+    predict = classification.image_predictor(model, transform)
+    state = trainer.fit(
         model,
         optimizer,
-        objectives.classification_objective(model, transform, config.seed),
-        training.InMemory(data.x_train, data.y_train),
+        losses.classification_objective(model, transform, config.seed),
+        batches.InMemory(data.x_train, data.y_train),
         run,
         epochs=epochs,
         batch_size=config.batch_size,
         seed=config.seed,
-        evaluate=evaluation.image_evaluator(predict, data),
+        evaluate=classification.image_evaluator(predict, data),
         checkpoint_steps=config.checkpoint_steps,
         console=console,
     )
-    scores = evaluation.write_report(run, state.history, data, predict(data.x_test), console)
+    scores = classification.write_report(run, state.history, data, predict(data.x_test), console)
     model.save_weights(run.path / "model.weights.h5")
     metrics = {
         "recipe": "mnist",
@@ -117,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
         "dataset": data.name,
         "mean": data.mean,
         "std": data.std,
-        **training.environment(),
+        **trainer.environment(),
         "backends": state.backends,
         "seed": config.seed,
         "parameters": model.count_params(),

@@ -19,11 +19,15 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, language, objectives, rnn_language_model, text, training
-from zoo.layers import check_sizes
-from zoo.optimizers import Adam, schedule
-from zoo.runs import Options, Run, fill_in, open_run
-from zoo.text import Vocabulary
+from zoo import backends, cli, rnn_language_model
+from zoo.datasets import shakespeare, token_windows
+from zoo.datasets.tokenizer import Vocabulary
+from zoo.evaluation import language_model
+from zoo.generation import completion
+from zoo.training import losses, trainer
+from zoo.training.optimizers import Adam, schedule
+from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +76,8 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("next_word", config, "prompt", "temperature")
     if config.deterministic:
         backends.backend.make_deterministic()
-    vocabulary = text.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
-    answer = language.Answer(vocabulary, config.prompt, config.seed, config.temperature)
+    vocabulary = shakespeare.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
+    answer = completion.Answer(vocabulary, config.prompt, config.seed, config.temperature)
     model = rnn_language_model(
         len(vocabulary), config.cell, config.units, config.units, config.num_layers,
         config.dropout, seed=config.seed, dtype=config.dtype_policy,
@@ -90,8 +94,8 @@ def main(config: Config) -> dict[str, Any]:
 def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) -> dict[str, Any]:
     """Trains the model, or goes on with it; writes and returns the metrics."""
     console = cli.console()
-    ids = text.encode_split(vocabulary, run.path)
-    examples = text.Windows(ids["train"], config.length, config.train_examples)
+    ids = shakespeare.encode_split(vocabulary, run.path)
+    examples = token_windows.Windows(ids["train"], config.length, config.train_examples)
     steps = config.epochs * math.ceil(len(examples) / config.batch_size)
     rate = schedule(config.schedule, config.learning_rate, steps)
     optimizer = Adam(rate, global_clipnorm=1.0)  # a recurrent network's gradient may explode
@@ -101,17 +105,19 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
         f"{config.cell} on {len(ids['train'])} tokens with {backends.name}; Ctrl-C stops, "
         f"`--run-dir {run.path}` goes on"
     )
-    mean_loss = language.work_loss(model)
-    state = training.fit(
-        model, optimizer, objectives.language_objective(model), examples, run,
+    mean_loss = language_model.work_loss(model)
+    state = trainer.fit(
+        model, optimizer, losses.language_objective(model), examples, run,
         epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,
-        evaluate=lambda: language.scores("validation", mean_loss(ids["validation"])),
+        evaluate=lambda: language_model.scores("validation", mean_loss(ids["validation"])),
         checkpoint_steps=config.checkpoint_steps, console=console,
     )  # fmt: skip
-    scores = language.write_report(run, state.history, ids, mean_loss, len(vocabulary), console)
+    scores = language_model.write_report(
+        run, state.history, ids, mean_loss, len(vocabulary), console
+    )
     model.save_weights(run.path / "model.weights.h5")
     run.write("model.json", model.to_json(indent=2).encode())
-    metrics = training.metrics(
+    metrics = trainer.metrics(
         "next_word", model, state, cell=config.cell, seed=config.seed,
         train_examples=len(examples), epochs=config.epochs, **scores,
     )  # fmt: skip

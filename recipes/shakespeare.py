@@ -17,11 +17,15 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, evaluation, gpt, language, objectives, text, training
-from zoo.layers import check_sizes
-from zoo.optimizers import AdamW, schedule
-from zoo.runs import Options, Run, fill_in, open_run
-from zoo.text import Vocabulary
+from zoo import backends, cli, gpt
+from zoo.datasets import shakespeare, token_windows
+from zoo.datasets.tokenizer import Vocabulary
+from zoo.evaluation import language_model, plots
+from zoo.generation import completion
+from zoo.training import losses, trainer
+from zoo.training.optimizers import AdamW, schedule
+from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +81,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.deterministic:
         backends.backend.make_deterministic()
     size = None if config.tokens == "characters" else config.vocabulary_size
-    vocabulary = text.make_vocabulary(run.path / "vocabulary.json", size, config.split)
-    writer = language.Writer(vocabulary, config.prompt, config.seed, config.temperature)
+    vocabulary = shakespeare.make_vocabulary(run.path / "vocabulary.json", size, config.split)
+    writer = completion.Writer(vocabulary, config.prompt, config.seed, config.temperature)
     model = gpt(
         len(vocabulary), config.length, config.num_layers, config.num_heads, config.hidden_dim,
         dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
@@ -96,9 +100,9 @@ def main(config: Config) -> dict[str, Any]:
 def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) -> dict[str, Any]:
     """Trains the model, or goes on with it; writes and returns the metrics."""
     console = cli.console()
-    ids = text.encode_split(vocabulary, run.path, config.split)
+    ids = shakespeare.encode_split(vocabulary, run.path, config.split)
     count = config.steps * config.batch_size
-    examples = text.RandomWindows(ids["train"], config.length, count, config.seed)
+    examples = token_windows.RandomWindows(ids["train"], config.length, count, config.seed)
     rate = schedule("warmup_cosine", config.learning_rate, config.steps)
     optimizer = AdamW(rate, config.weight_decay, beta_2=0.99, global_clipnorm=1.0)
     run.begin()
@@ -107,19 +111,19 @@ def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) 
         f"{model.count_params():,} parameters, {len(ids['train']):,} tokens of text, "
         f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    mean_loss = language.window_loss(model, config.length)
-    state = training.fit(
-        model, optimizer, objectives.language_objective(model), examples, run,
+    mean_loss = language_model.window_loss(model, config.length)
+    state = trainer.fit(
+        model, optimizer, losses.language_objective(model), examples, run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=lambda: {"validation_loss": mean_loss(ids["validation"])},
         checkpoint_steps=config.checkpoint_steps, console=console,
     )  # fmt: skip
     test_loss = mean_loss(ids["test"])
-    bits = language.bits_per_character(test_loss, ids["test"], vocabulary)
+    bits = language_model.bits_per_character(test_loss, ids["test"], vocabulary)
     model.save_weights(run.path / "model.weights.h5")
     run.write("model.json", model.to_json(indent=2).encode())
-    evaluation.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
-    metrics = training.metrics(
+    plots.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
+    metrics = trainer.metrics(
         "shakespeare", model, state, tokens=config.tokens, seed=config.seed,
         train_examples=count, epochs=1, test_loss=test_loss,
         validation_loss=state.history[-1]["validation_loss"],

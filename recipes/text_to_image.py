@@ -20,11 +20,11 @@ import tyro
 from rich.console import Console
 
 from zoo import backends, cli, random, text_to_image
-from zoo.datasets import ImageDataset
-from zoo.diffusion import painter, studio
+from zoo.datasets.images import ImageDataset
+from zoo.diffusion import pipeline
+from zoo.diffusion.config import Prompts, Settings, train
 from zoo.diffusion.prompts import DIGITS, PromptVocabulary, check_prompts, phrases
-from zoo.diffusion.studio import Prompts, Settings
-from zoo.runs import open_run
+from zoo.training.run_directory import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Config(Settings):
                 "Received: prompt=None"
             )
         if self.out is not None:
-            painter.check_out(self.out)
+            pipeline.check_out(self.out)
         if self.prompt_seed is not None:
             random.key(self.prompt_seed)  # refuses what it must
 
@@ -93,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
             text_to_image, len(vocabulary), vocabulary.max_length, config.text_layers,
             hidden_dim=config.text_dim,
         )  # fmt: skip
-        metrics = studio.train(
+        metrics = train(
             "text_to_image", config, run, data, build,
             Path(__file__).with_name("mnist.py"), console,
             Prompts(vocabulary, phrases()), config.guidance_scale,
@@ -115,8 +115,8 @@ def check_digits(data: ImageDataset) -> None:
 def draw(config: Config, folder: Path, console: Console) -> None:
     """Draws the prompt with a finished run."""
     out = config.out or folder / "prompt.png"
-    painter.draw(
-        painter.Painter.load(folder), [str(config.prompt)], out, console, steps=config.steps,
+    pipeline.draw(
+        pipeline.Painter.load(folder), [str(config.prompt)], out, console, steps=config.steps,
         guidance_scale=config.guidance_scale, eta=config.eta,
         seed=config.seed if config.prompt_seed is None else config.prompt_seed,
         negative_prompt=config.negative_prompt,

@@ -17,12 +17,15 @@ from typing import Any
 import keras
 import tyro
 
-from zoo import backends, cli, pairs, training, transformer, translation
-from zoo.layers import check_sizes
-from zoo.optimizers import Adam, schedule
-from zoo.pairs import LengthBuckets, Pair
-from zoo.runs import Options, Run, fill_in, open_run
-from zoo.text import Vocabulary
+from zoo import backends, cli, transformer
+from zoo.datasets import parallel_text
+from zoo.datasets.parallel_text import LengthBuckets, Pair
+from zoo.datasets.tokenizer import Vocabulary
+from zoo.evaluation import translation
+from zoo.training import losses, trainer
+from zoo.training.optimizers import Adam, schedule
+from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +84,8 @@ def main(config: Config) -> dict[str, Any]:
         scores = f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}"
         console.print(f"The run in {run.path} is finished: {scores}")
         return found
-    parts = {part: pairs.split(part) for part in ("train", "validation", "test")}
-    vocabulary = pairs.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
+    parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
+    vocabulary = parallel_text.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
     model = transformer(
         len(vocabulary), len(vocabulary), MAX_LENGTH, config.num_layers, config.num_heads,
         config.hidden_dim, config.intermediate_dim, norm_first=True, share_embeddings=True,
@@ -100,7 +103,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains the model, or goes on with it; writes and returns the metrics."""
     console = cli.console()
-    ids = {part: pairs.encoded(chosen, vocabulary) for part, chosen in parts.items()}
+    ids = {part: parallel_text.encoded(chosen, vocabulary) for part, chosen in parts.items()}
     batches = LengthBuckets(*ids["train"], config.batch_tokens, config.longest, config.seed)
     held_out = {
         part: LengthBuckets(*ids[part], config.batch_tokens, MAX_LENGTH)
@@ -109,15 +112,15 @@ def train(
     steps = config.epochs * len(batches)
     rate = schedule("warmup_cosine", config.learning_rate, steps, warmup_steps=400)
     optimizer = Adam(rate, beta_2=0.98, global_clipnorm=1.0)
-    objective = translation.translation_objective(model, config.label_smoothing)
+    objective = losses.translation_objective(model, config.label_smoothing)
     run.begin()
     run.write("vocabulary.json", vocabulary.to_json())
     console.print(
         f"{model.count_params():,} parameters, {batches.pairs:,} pairs of at most "
         f"{config.longest} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    mean_loss = translation.pair_loss(model)
-    state = training.fit(
+    mean_loss = losses.pair_loss(model)
+    state = trainer.fit(
         model, optimizer, objective, batches, run,
         epochs=config.epochs, batch_size=1, seed=config.seed,
         evaluate=lambda: {"validation_loss": mean_loss(held_out["validation"])},
@@ -128,7 +131,7 @@ def train(
     scores = translation.write_report(
         run, state.history, model, vocabulary, parts, console, config.num_beams, config.test_pairs
     )
-    metrics = training.metrics(
+    metrics = trainer.metrics(
         "translate", model, state, seed=config.seed, train_examples=batches.pairs,
         epochs=config.epochs, test_loss=mean_loss(held_out["test"]), **scores,
     )  # fmt: skip

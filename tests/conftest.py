@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from zoo import pairs, text
 from zoo.backends import backend
+from zoo.datasets import parallel_text, shakespeare
 
 backend.use_full_precision()
 
@@ -60,29 +60,29 @@ def in_process(
 @pytest.fixture(scope="module")
 def few_works() -> Iterator[None]:
     """Shakespeare's works are two, and the first pages of those held out."""
-    whole = text.works
-    held_out = (*text.VALIDATION, *text.TEST)
+    whole = shakespeare.works
+    held_out = (*shakespeare.VALIDATION, *shakespeare.TEST)
     kept = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
     pages = [
         (title, content[: 20_000 if title in held_out else None])
         for title, content in whole()
         if title in kept
     ]
-    text.works = lambda: iter(pages)
+    shakespeare.works = lambda: iter(pages)
     yield
-    text.works = whole
+    shakespeare.works = whole
 
 
 @pytest.fixture(scope="module")
 def few_pairs() -> Iterator[None]:
     """The verses are 300 short ones to learn from and those that are held out."""
-    whole = pairs.pairs
-    held_out = (*pairs.VALIDATION, *pairs.TEST)
+    whole = parallel_text.pairs
+    held_out = (*parallel_text.VALIDATION, *parallel_text.TEST)
     short = [pair for pair in whole() if len(pair.source + pair.target) < 110]
     train = [pair for pair in short if pair.book not in held_out][::8][:300]
     known = {character for pair in train for character in pair.source + pair.target}
     chosen = [p for p in short if p.book in held_out and known.issuperset(p.source + p.target)]
     chosen += train
-    pairs.pairs = lambda: iter(chosen)
+    parallel_text.pairs = lambda: iter(chosen)
     yield
-    pairs.pairs = whole
+    parallel_text.pairs = whole

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tyro
 
-from zoo import training
+from zoo.training import trainer
 
 
 def run(recipe: Any, settings: dict[str, Any], folder: Path, **changes: Any) -> tuple[dict, str]:
@@ -24,15 +24,15 @@ def run(recipe: Any, settings: dict[str, Any], folder: Path, **changes: Any) -> 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Has Ctrl-C come during the step of this number, once. Lists the steps as they are taken."""
-    step, taken = training._Loop.step, []
+    step, taken = trainer._Loop.step, []
 
-    def interrupted(self: training._Loop, indices: np.ndarray) -> None:
+    def interrupted(self: trainer._Loop, indices: np.ndarray) -> None:
         step(self, indices)
         taken.append(self._state.step)
         if len(taken) == steps:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(training._Loop, "step", interrupted)
+    monkeypatch.setattr(trainer._Loop, "step", interrupted)
     return taken
 
 

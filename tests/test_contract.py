@@ -12,7 +12,7 @@ from keras import ops
 import zoo
 from zoo import registry
 from zoo.backends import backend
-from zoo.optimizers import Adam
+from zoo.training.optimizers import Adam
 
 EXAMPLES = {
     example: (registry.get(name), arguments)

@@ -5,7 +5,7 @@ from keras import ops
 from scipy import stats
 
 from tests.reference import hash_bits
-from zoo import random
+from zoo import initializers, random
 from zoo.backends import backend
 
 DRAWS = {
@@ -147,10 +147,10 @@ def test_dropout_layers_of_one_seed_have_masks_of_their_own() -> None:
 
 
 def test_initial_weights_fill_their_range() -> None:
-    weights = ops.convert_to_numpy(random.FanInUniform(0, "fc/kernel")((400, 500)))
+    weights = ops.convert_to_numpy(initializers.FanInUniform(0, "fc/kernel")((400, 500)))
     assert np.abs(weights).max() <= 0.05
     assert abs(weights.std() - 0.05 / np.sqrt(3)) < 1e-4
-    other = ops.convert_to_numpy(random.FanInUniform(0, "fc/bias", fan_in=400)((500,)))
+    other = ops.convert_to_numpy(initializers.FanInUniform(0, "fc/bias", fan_in=400)((500,)))
     assert 0.049 < np.abs(other).max() <= 0.05
     assert abs(np.corrcoef(weights[0], other)[0, 1]) < 0.2
 
@@ -173,13 +173,13 @@ def test_errors_name_what_was_received(call, text: str) -> None:
 
 
 def test_orthogonal_blocks_are_rotations_of_their_own() -> None:
-    values = ops.convert_to_numpy(random.Orthogonal(0, "w")((6, 18)))
+    values = ops.convert_to_numpy(initializers.Orthogonal(0, "w")((6, 18)))
     assert values.dtype == np.float32
     blocks = np.split(values, 3, axis=1)
     for block in blocks:
         np.testing.assert_allclose(block @ block.T, np.eye(6), atol=1e-6)
     assert abs(blocks[0] - blocks[1]).max() > 0.1
-    again = random.Orthogonal.from_config(random.Orthogonal(0, "w").get_config())
+    again = initializers.Orthogonal.from_config(initializers.Orthogonal(0, "w").get_config())
     np.testing.assert_array_equal(ops.convert_to_numpy(again((6, 18))), values)
-    assert (ops.convert_to_numpy(random.Orthogonal(0, "v")((6, 18))) != values).any()
-    assert (ops.convert_to_numpy(random.Orthogonal(1, "w")((6, 18))) != values).any()
+    assert (ops.convert_to_numpy(initializers.Orthogonal(0, "v")((6, 18))) != values).any()
+    assert (ops.convert_to_numpy(initializers.Orthogonal(1, "w")((6, 18))) != values).any()

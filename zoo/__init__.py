@@ -2,15 +2,15 @@
 
 from zoo import backends as backends  # first: it checks that the backend asked for is there
 from zoo._version import __version__ as __version__
-from zoo.cnn import cnn_48x48 as cnn_48x48
-from zoo.diffusion.autoencoder import autoencoder as autoencoder
-from zoo.diffusion.text_to_image import text_to_image as text_to_image
-from zoo.diffusion.unet import unet as unet
-from zoo.gpt import gpt as gpt
-from zoo.mlp import mlp as mlp
-from zoo.rnn import rnn_classifier as rnn_classifier
-from zoo.rnn import rnn_language_model as rnn_language_model
-from zoo.transformer import transformer as transformer
+from zoo.models.autoencoder import autoencoder as autoencoder
+from zoo.models.cnn import cnn_48x48 as cnn_48x48
+from zoo.models.gpt import gpt as gpt
+from zoo.models.mlp import mlp as mlp
+from zoo.models.rnn import rnn_classifier as rnn_classifier
+from zoo.models.rnn import rnn_language_model as rnn_language_model
+from zoo.models.text_to_image import text_to_image as text_to_image
+from zoo.models.transformer import transformer as transformer
+from zoo.models.unet import unet as unet
 
 __all__ = [
     "autoencoder",

@@ -9,10 +9,11 @@ import keras
 import tyro
 from rich.table import Table
 
-from zoo import cli, language, registry, summary
-from zoo.diffusion import painter
-from zoo.layers import check_sizes
+from zoo import cli, registry, summary
+from zoo.diffusion import pipeline
+from zoo.generation import completion
 from zoo.parity import command
+from zoo.validation import check_sizes
 
 
 def list_models() -> None:
@@ -54,8 +55,8 @@ def generate(
             takes the likeliest, which is the default of a translation.
         seed: of the draws; the same text on every backend.
     """
-    model, vocabulary = language.load_run(run_dir)
-    writer = language.Writer(vocabulary, prompt, seed, temperature)
+    model, vocabulary = completion.load_run(run_dir)
+    writer = completion.Writer(vocabulary, prompt, seed, temperature)
     writer.write(model, cli.console(), tokens)
 
 
@@ -86,13 +87,13 @@ def draw(
         seed: of the noise; the same image on every backend.
     """
     check_sizes(count=count)
-    found = painter.Painter.load(run_dir)
+    found = pipeline.Painter.load(run_dir)
     if (prompt is None) != (found.vocabulary is None):
         raise ValueError(
             f"`prompt` must be given to a model that reads prompts, and to no other. Received: "
             f"prompt={prompt!r} for {found.model.name}"
         )
-    painter.draw(
+    pipeline.draw(
         found, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
         guidance_scale=guidance_scale, negative_prompt=negative_prompt, eta=eta, seed=seed,
     )  # fmt: skip

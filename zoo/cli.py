@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from zoo.backends import backend
-from zoo.training import Diverged, Interrupted
+from zoo.training.trainer import Diverged, Interrupted
 
 
 def run(command: Callable[[], Any]) -> int:

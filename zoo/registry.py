@@ -45,7 +45,7 @@ class Entry:
         count: the same in numbers, from the builder's arguments; those not given are its defaults.
         loss: what the model is trained with: "cross_entropy" of logits, "mean_squared_error".
         images: how it takes images, if it classifies them.
-        sample: what it generates, for the cross-backend check: see `zoo.parity.Case`.
+        generates: "tokens" or "images", if it generates any.
         examples: arguments of the small models that are tested and checked, by name.
     """
 
@@ -56,7 +56,7 @@ class Entry:
     count: Callable[..., int]
     loss: Literal["cross_entropy", "mean_squared_error"] = "cross_entropy"
     images: ImageInput | None = None
-    sample: Callable[[keras.Model], Mapping[str, Any]] | None = None
+    generates: Literal["tokens", "images"] | None = None
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
 
 

@@ -8,9 +8,9 @@ import pytest
 from keras import ops
 
 from zoo import text_to_image, unet
-from zoo.diffusion.process import Process
+from zoo.diffusion.gaussian_diffusion import Process
+from zoo.diffusion.noise_schedule import cosine, make_schedule
 from zoo.diffusion.sampler import Sampler, coefficients, noise, timesteps
-from zoo.diffusion.schedule import cosine, make_schedule
 
 T = 20
 TEXT: dict[str, Any] = {

@@ -11,9 +11,9 @@ from diffusers.schedulers import scheduling_ddpm
 from keras import ops
 
 from zoo import unet
-from zoo.diffusion.process import Process
+from zoo.diffusion.gaussian_diffusion import Process
+from zoo.diffusion.noise_schedule import make_schedule
 from zoo.diffusion.sampler import Sampler, coefficients, noise, timesteps
-from zoo.diffusion.schedule import make_schedule
 
 KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"noise": "epsilon", "x0": "sample", "v": "v_prediction"}

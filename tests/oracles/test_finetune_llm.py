@@ -24,9 +24,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 import zoo
 from recipes.finetune_llm import Config, main
 from tests import recipe
-from zoo import random, text, training
+from zoo import random
 from zoo.backends import backend
+from zoo.datasets import shakespeare
 from zoo.interop.keras_hub import load_causal_lm
+from zoo.training import trainer
 
 # KerasHub opens this file and does not close it.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*vocabulary\.spm:ResourceWarning")
@@ -77,7 +79,7 @@ def llama(page: str) -> Any:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20,000 characters, the first of them not ASCII."""
     path = tmp_path_factory.mktemp("text") / "page.txt"
-    path.write_text(f"É{next(text.split('test'))[:19_999]}", encoding="utf-8")
+    path.write_text(f"É{next(shakespeare.split('test'))[:19_999]}", encoding="utf-8")
     return path
 
 
@@ -220,16 +222,16 @@ def test_a_finished_run_writes_on(finished: dict, run: Run) -> None:
 def test_it_goes_on_where_it_was_interrupted(
     finished: dict, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, taken = training._Loop.step, []
+    step, taken = trainer._Loop.step, []
 
-    def interrupted(self: training._Loop, indices: np.ndarray) -> None:
+    def interrupted(self: trainer._Loop, indices: np.ndarray) -> None:
         step(self, indices)
         taken.append(self._state.step)
         if taken == list(range(1, 16)):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(training._Loop, "step", interrupted)
-    with pytest.raises(training.Interrupted, match="Stopped after step 15"):
+    monkeypatch.setattr(trainer._Loop, "step", interrupted)
+    with pytest.raises(trainer.Interrupted, match="Stopped after step 15"):
         run("llama", tmp_path / "run")
     resumed, output = run("llama", tmp_path / "run")
     assert "Going on after step 15 of 40" in output

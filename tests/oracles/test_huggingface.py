@@ -11,9 +11,9 @@ from keras import ops
 from safetensors.numpy import load_file
 
 from zoo import gpt
-from zoo.generation import generate
-from zoo.gpt import CONFIGURATIONS
+from zoo.generation.sampling import generate
 from zoo.interop import huggingface
+from zoo.models.gpt import CONFIGURATIONS
 
 IDS = np.random.default_rng(0).integers(0, 80, (3, 20)).astype(np.int32)
 SIZES = {"vocab_size": 80, "bos_token_id": None, "eos_token_id": None}

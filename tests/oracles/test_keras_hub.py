@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from zoo import gpt
-from zoo.generation import generate
+from zoo.generation.sampling import generate
 
 IDS = np.random.default_rng(0).integers(0, 80, (3, 20)).astype(np.int32)
 

@@ -9,8 +9,8 @@ from keras import ops
 from torch import nn
 
 from zoo import transformer
-from zoo.attention import sinusoidal_table
-from zoo.blocks import TransformerBlock
+from zoo.layers.attention import sinusoidal_table
+from zoo.layers.transformer_block import TransformerBlock
 
 X = np.random.default_rng(0).normal(size=(3, 6, 16)).astype(np.float32)
 CONTEXT = np.random.default_rng(1).normal(size=(3, 9, 16)).astype(np.float32)

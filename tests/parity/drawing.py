@@ -7,12 +7,13 @@ import numpy as np
 from keras import ops
 
 import zoo
-from zoo import datasets, training
+from zoo import datasets
 from zoo.backends import backend
-from zoo.diffusion.learning import diffusion_objective
-from zoo.diffusion.painter import About, Painter
+from zoo.diffusion.losses import diffusion_objective
+from zoo.diffusion.pipeline import About, Painter
 from zoo.diffusion.prompts import PromptVocabulary, phrases
-from zoo.optimizers import Adam
+from zoo.training import batches
+from zoo.training.optimizers import Adam
 
 BATCH = 32
 VOCABULARY = PromptVocabulary([prompt for prompts in phrases() for prompt in prompts])
@@ -35,7 +36,7 @@ def trained(steps: int) -> tuple[list[float], list[np.ndarray]]:
     objective = diffusion_objective(model, About().process(), 0, prompts)
     step = backend.train_step(model, optimizer, objective)
     arrays = [backend.on_device(array) for array in (data.x_train, data.y_train)]
-    order = training.batch_order(0, 0, steps * BATCH)
+    order = batches.batch_order(0, 0, steps * BATCH)
     losses = [
         float(step(*arrays, order[n * BATCH : (n + 1) * BATCH], np.int32(n))["loss"])
         for n in range(steps)

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from zoo import optimizers, random
+from zoo import random
+from zoo.training import optimizers
 
 Tensor = Any
 

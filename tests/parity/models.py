@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from zoo import checkpoints, random
+from zoo import random
+from zoo.training import checkpoints
 
 Tensor = Any
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from zoo.augment import ImageTransform
 from zoo.backends import NAMES
-from zoo.datasets import load
+from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.images import load
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

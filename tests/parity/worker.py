@@ -9,11 +9,12 @@ import numpy as np
 from keras import ops
 
 import zoo
-from zoo import datasets, objectives, random, training
-from zoo.augment import ImageTransform
+from zoo import datasets, random
 from zoo.backends import backend, name
+from zoo.datasets.augmentation import ImageTransform
 from zoo.interop import pytorch
-from zoo.optimizers import Adam
+from zoo.training import batches, losses
+from zoo.training.optimizers import Adam
 
 Arrays = dict[str, Any]
 DTYPE = sys.argv[2]
@@ -28,10 +29,10 @@ class Session:
         self.model = zoo.cnn_48x48(10, seed=seed, dtype=DTYPE)
         self.optimizer = Adam(1e-3, l2=1e-4)
         self.optimizer.build(self.model.trainable_variables)
-        objective = objectives.classification_objective(self.model, self.transform, seed)
+        objective = losses.classification_objective(self.model, self.transform, seed)
         self.step = backend.train_step(self.model, self.optimizer, objective)
         self.arrays = [backend.on_device(a) for a in (self.data.x_train, self.data.y_train)]
-        self.order = training.batch_order(seed, 0, 640)
+        self.order = batches.batch_order(seed, 0, 640)
 
     def take_step(self, number: int) -> float:
         indices = self.order[number * 64 : (number + 1) * 64]

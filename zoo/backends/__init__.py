@@ -125,15 +125,15 @@ class Backend(Protocol):
         ...
 
     def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
-        """What a `zoo.layers.Conv2D` computes: convolution, bias, activation."""
+        """What a `zoo.layers.core.Conv2D` computes: convolution, bias, activation."""
         ...
 
     def max_pool2d(self, layer: Any, inputs: Tensor) -> Tensor:
-        """What a `zoo.layers.MaxPooling2D` computes."""
+        """What a `zoo.layers.core.MaxPooling2D` computes."""
         ...
 
     def group_norm(self, layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
-        """What a `zoo.layers.GroupNormalization` computes before its activation."""
+        """What a `zoo.layers.core.GroupNormalization` computes before its activation."""
         ...
 
     def attention(
@@ -213,7 +213,7 @@ class Backend(Protocol):
         velocity: Any,
         learning_rate: Tensor,
     ) -> None:
-        """Updates one variable and its two moments as `zoo.optimizers.Adam` defines it."""
+        """Updates one variable and its two moments as `zoo.training.optimizers.Adam` defines it."""
         ...
 
 

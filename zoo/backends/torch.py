@@ -14,7 +14,7 @@ from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import keep_freed_memory as keep_freed_memory
 from zoo.backends.common import max_pool2d as max_pool2d
-from zoo.backends.torch_tape import recorded, recording
+from zoo.backends.torch_capture import recorded, recording
 
 Tensor = Any
 

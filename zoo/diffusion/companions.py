@@ -9,12 +9,13 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from zoo import training
 from zoo.backends import backend
-from zoo.datasets import ImageDataset
-from zoo.diffusion.autoencoder import Latents, reconstruction_objective
-from zoo.optimizers import Adam, schedule
-from zoo.runs import Run
+from zoo.datasets.images import ImageDataset
+from zoo.diffusion.latents import Latents
+from zoo.diffusion.losses import reconstruction_objective
+from zoo.training import batches, trainer
+from zoo.training.optimizers import Adam, schedule
+from zoo.training.run_directory import Run
 
 MEASURED = 5000  # training images that say what latents are usual
 HELD_OUT = 512  # test images that the validation loss is of
@@ -25,7 +26,7 @@ def train_classifier(mnist: Path, settings: Any, folder: Path) -> None:
 
     Args:
         mnist: the recipe's path.
-        settings: `zoo.diffusion.studio.Settings`, which say what on.
+        settings: `zoo.diffusion.config.Settings`, which say what on.
         folder: the run directory.
 
     Raises:
@@ -53,13 +54,13 @@ def train_latents(
 
     Args:
         coder: the autoencoder.
-        settings: `zoo.diffusion.studio.Settings`.
+        settings: `zoo.diffusion.config.Settings`.
         folder: the run directory.
         data: the images.
         console: where progress is shown.
 
     Raises:
-        Interrupted, Diverged, OSError: as `zoo.training.fit` does.
+        Interrupted, Diverged, OSError: as `zoo.training.trainer.fit` does.
     """
     objective = reconstruction_objective(coder)
     held_out = backend.forward(coder, lambda images, indices: objective(images, indices, 0)[0])
@@ -71,8 +72,8 @@ def train_latents(
         settings.learning_rate,
         epochs * -(-len(data.x_train) // settings.batch_size),
     )
-    training.fit(
-        coder, Adam(rate, global_clipnorm=1.0), objective, training.InMemory(data.x_train),
+    trainer.fit(
+        coder, Adam(rate, global_clipnorm=1.0), objective, batches.InMemory(data.x_train),
         Run(folder, {"recipe": "autoencoder", "seed": settings.seed}),
         epochs=epochs, batch_size=settings.batch_size, seed=settings.seed,
         evaluate=lambda: {"validation_loss": float(held_out(images, indices))},

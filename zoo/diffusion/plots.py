@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from zoo.datasets import check_images
+from zoo.datasets.images import check_images
 
 _GAP = 2  # pixels between images
 _BACKGROUND = 96

@@ -27,9 +27,9 @@ from keras import ops
 
 from zoo import random
 from zoo.backends import backend
-from zoo.diffusion.process import Process
+from zoo.diffusion.gaussian_diffusion import Process
 from zoo.diffusion.prompts import nothing
-from zoo.layers import check_sizes
+from zoo.validation import check_sizes
 
 Tensor = Any
 Show = Callable[[int, Tensor, Tensor], None]

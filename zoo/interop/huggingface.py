@@ -21,11 +21,11 @@ import keras
 import numpy as np
 import safetensors.numpy
 
-from zoo.attention import Positions
-from zoo.blocks import TransformerBlock
-from zoo.checkpoints import atomic_write, misfits
-from zoo.gpt import gpt
-from zoo.reading import max_length
+from zoo.generation.decoding import max_length
+from zoo.layers.attention import Positions
+from zoo.layers.transformer_block import TransformerBlock
+from zoo.models.gpt import gpt
+from zoo.training.checkpoints import atomic_write, misfits
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from zoo import random
+from zoo import initializers
 
 Tensor = Any
 
@@ -51,7 +51,7 @@ def load_causal_lm(
         # KerasHub would train the biases beside them, too, which `save_lora_weights` leaves out.
         variable.trainable = variable.name.startswith("lora_kernel")
         if variable.name == "lora_kernel_a":
-            first = random.FanInUniform(seed, f"lora{number}")
+            first = initializers.FanInUniform(seed, f"lora{number}")
             variable.assign(first(variable.shape))
     if not model.trainable_variables or set(model.input) != {"token_ids", "padding_mask"}:
         raise ValueError(

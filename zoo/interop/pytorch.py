@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import safetensors.numpy
 
-from zoo.checkpoints import atomic_write, misfits
+from zoo.training.checkpoints import atomic_write, misfits
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import keras
 
 from zoo import registry
+from zoo.parity.samples import SAMPLES
 
 Loss = Literal["mean_squared_error", "cross_entropy"]
 
@@ -25,7 +26,8 @@ class Case:
             default they are drawn at random from what the model says of its inputs.
         loss: "mean_squared_error" against random targets, "cross_entropy" of logits against random
             labels, or a function of (targets, outputs).
-        optimizer: makes the optimizer that trains; by default `zoo.optimizers.Adam(1e-3, l2=1e-4)`.
+        optimizer: makes the optimizer that trains; by default the zoo's
+            `Adam(1e-3, l2=1e-4)`.
         sample: what the model generates: takes the model, returns arrays by name. Integers (tokens)
             have to be equal.
         parameters: how many there should be, from the closed form.
@@ -93,7 +95,7 @@ class Case:
         promised: dict[str, Any] = {
             "name": name,
             "loss": entry.loss,
-            "sample": entry.sample,
+            "sample": SAMPLES.get(entry.generates or ""),
             "parameters": entry.count(**arguments),
             "portable": True,
         }

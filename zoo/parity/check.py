@@ -14,7 +14,7 @@ from typing import Any
 
 from zoo.parity import comparisons, tasks
 from zoo.parity.case import Case
-from zoo.parity.evidence import Evidence
+from zoo.parity.measurements import Evidence
 from zoo.parity.report import Report, Row, RungReport
 from zoo.parity.rungs import RUNGS, Rung
 from zoo.parity.workers import WorkerError, Workers

@@ -1,7 +1,7 @@
 """What each rung compares: from the workers' answers to rows of the report.
 
 The tolerances are given with the rungs, in `zoo.parity.rungs`; where they come from is said in
-`zoo.parity.evidence`.
+`zoo.parity.measurements`.
 """
 
 import math
@@ -10,9 +10,9 @@ from itertools import combinations
 
 import numpy as np
 
+from zoo.evaluation.distance import distance, typical_distance
 from zoo.parity import tasks
-from zoo.parity.distance import distance, typical_distance
-from zoo.parity.evidence import Evidence, Reading, U, growth_of, judge
+from zoo.parity.measurements import Evidence, Reading, U, growth_of, judge
 from zoo.parity.report import Row, Status
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.parity import comparisons, tasks
-from zoo.parity.evidence import Evidence
+from zoo.parity.measurements import Evidence
 from zoo.parity.report import Row
 
 

@@ -14,11 +14,12 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from zoo import backends, checkpoints, optimizers, random, training
+from zoo import backends, random
 from zoo.backends import backend
+from zoo.evaluation.distance import distance
 from zoo.parity.case import Case
-from zoo.parity.distance import distance
-from zoo.parity.subject import BATCHES, Subject, some_of, to_numpy
+from zoo.parity.model_under_test import BATCHES, Subject, some_of, to_numpy
+from zoo.training import checkpoints, optimizers, trainer
 
 Tensor = Any
 Arrays = dict[str, np.ndarray]
@@ -135,7 +136,7 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
         if hasattr(part.layer, "random_key"):
             keys.setdefault(np.asarray(part.layer.random_key).tobytes(), []).append(part.path)
     return {
-        "environment": training.environment(),
+        "environment": trainer.environment(),
         "parameters": int(subject.model.count_params()),
         "variables": {
             path: (tuple(variable.shape), str(variable.dtype), path in weights)

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from zoo.evaluation.distance import distance, typical_distance
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1.0, 2.0, 4.0], [1.0, 2.0, 3.0], 0.25),  # relative to the largest
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([], [], 0.0),
+        ([1.0, NAN, -INF], [1.0, NAN, -INF], 0.0),
+        ([1.0, NAN], [1.0, 2.0], INF),
+        ([1.0, INF], [1.0, -INF], INF),
+        ([NAN], [NAN], INF),  # nothing to compare
+        ([[1.0, 2.0]], [1.0, 2.0], INF),  # another shape
+        ([1, 2], [1, 2], 0.0),
+        ([1, 2], [1, 3], INF),
+        ([True], [True], 0.0),
+    ],
+)
+def test_distance(a: list, b: list, expected: float) -> None:
+    assert distance(np.array(a), np.array(b)) == expected
+
+
+def test_a_least_scale() -> None:
+    """So that what is zero but for rounding is not compared with itself."""
+    a, b = np.array([1e-17]), np.array([-1e-17])
+    assert distance(a, b) == 2.0
+    assert distance(a, b, least_scale=0.01) == pytest.approx(2e-15)
+
+
+def test_differences_are_taken_in_float64() -> None:
+    a = np.array([1.0], np.float32)
+    assert distance(a, a + np.float32(2**-23)) == pytest.approx(2.0**-23, rel=1e-6)
+    assert distance(np.array([1], np.int32), np.array([1], np.uint32)) == 0.0
+
+
+def test_a_typical_distance_hardly_sees_one_number_of_many() -> None:
+    a = np.ones(10_000)
+    b = a.copy()
+    b[0] = 2.0
+    assert distance(a, b) == 0.5
+    assert typical_distance(a, b) == pytest.approx(0.01, rel=1e-3)
+    assert typical_distance(a, -a) == 2.0
+    assert typical_distance(a, a[:-1]) == INF
+    assert typical_distance(a, np.full_like(a, NAN)) == INF
+    assert typical_distance(np.zeros(2), np.zeros(2)) == 0.0

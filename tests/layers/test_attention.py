@@ -1,0 +1,139 @@
+"""Attention against its formula, positions, the maps."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from zoo import gpt
+from zoo.evaluation.attention_maps import attention_maps, plot_attention
+from zoo.layers.attention import Attention, Positions, rotary_tables, rotate, sinusoidal_table
+
+X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+CONTEXT = np.random.default_rng(1).normal(size=(2, 7, 8)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]], bool)
+
+
+def projected(layer: Any, name: str, x: np.ndarray) -> np.ndarray:
+    """(B, T, heads, head_dim) in float64."""
+    kernel, bias = (
+        np.asarray(w, np.float64) for w in getattr(layer, f"{name}_projection").get_weights()
+    )
+    return (x.astype(np.float64) @ kernel + bias).reshape(*x.shape[:2], -1, layer.head_dim)
+
+
+def by_the_formula(
+    layer: Any, x: np.ndarray, y: np.ndarray, visible: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    q, k, v = projected(layer, "query", x), projected(layer, "key", y), projected(layer, "value", y)
+    groups = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(layer.head_dim)
+    scores = np.where(visible[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    mixed = np.einsum("bnts,bsnh->btnh", weights, v).reshape(x.shape)
+    kernel, bias = layer.output_projection.get_weights()
+    return mixed @ kernel + bias, weights
+
+
+def made(**options: Any) -> Attention:
+    layer = Attention(4, **options)
+    layer.build((None, None, 8))
+    for number, variable in enumerate(layer.weights):
+        variable.assign(np.random.default_rng(number).normal(size=variable.shape) / 2)
+    return layer
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2, 1])
+def test_to_itself_causally(kv_heads: int | None) -> None:
+    layer = made(num_kv_heads=kv_heads, causal=True)
+    visible = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
+    expected, _ = by_the_formula(layer, X, X, visible)
+    np.testing.assert_allclose(ops.convert_to_numpy(layer(X)), expected, atol=1e-5)
+
+
+def test_to_another_sequence_where_the_mask_is_true() -> None:
+    layer = made()
+    visible = np.broadcast_to(MASK[:, None], (2, 5, 7))
+    expected, _ = by_the_formula(layer, X, CONTEXT, visible)
+    found = layer(X, CONTEXT, counts=ops.convert_to_tensor(MASK))
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+
+
+def test_sinusoids_are_the_papers() -> None:
+    table = sinusoidal_table(50, 6)
+    for position in (0, 1, 49):
+        for i in range(3):
+            angle = position / 10000 ** (2 * i / 6)
+            assert table[position, 2 * i] == pytest.approx(math.sin(angle))
+            assert table[position, 2 * i + 1] == pytest.approx(math.cos(angle))
+
+
+def test_rotations_depend_on_the_distance_alone() -> None:
+    cosines, sines = rotary_tables(40, 8)
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8))
+
+    def score(i: int, j: int) -> float:
+        tensors = (
+            map(ops.convert_to_tensor, (x, cosines[p], sines[p])) for x, p in ((q, i), (k, j))
+        )
+        a, b = (ops.convert_to_numpy(rotate(*three)) for three in tensors)
+        return float((a * b).sum())
+
+    assert score(3, 1) == pytest.approx(score(32, 30), abs=1e-5)
+    assert score(0, 0) == pytest.approx(float((q * k).sum()), abs=1e-5)
+    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_positions_that_are_given(kind: str) -> None:
+    layer = Positions(kind, 10, initializer="glorot_uniform")
+    whole = ops.convert_to_numpy(layer(X))
+    places = np.array([[3, 4], [0, 1]])
+    rows = np.arange(2)[:, None]
+    found = layer(X[rows, places % 5], ops.convert_to_tensor(places))
+    np.testing.assert_allclose(ops.convert_to_numpy(found), whole[rows, places], rtol=1e-6)
+
+
+def test_maps_are_the_weights() -> None:
+    model = gpt(11, 8, 2, num_heads=2, hidden_dim=8, seed=1)
+    ids = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.int32)
+    maps = attention_maps(model, ids)
+    assert list(maps) == ["block1/attention", "block2/attention"]
+    for weights in maps.values():
+        assert weights.shape == (2, 2, 5, 5)
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+        assert (weights[..., ~np.tril(np.ones((5, 5), bool))] == 0).all()
+    block = model.get_layer("block1")
+    x = block.attention_norm(model.get_layer("positions")(model.get_layer("embedding")(ids)))
+    visible = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
+    _, expected = by_the_formula(
+        block.attention, ops.convert_to_numpy(x), ops.convert_to_numpy(x), visible
+    )
+    np.testing.assert_allclose(maps["block1/attention"], expected, atol=1e-6)
+
+
+def test_the_picture_has_a_panel_a_head() -> None:
+    weights = np.full((6, 2, 3), 1 / 3)
+    figure = plot_attention(weights, ["a", "b"], ["x", "y", "z"])
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == [f"head {i}" for i in range(1, 7)]
+    with pytest.raises(ValueError, match=r"Received: 1 and 3, weights.shape=\(6, 2, 3\)"):
+        plot_attention(weights, ["a"], ["x", "y", "z"])
+
+
+def test_layers_keep_their_configuration() -> None:
+    for layer in (made(causal=True), Positions("learned", 4)):
+        again = type(layer).from_config(layer.get_config())
+        assert isinstance(again, keras.layers.Layer)
+        assert again.get_config() == layer.get_config()
+
+
+def test_a_single_token_looks_at_itself() -> None:
+    model = gpt(8, num_layers=1, num_heads=2, hidden_dim=8)
+    (weights,) = attention_maps(model, np.array([[3]])).values()
+    np.testing.assert_allclose(weights, np.ones((1, 2, 1, 1)))

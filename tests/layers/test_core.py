@@ -1,0 +1,87 @@
+"""The fast paths give what Keras' own layers give, outputs and gradients."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from zoo.backends import backend
+from zoo.layers.core import Conv2D, MaxPooling2D
+
+CONVOLUTIONS = {
+    "the document's": ((4, 12, 12, 3), {"kernel_size": 3, "padding": "same", "activation": "relu"}),
+    "wide": ((4, 12, 10, 32), {"kernel_size": 3, "padding": "same", "activation": "relu"}),
+    "many filters": (
+        (4, 12, 10, 32),
+        {"filters": 24, "kernel_size": 3, "padding": "same", "activation": "relu"},
+    ),
+    "many filters, odd": ((3, 7, 9, 16), {"filters": 20, "kernel_size": 3, "padding": "same"}),
+    "many filters, one row": ((2, 1, 5, 16), {"filters": 16, "kernel_size": 3, "padding": "same"}),
+    "linear": ((5, 8, 8, 16), {"kernel_size": (5, 3), "padding": "same"}),
+    "tanh": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "activation": "tanh"}),
+    "no bias": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "use_bias": False}),
+    "even kernel": ((2, 8, 8, 4), {"kernel_size": 2, "padding": "same"}),
+    "stride": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "strides": 2}),
+    "valid": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "valid"}),
+    "dilated": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "dilation_rate": 2}),
+    "groups": ((2, 8, 8, 4), {"kernel_size": 3, "padding": "same", "groups": 2}),
+}
+POOLINGS = {
+    "halves": ((4, 12, 8, 3), {"pool_size": 2}),
+    "odd": ((4, 9, 9, 3), {"pool_size": 2}),
+    "odd, same": ((4, 9, 9, 3), {"pool_size": 2, "padding": "same"}),
+    "overlapping": ((4, 9, 9, 3), {"pool_size": 3, "strides": 2}),
+}
+
+
+def outputs_and_gradients(layer: keras.layers.Layer, x: np.ndarray, stem: bool) -> list[np.ndarray]:
+    """Outputs, and the gradient by the layer's weights and, through a scale, by its input."""
+    image = keras.Input(x.shape[1:])
+    scale = keras.layers.Dense(x.shape[-1], use_bias=False, kernel_initializer="identity")
+    model = keras.Model(image, layer(image if stem else scale(image)))
+    outputs = ops.convert_to_numpy(model(x))
+    weights = np.random.default_rng(1).normal(size=outputs.shape).astype(np.float32)
+    variables = model.trainable_variables
+    if not variables:
+        return [outputs]
+    before = [ops.convert_to_numpy(v.value).copy() for v in variables]
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(variables)
+    step = backend.train_step(
+        model, optimizer, lambda x: (ops.sum(ops.multiply(model(x, training=True), weights)), {})
+    )
+    step(x)
+    step.sync()
+    after = [ops.convert_to_numpy(v.value) for v in variables]
+    return [outputs, *(a - b for a, b in zip(before, after))]
+
+
+def assert_same(ours: type, stock: type, shape: tuple[int, ...], arguments: dict) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x[:, : shape[1] // 2] = 0.25  # ties, where a pooling has to choose
+    for stem in (False, True):
+        results = []
+        for kind in (ours, stock):
+            keras.utils.set_random_seed(0)
+            results.append(outputs_and_gradients(kind(**arguments), x, stem))
+        for a, b in zip(*results, strict=True):
+            # Measured: 2.7e-6 on JAX, 0 on the others, which compute as Keras does. XLA's own
+            # kernel gradient is up to 1.3e-5 off float64, the rewritten one 4e-7.
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "arguments"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolution(shape: tuple[int, ...], arguments: dict) -> None:
+    assert_same(Conv2D, keras.layers.Conv2D, shape, {"filters": 6, **arguments})
+
+
+@pytest.mark.parametrize(("shape", "arguments"), POOLINGS.values(), ids=POOLINGS)
+def test_pooling(shape: tuple[int, ...], arguments: dict) -> None:
+    assert_same(MaxPooling2D, keras.layers.MaxPooling2D, shape, arguments)
+
+
+@pytest.mark.parametrize("filters", [4, 16])
+def test_a_large_batch_is_cut_evenly(filters: int) -> None:
+    """Chunks have to divide the batch: primes are the worst case."""
+    shape, arguments = (23, 48, 48, 16), {"filters": filters, "kernel_size": 3, "padding": "same"}
+    assert_same(Conv2D, keras.layers.Conv2D, shape, arguments)

@@ -1,0 +1,144 @@
+"""The network, and the text's part in it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from zoo import registry, summary, text_to_image, unet
+from zoo.models.text_encoder import text_encoder, text_encoder_count
+from zoo.models.unet import Double, Halve, TimeEmbedding
+
+TEXT: dict[str, Any] = {
+    "vocabulary_size": 12, "max_length": 4, "hidden_dim": 16, "input_shape": (8, 8, 1),
+    "channels": (8, 16), "num_steps": 20,
+}  # fmt: skip
+
+
+def inputs(batch: int = 2) -> dict[str, np.ndarray]:
+    image = np.random.default_rng(0).normal(size=(batch, 8, 8, 1)).astype(np.float32)
+    prompt = np.array([[1, 3, 2, 0], [1, 4, 0, 0]], np.int32)[:batch]
+    return {"image": image, "time": np.arange(batch, dtype=np.int32), "prompt": prompt}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"channels": (32,), "input_shape": (7, 5, 3)},
+        {"channels": (8, 16, 64), "num_blocks": 2, "input_shape": (16, 12, 1)},
+        {"context_dim": 24, "num_blocks": 2, "channels": (16, 32)},
+    ],
+)
+def test_the_closed_form_counts_its_parameters(arguments: dict[str, Any]) -> None:
+    model = unet(**arguments)
+    assert model.count_params() == registry.get("unet").count(**arguments)
+    assert model.output.shape[1:] == tuple(arguments.get("input_shape", (28, 28, 1)))
+
+
+def test_the_text_encoder_is_counted() -> None:
+    arguments = {"vocabulary_size": 30, "max_length": 9, "num_layers": 2, "num_heads": 4,
+                 "hidden_dim": 32}  # fmt: skip
+    assert text_encoder(**arguments).count_params() == text_encoder_count(**arguments)
+
+
+def test_halving_takes_the_mean_and_doubling_repeats() -> None:
+    x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    halved = ops.convert_to_numpy(Halve()(x))
+    expected = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    np.testing.assert_allclose(halved, expected)
+    doubled = ops.convert_to_numpy(Double()(x))
+    np.testing.assert_array_equal(doubled, x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_time_and_prompt_matter() -> None:
+    model = text_to_image(**TEXT)
+    given = inputs()
+    before = ops.convert_to_numpy(model(given))
+    later = ops.convert_to_numpy(model({**given, "time": given["time"] + 10}))
+    other = ops.convert_to_numpy(model({**given, "prompt": given["prompt"][::-1]}))
+    for found in (later, other):
+        assert np.abs(found - before).max() > 1e-4
+
+
+def test_padding_does_not_matter() -> None:
+    model = text_to_image(**TEXT)
+    given = inputs()
+    cut = {**given, "prompt": given["prompt"][:, :3]}
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(model(cut)), ops.convert_to_numpy(model(given)), atol=1e-6
+    )
+
+
+def test_examples_do_not_see_one_another() -> None:
+    model = text_to_image(**TEXT)
+    given = inputs()
+    alone = {name: array[1:] for name, array in given.items()}
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(model(alone))[0], ops.convert_to_numpy(model(given))[1], atol=1e-6
+    )
+
+
+def test_a_time_outside_the_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Ids must lie in \[0, 20\).*Received: id 20"):
+        TimeEmbedding(20, 8)(np.array([3, 20], np.int32))
+
+
+def test_dropout_is_at_work_in_training_only() -> None:
+    model = unet((8, 8, 1), (8,), num_steps=20, dropout=0.5)
+    given = {name: array for name, array in inputs().items() if name != "prompt"}
+    once, again, calm = (
+        ops.convert_to_numpy(model(given, training=training)) for training in (True, True, False)
+    )
+    assert np.abs(once - again).max() > 1e-5
+    assert np.abs(once - calm).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            {"input_shape": (28, 30, 1), "channels": (8, 16, 32)},
+            r"divisible by 4, which 3 levels of `channels` halve 2 times.*"
+            r"input_shape=\(28, 30, 1\), channels=\(8, 16, 32\)",
+        ),
+        ({"channels": (12,)}, r"multiples of `num_groups`=8. Received: channels=\(12,\)"),
+        ({"channels": ()}, r"`channels` must name one level at least. Received: channels=\(\)"),
+        ({"channels": (8, 40)}, r"multiple of 32.* or less. Received: channels=\(8, 40\)"),
+        ({"channels": (0,)}, "`channels` must be a whole number of at least 1. Received: ch"),
+        ({"input_shape": (28, 28)}, r"`input_shape` must be \(height, width, channels\)"),
+        ({"num_blocks": 0}, "`num_blocks` must be a whole number of at least 1"),
+        ({"num_steps": 0}, "`num_steps` must be a whole number of at least 1"),
+        ({"context_dim": 0}, "`context_dim` must be a whole number of at least 1"),
+        ({"dropout": 1.0}, r"`dropout` must lie in \[0, 1\). Received: dropout=1.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        unet(**arguments)
+
+
+def test_words_outside_the_vocabulary_are_refused() -> None:
+    model = text_to_image(**TEXT)
+    given = {**inputs(), "prompt": np.array([[1, 12, 0], [1, 2, 0]], np.int32)}
+    with pytest.raises(ValueError, match=r"Ids must lie in \[0, 12\).*layer words.*id 12"):
+        model(given)
+    with pytest.raises(ValueError, match="`max_length` = 4 tokens"):
+        text_encoder(12, max_length=4)(np.ones((1, 5), np.int32))
+    with pytest.raises(ValueError, match="Received: hidden_dim=10"):
+        text_encoder(12, hidden_dim=10, num_heads=4)
+
+
+def test_its_parts_are_shown_layer_by_layer() -> None:
+    rows = summary.rows(text_to_image(**TEXT))
+    names = [row[0] for row in rows]
+    assert names.index("text_encoder/words") < names.index("unet/conv_in")
+    assert sum(row[-1] for row in rows) == registry.get("text_to_image").count(**TEXT)
+
+
+def test_its_parts_are_named_models() -> None:
+    model = text_to_image(**TEXT)
+    assert isinstance(model.get_layer("unet"), keras.Model)
+    assert isinstance(model.get_layer("text_encoder"), keras.Model)

@@ -1,0 +1,206 @@
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from zoo.training import checkpoints
+from zoo.training.optimizers import Adam
+
+
+def make(units: int = 3, seed: int = 0) -> dict:
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((4,), name="x"), keras.layers.Dense(units, name="dense")]
+    model = keras.Sequential(layers, name="model")
+    optimizer = Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    return {"model": model, "optimizer": optimizer}
+
+
+def values(parts: dict) -> list[np.ndarray]:
+    return [
+        np.array(ops.convert_to_numpy(v.value)) for part in parts.values() for v in part.variables
+    ]
+
+
+def assert_equal(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    parts = make()
+    for i in range(3):
+        variables = parts["model"].trainable_variables
+        parts["optimizer"].apply([ops.ones(v.shape) * i for v in variables], variables)
+    path = checkpoints.save(tmp_path / "new", 3, {"sums": {"loss": 0.1}}, **parts)
+    assert path.name == "step-000000003.npz"
+    other = make(seed=1)
+    assert checkpoints.restore(tmp_path / "new", **other) == {"step": 3, "sums": {"loss": 0.1}}
+    assert_equal(values(other), values(parts))
+    assert int(ops.convert_to_numpy(other["optimizer"].iterations)) == 3
+
+
+def test_constants_made_from_variables_come_back(tmp_path: Path) -> None:
+    """Those of `keras.layers.Normalization` are tensors of its own on every backend but PyTorch."""
+
+    def normalizing() -> keras.Model:
+        layers = [keras.Input((3,)), keras.layers.Normalization(name="normal")]
+        return keras.Sequential(layers, name="model")
+
+    x = np.random.default_rng(0).normal(5, 2, (50, 3)).astype(np.float32)
+    model, fresh = normalizing(), normalizing()
+    model.get_layer("normal").adapt(x)
+    checkpoints.save(tmp_path, 1, {}, model=model)
+    checkpoints.restore(tmp_path, model=fresh)
+    np.testing.assert_array_equal(*(ops.convert_to_numpy(each(x)) for each in (model, fresh)))
+    assert abs(ops.convert_to_numpy(fresh(x)).mean()) < 1e-4
+
+
+def test_the_last_two_are_kept_and_the_newest_restored(tmp_path: Path) -> None:
+    parts = make()
+    for step in (5, 10, 15):
+        checkpoints.save(tmp_path, step, {}, **parts)
+    assert sorted(os.listdir(tmp_path)) == ["step-000000010.npz", "step-000000015.npz"]
+    progress = checkpoints.restore(tmp_path, **parts)
+    assert progress == {"step": 15}
+
+
+def test_a_checkpoint_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
+    parts = make()
+    checkpoints.save(tmp_path, 1, {}, **parts)
+    (tmp_path / ".step-000000002.npz.tmp").write_bytes(b"half")
+    assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
+    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    assert checkpoints.restore(tmp_path / "none", **make()) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    parts = make(units=1000)
+    checkpoints.save(tmp_path, 1, {}, **parts)
+    expected = values(parts)
+    parts["model"].set_weights([w + 1 for w in parts["model"].get_weights()])
+    path = checkpoints.save(tmp_path, 2, {}, **parts)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    damaged = {"cut": content[:-100], "empty": b"", "text": b"not an archive"}
+    path.write_bytes(damaged.get(damage, content))
+    text = r"step-000000002\.npz is damaged .* set aside as step-000000002\.npz\.damaged.* before"
+    with pytest.warns(UserWarning, match=text):
+        assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
+    assert_equal(values(parts), expected)
+    # What is set aside takes no place among the last two.
+    checkpoints.save(tmp_path, 2, {}, **parts)
+    assert len(list(tmp_path.glob("step-*.npz"))) == 2
+
+
+def test_every_flipped_bit_of_a_header_is_survived(tmp_path: Path) -> None:
+    parts = make()
+    content = checkpoints.save(tmp_path / "good", 1, {}, **parts).read_bytes()
+    good = values(parts)
+    for position in [*range(60), *range(len(content) - 200, len(content))]:
+        for bit in (0, 3, 7):
+            folder = tmp_path / f"{position}-{bit}"
+            folder.mkdir()
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            (folder / "step-000000001.npz").write_bytes(flipped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                # A flip in a name makes another name of it, and says so.
+                with contextlib.suppress(ValueError):
+                    checkpoints.restore(folder, **parts)
+            assert_equal(values(parts), good)
+
+
+def test_another_model_is_refused_and_untouched(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, 1, {}, **make(units=3))
+    other = make(units=5)
+    before = values(other)
+    text = r"does not fit this model: model/.*dense/kernel has shape \(4, 3\) instead of \(4, 5\)"
+    with pytest.raises(ValueError, match=text):
+        checkpoints.restore(tmp_path, **other)
+    with pytest.raises(ValueError, match=r"optimizer/adam/iteration is unknown"):
+        checkpoints.restore(tmp_path, model=make()["model"])
+    assert_equal(values(other), before)
+
+
+def test_nan_is_never_saved(tmp_path: Path) -> None:
+    parts = make()
+    checkpoints.save(tmp_path, 1, {}, **parts)
+    kernel, bias = parts["model"].get_weights()
+    kernel[0, 0] = np.nan
+    parts["model"].set_weights([kernel, bias])
+    with pytest.raises(checkpoints.NotFinite, match=r"dense/kernel holds a NaN .* at step 2"):
+        checkpoints.save(tmp_path, 2, {}, **parts)
+    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+
+
+FULL_DISK = """
+import resource, sys
+from tests.training.test_checkpoints import make
+from zoo.training import checkpoints
+from pathlib import Path
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+checkpoints.save(folder, 1, {}, **make(units=10))
+try:
+    checkpoints.save(folder, 2, {}, **make(units=10_000))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs POSIX limits")
+def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path) -> None:
+    """The system refuses to write past a limit, in the middle of a file."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    text = result.stdout.splitlines()[-1]
+    assert "Could not write the checkpoint" in text
+    assert "The last good one is" in text
+    assert "step-000000001.npz; make room and run the same command again" in text
+    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+    assert checkpoints.restore(tmp_path, **make(units=10)) == {"step": 1}
+
+
+def test_keras_files_go_on_training(tmp_path: Path) -> None:
+    """Also where the file names another backend's optimizer class, as PyTorch's does."""
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")], name="m")
+    model.compile("adam", "mean_squared_error")
+    model.train_on_batch(x, y)
+    model.save(tmp_path / "model.keras")
+    path = tmp_path / "from-pytorch.keras"
+    with zipfile.ZipFile(tmp_path / "model.keras") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                module = "keras.src.backend.torch.optimizers.torch_adam"
+                config["compile_config"]["optimizer"] |= {
+                    "module": module,
+                    "registered_name": "Adam",
+                }
+                content = json.dumps(config).encode()
+            target.writestr(name, content)
+    loaded = checkpoints.load_model(path)
+    expected, found = (float(m.train_on_batch(x, y)) for m in (model, loaded))
+    assert found == pytest.approx(expected, rel=1e-6)
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-5)

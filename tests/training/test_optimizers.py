@@ -1,0 +1,137 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tests import reference
+from zoo.backends import backend
+from zoo.training.optimizers import Adam, AdamW, schedule
+
+
+def test_adam_is_pytorchs_over_twenty_steps() -> None:
+    generator = np.random.default_rng(0)
+    start = generator.normal(size=(30, 20)).astype(np.float32)
+    gradients = generator.normal(size=(20, 30, 20)).astype(np.float32)
+    gradients[:, :10] *= 1e-7  # where epsilon counts
+    variable = keras.Variable(start, name="weight")
+    optimizer = Adam(1e-2, l2=0.1)
+    expected, oracle = start.astype(np.float64), reference.Adam(1e-2, 0.1)
+    for gradient in gradients:
+        optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
+        expected = oracle.update(expected, gradient)
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("limit", [1.0, 1000.0])
+def test_gradients_are_clipped_together_and_weights_averaged(limit: float) -> None:
+    """By the norm of all; the average begins with the first step's weights."""
+    generator = np.random.default_rng(0)
+    starts = [generator.normal(size=shape).astype(np.float32) for shape in ((4, 5), (3,))]
+    variables = [keras.Variable(start, name=f"weight{i}") for i, start in enumerate(starts)]
+    optimizer = Adam(0.1, global_clipnorm=limit, use_ema=True, ema_momentum=0.9)
+    oracles = [reference.Adam(0.1, 0.0) for _ in starts]
+    expected: list = list(starts)
+    averages: list = []
+    for step in range(3):
+        gradients = [generator.normal(size=start.shape).astype(np.float32) for start in starts]
+        norm = np.sqrt(sum(np.square(gradient).sum() for gradient in gradients))
+        optimizer.apply([ops.convert_to_tensor(gradient) for gradient in gradients], variables)
+        scale = min(1, limit / norm)
+        expected = [o.update(w, scale * g) for o, w, g in zip(oracles, expected, gradients)]
+        averages = [0.9 * a + 0.1 * w for a, w in zip(averages, expected)] if step else expected
+    for variable, weight in zip(variables, expected):
+        np.testing.assert_allclose(ops.convert_to_numpy(variable.value), weight, atol=1e-5)
+    optimizer.finalize_variable_values(variables)
+    for variable, average in zip(variables, averages):
+        np.testing.assert_allclose(ops.convert_to_numpy(variable.value), average, atol=1e-5)
+
+
+def test_a_norm_that_is_no_number_shows() -> None:
+    variable = keras.Variable(np.ones(3, np.float32), name="weight")
+    optimizer = Adam(0.1, global_clipnorm=1.0)
+    optimizer.apply([ops.convert_to_tensor(np.array([1, np.inf, 0], np.float32))], [variable])
+    assert np.isnan(ops.convert_to_numpy(variable.value)).all()
+
+
+def test_adamw_shrinks_matrices_and_nothing_else() -> None:
+    start, gradient = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    matrix, bias = keras.Variable(start, name="matrix"), keras.Variable(start[0], name="bias")
+    optimizer = AdamW(0.1, decay=0.5)
+    optimizer.apply([ops.convert_to_tensor(g) for g in (gradient, gradient[0])], [matrix, bias])
+    shrunk = reference.Adam(0.1, 0.0).update(start * (1 - 0.1 * 0.5), gradient)
+    kept = reference.Adam(0.1, 0.0).update(start[0], gradient[0])
+    np.testing.assert_allclose(ops.convert_to_numpy(matrix.value), shrunk, atol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(bias.value), kept, atol=1e-6)
+    again = AdamW.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    assert again.weight_decay == 0.5
+
+
+def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
+    rate = schedule("warmup_cosine", 0.01, 1100)
+    values = [float(rate(step)) for step in (0, 50, 100, 600, 1100)]
+    np.testing.assert_allclose(values, [0, 0.005, 0.01, 0.0055, 0.001], rtol=1e-4, atol=1e-9)
+    assert float(schedule("warmup_cosine", 0.01, 2)(1)) == pytest.approx(0.01)
+
+
+def test_epsilon_is_added_after_the_bias_is_corrected() -> None:
+    variable = keras.Variable(np.zeros(3, np.float32), name="weight")
+    Adam(1.0, epsilon=1e-4).apply([ops.convert_to_tensor(np.float32([1e-4] * 3))], [variable])
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), -0.5, rtol=1e-4)
+
+
+def test_transposed_gradients_meet_their_weights() -> None:
+    """A convolution's gradient may lie in memory in another order than its kernel."""
+    start, gradient = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    variable = keras.Variable(start, name="weight")
+    optimizer = Adam(1e-2)
+    backwards = ops.transpose(ops.convert_to_tensor(gradient.T.copy()), (2, 1, 0))
+    optimizer.apply([backwards], [variable])
+    expected = reference.Adam(1e-2, 0.0).update(start, gradient)
+    np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=1e-6)
+
+
+def test_a_schedule_is_followed() -> None:
+    schedule = keras.optimizers.schedules.CosineDecay(0.5, 4)
+    variable = keras.Variable(np.zeros(1, np.float32), name="weight")
+    optimizer = Adam(schedule)
+    moves, before = [], 0.0
+    for _ in range(4):
+        optimizer.apply([ops.convert_to_tensor(np.float32([1.0]))], [variable])
+        after = float(ops.convert_to_numpy(variable.value)[0])
+        moves.append(before - after)
+        before = after
+    np.testing.assert_allclose(moves, [schedule(i) for i in range(4)], rtol=1e-4)
+
+
+def test_it_survives_its_configuration() -> None:
+    optimizer = Adam(1e-2, l2=0.1, epsilon=1e-5)
+    again = Adam.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    assert (again.l2, again.epsilon) == (0.1, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"learning_rate": -1.0}, r"learning_rate=-1\.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"l2": -0.1}, r"l2=-0\.1"),
+        ({"beta_2": 1.0}, r"beta_2=1\.0"),
+        ({"weight_decay": 0.1}, r"`l2` is .*weight_decay=0\.1"),
+        ({"amsgrad": True}, "amsgrad=True"),
+    ],
+)
+def test_errors_name_what_was_received(arguments: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Adam(**arguments)
+
+
+def test_keras_training_uses_it() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(Adam(0.05), "mse")
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+    losses = [float(model.train_on_batch(x, y)) for _ in range(100)]
+    assert losses[-1] < losses[0] / 10
+    assert backend.version()

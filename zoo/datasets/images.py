@@ -1,0 +1,233 @@
+"""Data: MNIST embedded in the package, images of TensorFlow Datasets by name, a task of memory.
+
+data = zoo.datasets.images.load("mnist", image_size=48)
+data = zoo.datasets.images.load("visual_domain_decathlon/gtsrb", image_size=48, data_dir="~/tfds")
+data = zoo.datasets.recall.Recall(seed=0, part="train", length=100, count=20_000)
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.datasets.augmentation import resize
+from zoo.datasets.embedded import embedded
+
+MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images with labels, in memory.
+
+    Attributes:
+        name: as given to `load`.
+        x_train, x_test: (N, H, W, C) uint8, C 1 (grey) or 3 (RGB).
+        y_train, y_test: (N,) int32 in [0, num_classes).
+        num_classes: how many labels there are.
+        mean, std: for each channel, of the training pixels in [0, 1]; to normalise images by.
+
+    Raises:
+        ValueError: if shapes, types or labels are not as above.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
+            check_images(images, f"x_{part}")
+            check_labels(labels, self.num_classes, f"y_{part}")
+            if len(images) != len(labels):
+                raise ValueError(
+                    f"`x_{part}` and `y_{part}` must be of the same length. "
+                    f"Received: {len(images)} images, {len(labels)} labels"
+                )
+
+
+def check_images(images: np.ndarray, name: str = "images") -> None:
+    """Raises ValueError unless the images are (N, H, W, 1) or (N, H, W, 3) uint8."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+        raise ValueError(
+            f"`{name}` must be uint8 of shape (N, height, width, 1) or (N, height, width, 3). "
+            f"Received: shape={images.shape}, dtype={images.dtype}"
+        )
+
+
+def check_labels(labels: np.ndarray, num_classes: int, name: str = "labels") -> None:
+    """Raises ValueError unless the labels are integers in [0, num_classes)."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"`{name}` must be integers of shape (N,). "
+            f"Received: shape={labels.shape}, dtype={labels.dtype}"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"`{name}` must lie in [0, num_classes). Received: label {labels[wrong[0]]} at index "
+            f"{wrong[0]}, num_classes={num_classes}"
+        )
+
+
+def load(
+    name: str,
+    image_size: int | None = None,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> ImageDataset:
+    """Loads a data set into memory.
+
+    Args:
+        name: "mnist", or a name of TensorFlow Datasets with images and labels, such as
+            "fashion_mnist" or "visual_domain_decathlon/gtsrb".
+        image_size: height and width to resize every image to; by default as stored.
+        train_examples: take only that many training images, from the beginning.
+        test_examples: likewise of the test images.
+        data_dir: where TensorFlow Datasets keeps its data; by default its own folder.
+
+    Raises:
+        ValueError: for an unknown name, more examples than there are, or images of several sizes
+            without `image_size`.
+        ImportError: if the data set needs TensorFlow Datasets and it is not installed.
+        OSError: if the embedded data is damaged, or data is neither prepared nor to be downloaded.
+    """
+    wanted = {"train": train_examples, "test": test_examples}
+    for part, count in wanted.items():
+        if count is not None and count < 1:
+            raise ValueError(f"`{part}_examples` must be at least 1. Received: {count}")
+    if name == "mnist":
+        parts, num_classes = _mnist(), 10
+    else:
+        parts, num_classes = _tensorflow_datasets(name, data_dir)
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for part, (images, labels) in parts.items():
+        count = wanted[part] or len(labels)
+        if count > len(labels):
+            raise ValueError(
+                f"`{part}_examples` must be at most {len(labels)}, all that {name} has. "
+                f"Received: {part}_examples={count}"
+            )
+        arrays[part] = (
+            _as_array(images[:count], image_size),
+            np.asarray(labels[:count], np.int32),
+        )
+    x_train = arrays["train"][0]
+    # The document's constants for MNIST; other data is measured.
+    mean, std = ((0.1307,), (0.3081,)) if name == "mnist" else _statistics(x_train)
+    return ImageDataset(name, *arrays["train"], *arrays["test"], num_classes, mean, std)
+
+
+def _as_array(images: Any, size: int | None) -> np.ndarray:
+    if size is not None:
+        return resize(images, size)
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The images differ in size ({len(shapes)} shapes, {min(shapes)} to {max(shapes)}): "
+            "give `image_size`. Received: image_size=None"
+        )
+    return np.stack(list(images)).reshape(len(images), *next(iter(shapes))[:2], -1)
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # Counts of the 256 grey levels give exact sums without a float copy of the data.
+    levels = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean = float(counts @ levels / counts.sum())
+        means.append(round(mean, 4))
+        stds.append(round(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())), 4))
+    if not all(stds):
+        raise ValueError(f"The training images are of one colour only. Received: std={stds}")
+    return tuple(means), tuple(stds)
+
+
+def _mnist() -> dict[str, Any]:
+    with embedded("mnist.npz", MNIST_SHA256) as file, np.load(file) as data:
+        return {part: (data[f"x_{part}"], data[f"y_{part}"]) for part in ("train", "test")}
+
+
+def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"The data set {name} comes from TensorFlow Datasets, which is not installed. Install "
+            'it with `pip install "keras-zoo[data]"`, or use the embedded `mnist`'
+        ) from error
+    folder = None if data_dir is None else os.path.expanduser(data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise ValueError(
+            "`dataset` must be mnist or a name that TensorFlow Datasets knows or holds prepared "
+            f"in `data_dir`. Received: dataset={name}, data_dir={data_dir}"
+        ) from error
+    if not builder.data_path.exists():
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except Exception as error:  # each downloader fails in its own way
+            raise OSError(
+                f"Could not download {name}: {type(error).__name__}: {error}. Without a network, "
+                "prepare it elsewhere (`tfds build --file_format=array_record`) and put it at "
+                f"{builder.data_path}, or give its parent folder as `data_dir`"
+            ) from error
+    features = builder.info.features
+    if features is None or not {"image", "label"} <= set(features):
+        raise ValueError(
+            f"`dataset` must have the features image and label. Received: {name} with "
+            f"{sorted(features or [])}"
+        )
+    parts = {"train": _split(builder, "train")}
+    # Some test sets (those of the visual decathlon) keep their labels back.
+    for split in ("test", "validation"):
+        if split in builder.info.splits:
+            images, labels = _split(builder, split)
+            if (labels >= 0).any():
+                parts["test"] = images, labels
+                break
+    else:
+        raise ValueError(
+            f"`dataset` must have a test or validation split with labels. Received: {name} with "
+            f"{sorted(builder.info.splits)}"
+        )
+    return parts, int(features["label"].num_classes)
+
+
+def _split(builder: Any, split: str) -> tuple[Any, np.ndarray]:
+    """Images as a list, for they may differ in size, and labels."""
+    if split not in builder.info.splits:
+        raise ValueError(
+            f"`dataset` must have the split {split}. Received: {builder.info.full_name} with "
+            f"{sorted(builder.info.splits)}"
+        )
+    examples: Iterable[Any]
+    if str(builder.info.file_format.value) == "array_record":
+        examples = builder.as_data_source(split)  # needs no TensorFlow
+    else:
+        import tensorflow_datasets as tfds
+
+        try:
+            examples = tfds.as_numpy(builder.as_dataset(split, shuffle_files=False))
+        except ImportError as error:
+            raise ImportError(
+                f"{builder.data_path} is in the format {builder.info.file_format.value}, which "
+                "only TensorFlow reads. Install TensorFlow, or prepare it again with "
+                "`tfds build --file_format=array_record`"
+            ) from error
+    images, labels = [], []
+    for example in examples:
+        images.append(np.asarray(example["image"]))
+        labels.append(int(example["label"]))
+    return images, np.array(labels)

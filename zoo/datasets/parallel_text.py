@@ -1,0 +1,157 @@
+"""Sentences with their translations: English and Spanish verses, and batches of like length.
+
+    for pair in split("train"): ...                        # Pair(reference, source, target)
+    batches = LengthBuckets(sources, targets, tokens=2048)
+    source, target = batches(np.array([0]))                # (B, S) and (B, T + 1)
+
+Source: verses aligned as in Christodouloupoulos and Steedman, "A massively parallel corpus: the
+Bible in 100 languages", 2015; batches by length as in Vaswani et al., 2017, section 5.1.
+"""
+
+import io
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from zoo import random
+from zoo.datasets.embedded import embedded
+from zoo.datasets.tokenizer import Vocabulary
+
+ENG_SPA_SHA256 = "cf28c95139d824ce07243af5254f25ab96c4e4a3bdde2f386b8fd10833752d52"
+
+# Whole books, of both testaments: neighbouring verses are too like each other to be parted.
+VALIDATION = ("Daniel", "Jonah", "I John")
+TEST = ("Ruth", "Esther", "Philippians", "James")
+
+_WIDTHS = (16, 24, 32, 48, 64, 96, 128)  # of batches, a compiled step each
+
+
+class Pair(NamedTuple):
+    """A sentence, its translation, and where they stand."""
+
+    reference: str
+    source: str
+    target: str
+
+    @property
+    def book(self) -> str:
+        return self.reference.rpartition(" ")[0]
+
+
+def pairs() -> Iterator[Pair]:
+    """31,011 verses in English and Spanish, read one at a time.
+
+    Raises:
+        OSError: if the embedded file is damaged.
+    """
+    with embedded("eng_spa.tsv.xz", ENG_SPA_SHA256) as file, lzma.open(file) as content:
+        for line in io.TextIOWrapper(content, "utf-8", newline="\n"):
+            yield Pair(*line.rstrip("\n").split("\t"))
+
+
+def split(part: str) -> list[Pair]:
+    """The verses of "train", "validation" or "test", whole books each.
+
+    Raises:
+        ValueError: for another part.
+    """
+    books = {"validation": VALIDATION, "test": TEST}
+    if part not in ("train", *books):
+        raise ValueError(f"`part` must be train, validation or test. Received: part={part}")
+    if part == "train":
+        return [pair for pair in pairs() if pair.book not in VALIDATION + TEST]
+    return [pair for pair in pairs() if pair.book in books[part]]
+
+
+class LengthBuckets:
+    """Batches of sentences of like length, so that little is padded; an example is a batch.
+
+    The token 0 begins, ends and fills up: a target (B, T + 1) is 0, its ids, 0 and so on, of which
+    all but the last are read and all but the first predicted. Rows of zeros fill up a batch.
+
+    Args:
+        sources: ids of each sentence, (S,) integers above 0.
+        targets: of each translation, as many.
+        tokens: of a batch's sources, and of its targets, padding included; a sentence at least.
+        longest: longer sentences and translations are left out.
+        seed: of which sentences share a batch.
+
+    Raises:
+        ValueError: unless there are as many sources as targets, one at least, for an id below 1, or
+            if all are too long.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        tokens: int = 2048,
+        longest: int = _WIDTHS[-1],
+        seed: int = 0,
+    ):
+        if len(sources) != len(targets) or not len(sources):
+            raise ValueError(
+                "`sources` and `targets` must be as many, one at least. "
+                f"Received: {len(sources)} sources, {len(targets)} targets"
+            )
+        lowest = min(int(ids.min()) for ids in (*sources, *targets))
+        if lowest < 1:
+            raise ValueError(
+                "`sources` and `targets` must hold ids above 0, which begins and ends them. "
+                f"Received: id {lowest}"
+            )
+        widths = [width for width in _WIDTHS if width < longest] + [longest]
+        needed = np.array([max(len(s), len(t) + 1) for s, t in zip(sources, targets)])
+        bucket = np.searchsorted(widths, needed)
+        order = np.asarray(random.permutation(random.key(seed, "buckets"), len(sources)))
+        self._batches: list[tuple[np.ndarray, np.ndarray]] = []
+        for number, width in enumerate(widths):
+            inside = order[bucket[order] == number]
+            rows = max(tokens // width, 1)
+            for first in range(0, len(inside), rows):
+                chosen = inside[first : first + rows]
+                source = np.zeros((rows, width), np.int32)
+                target = np.zeros((rows, width + 1), np.int32)
+                for row, place in enumerate(chosen):
+                    source[row, : len(sources[place])] = sources[place]
+                    target[row, 1 : 1 + len(targets[place])] = targets[place]
+                self._batches.append((source, target))
+        self.pairs = int((needed <= longest).sum())
+        if not self.pairs:
+            raise ValueError(
+                f"`longest` must leave a pair at least. Received: longest={longest}, and the "
+                f"shortest pair needs {needed.min()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch of this number, (1,): sources (B, S) and targets (B, T + 1), int32."""
+        (index,) = map(int, indices)
+        return self._batches[index]
+
+
+def make_vocabulary(saved: Path, size: int) -> Vocabulary:
+    """What a run has saved; else of so many subwords, of both languages.
+
+    Args:
+        saved: a file, which need not be there.
+        size: of the vocabulary. It is made from all training pairs, so that each character of the
+            others is known.
+    """
+    if saved.exists():
+        return Vocabulary.load(saved)
+    texts = (text for pair in split("train") for text in (pair.source, pair.target))
+    return Vocabulary.train(texts, size)
+
+
+def encoded(
+    chosen: Sequence[Pair], vocabulary: Vocabulary
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The ids of sources and of targets."""
+    sources, targets = zip(*((pair.source, pair.target) for pair in chosen))
+    return [vocabulary.encode(s) for s in sources], [vocabulary.encode(t) for t in targets]

@@ -1,0 +1,45 @@
+"""Gradients compared and measured: by hand against autodiff, and by time step."""
+
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from zoo import backends
+from zoo.evaluation.distance import distance
+from zoo.lessons.backprop import backward, forward, layers_of
+
+
+def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
+    """How far each weight's gradient by hand is from the backend's own, by the weight's path.
+
+    The largest difference, relative to the largest gradient of the weight.
+    """
+    loss = partial(ops.sparse_categorical_crossentropy, from_logits=True)
+    own = backends.gradients(model, x, labels, loss)
+    layers = layers_of(model)
+    outputs = forward(layers, ops.cast(x, layers[0].w.dtype))
+    by_hand = chain.from_iterable(backward(layers, outputs, ops.convert_to_tensor(labels)))
+    return {
+        path: distance(ops.convert_to_numpy(array), own[path]) for path, array in zip(own, by_hand)
+    }
+
+
+def gradient_by_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> list[float]:
+    """How much of the loss' gradient reaches the input of each step.
+
+    Args:
+        model: from sequences, (B, T, features), to logits.
+        x: the sequences.
+        y: their labels, (B,).
+
+    Returns:
+        For each of the T steps, the norm of a sequence's gradient there, averaged over sequences:
+        gradients of several signs do not cancel.
+    """
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    norms = np.linalg.norm(backends.input_gradients(model, x, y, loss), axis=-1)  # (B, T)
+    return [float(norm) for norm in norms.mean(axis=0)]

@@ -1,0 +1,1 @@
+"""Generation: decoding, sampling, beam search, completion, translation."""

@@ -1,0 +1,1 @@
+"""What the document says about neurons and gradients, computed."""

@@ -1,0 +1,91 @@
+"""Convolutional neural networks: the document's network for 48×48 images.
+
+Shapes for a batch of B images, parameters of each layer:
+
+    image      (B, 48, 48, 3)
+    conv1      (B, 48, 48, 32)   (3·3·3 + 1)·32       =       896
+    conv2      (B, 48, 48, 64)   (3·3·32 + 1)·64      =    18,496
+    pool1      (B, 24, 24, 64)
+    conv3      (B, 24, 24, 128)  (3·3·64 + 1)·128     =    73,856
+    pool2      (B, 12, 12, 128)
+    flatten    (B, 18432)
+    fc1        (B, 512)          (12·12·128 + 1)·512  = 9,437,696
+    fc2        (B, classes)      (512 + 1)·classes
+
+The document also works out by hand a dense layer from its 64·24·24 features after `pool1` to 512
+units and prints 3,221,504 parameters. That is a slip: (64·24·24 + 1)·512 = 18,874,880. The network
+itself pools once more before it flattens, as above.
+
+Source: the document's sections "Convolutional Neural Networks" and "Exemple de code CNN".
+"""
+
+import keras
+
+from zoo import initializers, random
+from zoo.layers.core import Conv2D, MaxPooling2D
+from zoo.registry import ImageInput, register
+from zoo.validation import check_dropout, check_sizes
+
+
+@register(
+    section="Convolutional Neural Networks",
+    recipe="recipes/mnist.py",
+    parameters="9,530,944 + 513·num_classes",
+    count=lambda num_classes=32, **_: 9_530_944 + 513 * num_classes,
+    images=ImageInput(48, channels=3),
+)
+def cnn_48x48(
+    num_classes: int = 32,
+    dropout: float = 0.5,
+    seed: int = 0,
+    dtype: str | None = None,
+    name: str = "cnn_48x48",
+) -> keras.Model:
+    """The document's `MY_NET`: three convolutions, two poolings, two dense layers.
+
+    Args:
+        num_classes: width of the output.
+        dropout: fraction dropped before each of the two dense layers, in [0, 1).
+        seed: of the initial weights and the dropout masks; the same on every backend. Weights
+            begin as PyTorch's layers do, uniform in ±1/sqrt(fan_in).
+        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: of the model.
+
+    Returns:
+        An uncompiled model from images, (B, 48, 48, 3) float, to logits, (B, num_classes).
+
+    Raises:
+        ValueError: if `num_classes` is not at least 1 or `dropout` lies outside [0, 1).
+    """
+    check_sizes(num_classes=num_classes)
+    check_dropout(dropout)
+
+    def start(layer: str, fan_in: int) -> dict[str, object]:
+        return {
+            "kernel_initializer": initializers.FanInUniform(seed, f"{layer}/kernel"),
+            "bias_initializer": initializers.FanInUniform(seed, f"{layer}/bias", fan_in),
+            "dtype": dtype,
+            "name": layer,
+        }
+
+    def conv(layer: str, channels: int, filters: int) -> Conv2D:
+        weights = start(layer, 3 * 3 * channels)
+        return Conv2D(
+            filters, 3, padding="same", data_format="channels_last", activation="relu", **weights
+        )
+
+    def pool(layer: str) -> MaxPooling2D:
+        return MaxPooling2D(2, data_format="channels_last", dtype=dtype, name=layer)
+
+    image = keras.Input((48, 48, 3), name="image")
+    x = conv("conv1", 3, 32)(image)
+    x = conv("conv2", 32, 64)(x)
+    x = pool("pool1")(x)
+    x = conv("conv3", 64, 128)(x)
+    x = pool("pool2")(x)
+    x = keras.layers.Flatten("channels_last", dtype=dtype, name="flatten")(x)
+    x = random.Dropout(dropout, seed, dtype=dtype, name="dropout1")(x)
+    x = keras.layers.Dense(512, activation="relu", **start("fc1", 12 * 12 * 128))(x)
+    x = random.Dropout(dropout, seed, dtype=dtype, name="dropout2")(x)
+    logits = keras.layers.Dense(num_classes, **start("fc2", 512))(x)
+    return keras.Model(image, logits, name=name)

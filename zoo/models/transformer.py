@@ -1,0 +1,258 @@
+"""The encoder-decoder transformer: reads one sequence, and writes another.
+
+    memory = embedding(source)·sqrt(d) + positions              (B, S, d)
+    memory = block(memory), num_layers times                    self-attention, feed-forward
+    x = embedding(target)·sqrt(d) + positions                   (B, T, d)
+    x = block(x, memory), num_layers times      causal self-attention, cross-attention, feed-forward
+    logits = embedding(x, reverse=True)                         (B, T, target_vocabulary_size)
+
+With d = hidden_dim, f = intermediate_dim and one table of V tokens for source, target and output:
+
+    V·d + num_layers·((4·d² + 2·d·f + 9·d + f) + (8·d² + 2·d·f + 15·d + f))
+
+63,082,496 for the paper's base model with its 37,000 tokens.
+
+Source: the document's section "Architecture de Transformateur"; Vaswani et al., "Attention Is All
+You Need", 2017.
+"""
+
+from typing import Any
+
+import keras
+
+from zoo import initializers, random
+from zoo.layers.attention import PositionKind, Positions
+from zoo.layers.core import Dense, Embedding
+from zoo.layers.transformer_block import (
+    Norm,
+    PaddingMask,
+    TransformerBlock,
+    block_count,
+    check_block,
+    normalization,
+)
+from zoo.registry import register
+from zoo.validation import check_sizes
+
+Tensor = Any
+
+
+PADDING = 0  # the id that fills up shorter sequences, unless a model is told another
+
+
+_BPE = {"source_vocabulary_size": 37000, "target_vocabulary_size": 37000, "share_embeddings": True}
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "small": {"num_layers": 3, "num_heads": 4, "hidden_dim": 256, "intermediate_dim": 1024},
+    "base": {
+        **_BPE, "max_length": 1024,
+        "num_layers": 6, "num_heads": 8, "hidden_dim": 512, "intermediate_dim": 2048,
+    },
+    "big": {
+        **_BPE, "max_length": 1024, "dropout": 0.3,
+        "num_layers": 6, "num_heads": 16, "hidden_dim": 1024, "intermediate_dim": 4096,
+    },
+}  # fmt: skip
+
+
+def _count(
+    source_vocabulary_size: int,
+    target_vocabulary_size: int,
+    max_length: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_dim: int,
+    intermediate_dim: int | None,
+    num_kv_heads: int | None,
+    activation: str,
+    norm: str,
+    norm_first: bool,
+    positions: str,
+    use_bias: bool,
+    share_embeddings: bool,
+    tie_embeddings: bool,
+    **_: object,
+) -> int:
+    encoder, decoder = (
+        block_count(
+            hidden_dim, intermediate_dim or 4 * hidden_dim, num_heads, num_kv_heads, activation,
+            cross_attention=cross_attention, norm=norm, use_bias=use_bias,
+        )
+        for cross_attention in (False, True)
+    )  # fmt: skip
+    rows = target_vocabulary_size * (1 if tie_embeddings else 2)
+    rows += 0 if share_embeddings else source_vocabulary_size
+    rows += 2 * max_length if positions == "learned" else 0
+    rows += (2 if norm == "rms_norm" else 4) if norm_first else 0
+    return num_layers * (encoder + decoder) + rows * hidden_dim
+
+
+@register(
+    section="Architecture de Transformateur",
+    recipe="recipes/translate.py",
+    parameters="V·d + num_layers·((4·d² + 2·d·f + 9·d + f) + (8·d² + 2·d·f + 15·d + f))",
+    count=_count,
+    generates="tokens",
+    examples={
+        "": {
+            "source_vocabulary_size": 48, "target_vocabulary_size": 64, "max_length": 72,
+            "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "dropout": 0.1,
+        },
+        "pre_norm": {
+            "source_vocabulary_size": 64, "target_vocabulary_size": 64, "max_length": 72,
+            "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 32,
+            "intermediate_dim": 48, "activation": "swiglu", "norm": "rms_norm", "norm_first": True,
+            "positions": "rotary", "use_bias": False, "share_embeddings": True,
+            "tie_embeddings": False,
+        },
+    },
+)  # fmt: skip
+def transformer(
+    source_vocabulary_size: int = 8000,
+    target_vocabulary_size: int = 8000,
+    max_length: int = 128,
+    num_layers: int = 3,
+    num_heads: int = 4,
+    hidden_dim: int = 256,
+    intermediate_dim: int | None = None,
+    num_kv_heads: int | None = None,
+    activation: str = "relu",
+    norm: Norm = "layer_norm",
+    norm_first: bool = False,
+    positions: PositionKind = "sinusoidal",
+    rotary_base: float = 10000.0,
+    epsilon: float = 1e-5,
+    use_bias: bool = True,
+    share_embeddings: bool = False,
+    tie_embeddings: bool = True,
+    padding: int = PADDING,
+    dropout: float = 0.1,
+    seed: int = 0,
+    dtype: str | None = None,
+    name: str = "transformer",
+) -> keras.Model:
+    """Reads a sequence, and predicts each token of another from it and the tokens before.
+
+    `transformer(**CONFIGURATIONS["base"])` is the paper's (`from zoo.models.transformer import
+    CONFIGURATIONS`).
+
+    Args:
+        source_vocabulary_size: how many tokens there are in what is read.
+        target_vocabulary_size: and in what is written.
+        max_length: the longest sequence, of either.
+        num_layers: blocks of the encoder, and as many of the decoder.
+        num_heads: of each attention; a divisor of `hidden_dim`.
+        hidden_dim: width of a token's vector.
+        intermediate_dim: width within a block's feed-forward network; by default 4·hidden_dim.
+        num_kv_heads: heads of keys and values, a divisor of `num_heads`; by default as many.
+        activation: of it: "relu", "gelu", "gelu_tanh" or "swiglu".
+        norm: "layer_norm" or "rms_norm".
+        norm_first: whether what goes into each part of a block is normalised, and what leaves the
+            last block (pre-norm), or, as in the paper, the sum after each part (post-norm).
+        positions: "sinusoidal", "learned" or "rotary".
+        rotary_base: of the rotations' wave lengths.
+        epsilon: added to the variance in a normalisation.
+        use_bias: of the dense layers, but for the output.
+        share_embeddings: whether source and target have one table.
+        tie_embeddings: whether the output's kernel is the target's table.
+        padding: the id that fills up shorter sources. A target's padding stands behind it, where
+            no token before sees it.
+        dropout: fraction dropped of the embeddings and of what each part of a block adds, in
+            [0, 1).
+        seed: of the initial weights and the dropout masks; the same on every backend.
+        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: of the model.
+
+    Returns:
+        An uncompiled model from [source (B, S), target (B, T)], int, to logits, (B, T,
+        target_vocabulary_size): after each token of the target the next. An id outside the
+        vocabulary is refused: see `zoo.layers.core.Embedding`.
+
+    Raises:
+        ValueError: for a size that is not at least 1, heads that do not divide what they share, an
+            unknown `activation`, `norm` or kind of `positions`, vocabularies that differ and are to
+            share a table, `padding` outside the source's, `dropout` outside [0, 1) and, when it is
+            called, for a sequence longer than `max_length` or other than as many sources as
+            targets.
+    """
+    check_sizes(
+        source_vocabulary_size=source_vocabulary_size,
+        target_vocabulary_size=target_vocabulary_size,
+        max_length=max_length,
+        num_layers=num_layers,
+    )
+    intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
+    check_block(
+        hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, positions,
+        intermediate_dim=intermediate_dim,
+    )  # fmt: skip
+    if share_embeddings and source_vocabulary_size != target_vocabulary_size:
+        raise ValueError(
+            "`share_embeddings` needs one vocabulary for both. Received: "
+            f"source_vocabulary_size={source_vocabulary_size}, "
+            f"target_vocabulary_size={target_vocabulary_size}"
+        )
+    if not 0 <= padding < source_vocabulary_size:
+        raise ValueError(
+            f"`padding` must lie in [0, {source_vocabulary_size}), the source's vocabulary. "
+            f"Received: padding={padding}"
+        )
+
+    def table(vocabulary_size: int, name: str) -> Embedding:
+        initializer = initializers.Normal(seed, name, hidden_dim**-0.5)
+        return Embedding(
+            vocabulary_size, hidden_dim, embeddings_initializer=initializer, dtype=dtype, name=name
+        )
+
+    def embedded(embedding: Embedding, ids: Tensor, half: str) -> Tensor:
+        x = embedding(ids)
+        x = keras.layers.Rescaling(hidden_dim**0.5, dtype=dtype, name=f"{half}_scale")(x)
+        if positions != "rotary":
+            name = f"{half}_positions"
+            initializer = initializers.Normal(seed, name, 0.02)
+            x = Positions(positions, max_length, initializer, dtype=dtype, name=name)(x)
+        if dropout:
+            x = random.Dropout(dropout, seed, dtype=dtype, name=f"{half}_dropout")(x)
+        return x
+
+    def block(half: str, number: int) -> TransformerBlock:
+        decodes = half == "decoder"
+        return TransformerBlock(
+            intermediate_dim, activation, num_heads, num_kv_heads,
+            causal=decodes, cross_attention=decodes,
+            rotary_base=rotary_base if positions == "rotary" else None, max_length=max_length,
+            norm=norm, epsilon=epsilon, norm_first=norm_first, dropout=dropout, use_bias=use_bias,
+            seed=seed, dtype=dtype, name=f"{half}_block{number}",
+        )  # fmt: skip
+
+    source = keras.Input((None,), dtype="int32", name="source")
+    target = keras.Input((None,), dtype="int32", name="target")
+    embedding = table(
+        target_vocabulary_size, "embedding" if share_embeddings else "target_embedding"
+    )
+    source_embedding = embedding
+    if not share_embeddings:
+        source_embedding = table(source_vocabulary_size, "source_embedding")
+    counts = PaddingMask(padding, name="source_mask")(source)
+
+    memory = embedded(source_embedding, source, "encoder")
+    for number in range(1, num_layers + 1):
+        memory = block("encoder", number)(memory, counts=counts)
+    if norm_first:
+        memory = normalization(norm, epsilon, dtype, "encoder_norm")(memory)
+
+    x = embedded(embedding, target, "decoder")
+    for number in range(1, num_layers + 1):
+        x = block("decoder", number)(x, memory, context_counts=counts)
+    if norm_first:
+        x = normalization(norm, epsilon, dtype, "decoder_norm")(x)
+    if tie_embeddings:
+        logits = embedding(x, reverse=True)
+    else:
+        kernel = initializers.Normal(seed, "output", hidden_dim**-0.5)
+        logits = Dense(
+            target_vocabulary_size, use_bias=False, kernel_initializer=kernel, dtype=dtype,
+            name="output",
+        )(x)  # fmt: skip
+    return keras.Model([source, target], logits, name=name)

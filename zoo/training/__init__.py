@@ -1,0 +1,1 @@
+"""Training: optimizers, batches, checkpoints, run directories."""
