@@ -56,16 +56,21 @@ class Config:
 
 def data() -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
     """Arguments of the network; images, labels and all prompts for each label to train on."""
-    from zoo.diffusion.prompts import PromptVocabulary, phrases
+    from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
 
-    vocabulary = PromptVocabulary([prompt for prompts in phrases() for prompt in prompts])
+    vocabulary = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
     arguments = {
         "vocabulary_size": len(vocabulary), "max_length": vocabulary.max_length,
         "channels": CHANNELS, "input_shape": (SIZE, SIZE, 1),
     }  # fmt: skip
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, SIZE, SIZE, 1)).astype(np.uint8)
     labels = (np.arange(IMAGES) % 10).astype(np.int32)
-    return arguments, images, labels, np.stack([vocabulary.encode(some) for some in phrases()])
+    return (
+        arguments,
+        images,
+        labels,
+        np.stack([vocabulary.encode(some) for some in prompts_by_class()]),
+    )
 
 
 def asked(config: Config, prompts: np.ndarray) -> np.ndarray:
@@ -108,18 +113,18 @@ def native(config: Config) -> Callable[[], Any]:
 def zoo(config: Config) -> Callable[[], Any]:
     from zoo import text_to_image
     from zoo.backends import backend
-    from zoo.diffusion.gaussian_diffusion import Process
+    from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
     from zoo.diffusion.losses import diffusion_objective
     from zoo.diffusion.noise_schedule import cosine
     from zoo.diffusion.sampler import Sampler
     from zoo.training.optimizers import Adam
 
     arguments, images, labels, prompts = data()
-    model, process = text_to_image(**arguments), Process(cosine())
+    model, process = text_to_image(**arguments), GaussianDiffusion(cosine())
     if config.task == "sample":
         sampler, ids = Sampler(model, process), asked(config, prompts)
         options = {"guidance_scale": config.guidance_scale, "steps": config.steps}
-        return lambda: sampler.draw(config.samples, ids, **options)
+        return lambda: sampler.sample(config.samples, ids, **options)
 
     optimizer = Adam(1e-3, global_clipnorm=1.0, use_ema=True, ema_momentum=MOMENTUM)
     optimizer.build(model.trainable_variables)
@@ -134,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.worker:
         from zoo.backends import backend
 
-        backend.keep_freed_memory()  # for all alike
+        backend.keep_malloc_pages()  # for all alike
         serve(native(config) if config.worker == "native" else zoo(config))
         return {}
     command = ["-m", "benchmarks.diffusion_speed", "--task", config.task]

@@ -109,7 +109,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.worker:
         from zoo.backends import backend
 
-        backend.keep_freed_memory()  # for all alike
+        backend.keep_malloc_pages()  # for all alike
         serve(hugging_face(config) if config.worker == "hugging face" else zoo(config))
         return {}
     command = ["-m", "benchmarks.gpt_speed", "--task", config.task]

@@ -186,8 +186,8 @@ def cosine_schedule(steps: int) -> tuple[Tensor, Tensor]:
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     left = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
     betas = (1 - left[1:] / left[:-1]).clamp(max=0.999)
-    alphas_bar = torch.cumprod(1 - betas, dim=0)
-    return alphas_bar.sqrt().float(), (1 - alphas_bar).sqrt().float()
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
 
 
 # ------------------------------------------------------------------ the zoo's weights

@@ -46,7 +46,7 @@ def augmentation(batch_size: int) -> Callable[[], Any]:
         # The sum stands for whoever reads the pixels, and waits for them.
         return ops.sum(transform.training(batch, random.fold_in(key, step)))
 
-    forward = backend.forward(keras.Model(), augment)
+    forward = backend.inference_function(keras.Model(), augment)
     generator = np.random.default_rng(0)
     images = backend.on_device(generator.integers(0, 256, (1024, 48, 48, 1)).astype(np.uint8))
     indices = np.arange(batch_size, dtype=np.int32)

@@ -121,7 +121,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.worker:
         from zoo.backends import backend
 
-        backend.keep_freed_memory()  # for all alike
+        backend.keep_malloc_pages()  # for all alike
         kind = config.worker.split()[0]
         native = kind == "native"
         serve(native_step(config) if native else keras_step(config, stock=kind == "stock"))

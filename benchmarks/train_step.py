@@ -43,7 +43,7 @@ def document_step(batch_size: int, keep_memory: bool) -> Callable[[], Any]:
         os.environ["KERAS_BACKEND"] = "torch"
         from zoo.backends import backend
 
-        backend.keep_freed_memory()
+        backend.keep_malloc_pages()
     import torch
 
     from benchmarks.document import MY_NET, make_step
@@ -62,7 +62,7 @@ def zoo_step(batch_size: int) -> Callable[[], Any]:
     from zoo.training import losses
     from zoo.training.optimizers import Adam
 
-    backend.keep_freed_memory()
+    backend.keep_malloc_pages()
     model, optimizer = zoo.cnn_48x48(10), Adam(l2=1e-4)
     optimizer.build(model.trainable_variables)
     objective = losses.classification_objective(model, ImageTransform((0.1307,), (0.3081,)), 0)

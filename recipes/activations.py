@@ -57,7 +57,7 @@ class Config:
     """A smaller batch, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        run_directory.fill_in(self, train_examples=1024 if self.quick else 4096)
+        run_directory.set_defaults(self, train_examples=1024 if self.quick else 4096)
         check_sizes(layers=self.layers, units=self.units, train_examples=self.train_examples)
 
 
@@ -122,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
     transform = ImageTransform(data.mean, data.std, shape=(784,))
     x = transform.test(data.x_train)
     norms = {name: gradient_norms(config, name, x, data.y_train) for name in STYLES}
-    run.begin()
+    run.write_config()
     draw(norms).savefig(run.path / "activations.png", dpi=120)
     ratios = {name: values[0] / values[-1] for name, values in norms.items()}
     table = Table("activation", "range", "first layer", "last layer", "first / last", "of linear's")

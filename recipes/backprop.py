@@ -57,9 +57,9 @@ class Config:
 
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": 12_800}
-        run_directory.fill_in(self, **(quick if self.quick else {"epochs": 5}))
+        run_directory.set_defaults(self, **(quick if self.quick else {"epochs": 5}))
         check_sizes(epochs=self.epochs, batch_size=self.batch_size)
-        optimizers.schedule("constant", self.learning_rate, 0)
+        optimizers.learning_rate_schedule("constant", self.learning_rate, 0)
 
     def build(self, dtype: str) -> keras.Model:
         """The network, from flattened images."""
@@ -73,7 +73,7 @@ def train_by_hand(
     """The layers in the end, and the loss of every step."""
     layers, losses = layers_of(config.build(config.dtype)), []
     for epoch in range(config.epochs or 0):
-        order = batches.batch_order(config.seed, epoch, len(data.x_train))
+        order = batches.shuffled_indices(config.seed, epoch, len(data.x_train))
         for start in range(0, len(order), config.batch_size):
             batch = order[start : start + config.batch_size]
             labels = ops.convert_to_tensor(data.y_train[batch])
@@ -88,7 +88,7 @@ def train_by_hand(
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or goes on with it, and returns its metrics."""
     console = cli.console()
-    backend.use_full_precision()
+    backend.disable_tf32()
     run = run_directory.open_run("backprop", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")

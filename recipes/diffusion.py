@@ -17,12 +17,12 @@ from typing import Any
 import tyro
 
 from zoo import backends, cli, unet
-from zoo.diffusion.config import Settings, train
+from zoo.diffusion.config import DiffusionConfig, train
 from zoo.training.run_directory import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(DiffusionConfig):
     """Train a model that draws images like those of a data set."""
 
 

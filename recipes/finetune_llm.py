@@ -24,17 +24,17 @@ import tyro
 
 from zoo import backends, cli
 from zoo.datasets import tokenizer
-from zoo.datasets.token_windows import RandomWindows
+from zoo.datasets.token_windows import RandomTokenWindows
 from zoo.evaluation import language_model, plots
 from zoo.interop import keras_hub
 from zoo.training import losses, trainer
-from zoo.training.optimizers import AdamW, schedule
-from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.training.optimizers import AdamW, learning_rate_schedule
+from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
 from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(TrainingConfig):
     """Fine-tune a language model of KerasHub on a text file, and let it write."""
 
     preset: str
@@ -64,7 +64,7 @@ class Config(Options):
     text_sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        fill_in(self, steps=50 if self.quick else 500)
+        set_defaults(self, steps=50 if self.quick else 500)
         check_sizes(rank=self.rank, length=self.length, steps=self.steps)
         check_sizes(batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps)
         check_sizes(max_new_tokens=self.max_new_tokens)
@@ -102,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
+def train(config: Config, run: RunDirectory, reader: keras_hub.Reader) -> dict[str, Any]:
     """Trains the thin matrices, or goes on with it; writes and returns the metrics."""
     console = cli.console()
     model, content = reader.model, tokenizer.read_file(config.text)
@@ -112,7 +112,7 @@ def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     trained = reader.trained
     parameters = sum(math.prod(variable.shape) for variable in trained.variables)
     count = config.steps * config.batch_size
-    rate = schedule("warmup_cosine", config.learning_rate, config.steps)
+    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, config.steps)
     console.print(
         f"{parameters:,} of {model.count_params():,} parameters are trained, on {len(ids):,} "
         f"tokens of text, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
@@ -121,7 +121,7 @@ def train(config: Config, run: Run, reader: keras_hub.Reader) -> dict[str, Any]:
     before = mean_loss(test_ids)
     state = trainer.fit(
         trained, AdamW(rate, 0.01, global_clipnorm=1.0), losses.language_objective(reader),
-        RandomWindows(ids, config.length, count, config.seed), run,
+        RandomTokenWindows(ids, config.length, count, config.seed), run,
         epochs=1, batch_size=config.batch_size, seed=config.seed,
         evaluate=lambda: {"validation_loss": mean_loss(test_ids)},
         checkpoint_steps=config.checkpoint_steps, console=console,

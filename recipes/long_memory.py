@@ -4,7 +4,7 @@
 
 The first step of a sequence shows one of eight symbols, every later one a distractor; at the end
 the network names the symbol. Each cell learns each length from fresh weights with the same
-settings, gates opened at first (`zoo.layers.recurrent.open_gates`). `memory.png` shows recall by
+settings, gates opened at first (`zoo.layers.recurrent.chrono_initialize`). `memory.png` shows recall by
 length, and the gradient that reaches each step. The same `--run-dir` goes on where it stopped.
 
 `--quick` takes less than a minute on two CPU cores (PyTorch): over 80 steps the plain RNN names
@@ -28,11 +28,11 @@ from rich.console import Console
 from zoo import backends, cli
 from zoo.datasets.recall import Recall
 from zoo.evaluation import classification, gradients, plots
-from zoo.layers.recurrent import open_gates
+from zoo.layers.recurrent import chrono_initialize
 from zoo.models.rnn import rnn_classifier
 from zoo.training import losses, trainer
 from zoo.training.optimizers import Adam
-from zoo.training.run_directory import Run, fill_in, open_run
+from zoo.training.run_directory import RunDirectory, open_run, set_defaults
 from zoo.validation import check_sizes
 
 CELLS = "simple_rnn", "lstm", "gru"
@@ -71,14 +71,14 @@ class Config:
     def __post_init__(self) -> None:
         quick = {"lengths": (5, 20, 80), "steps": 400}
         chosen = quick if self.quick else {"lengths": (5, 10, 20, 40, 80, 160), "steps": 600}
-        fill_in(self, **chosen)
+        set_defaults(self, **chosen)
         sizes = "steps", "batch_size", "test_examples", "checkpoint_steps"
         check_sizes(**{name: getattr(self, name) for name in sizes})
         if not self.lengths or list(self.lengths) != sorted({1, *self.lengths} - {1}):
             raise ValueError(f"`lengths` must grow, from 2 on. Received: lengths={self.lengths}")
 
 
-def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
+def learn(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[str, Any]:
     """Trains one cell at one length, or goes on with it, and returns what came of it."""
     train = Recall(config.seed, "train", length, config.steps * config.batch_size, SYMBOLS)
     test = Recall(config.seed, "test", length, config.test_examples, SYMBOLS)
@@ -86,11 +86,11 @@ def learn(config: Config, cell: str, length: int, whole: Run) -> dict[str, Any]:
         (length, 2 * SYMBOLS), SYMBOLS, cell, config.units, seed=config.seed,
         recurrent_initializer=config.recurrent_initializer,
     )  # fmt: skip
-    open_gates(model, length)
+    chrono_initialize(model, length)
     optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
-    whole.begin()
+    whole.write_config()
     part = {"cell": cell, "length": length}
-    run = Run(whole.path / cell / str(length), part)
+    run = RunDirectory(whole.path / cell / str(length), part)
     if run.metrics:
         return run.metrics
     x, y = test(np.arange(len(test)))

@@ -22,12 +22,12 @@ from zoo import backends, cli, datasets, registry
 from zoo.datasets.augmentation import ImageTransform
 from zoo.evaluation import classification
 from zoo.training import batches, losses, trainer
-from zoo.training.optimizers import Adam, schedule
-from zoo.training.run_directory import Options, fill_in, open_run
+from zoo.training.optimizers import Adam, learning_rate_schedule
+from zoo.training.run_directory import TrainingConfig, open_run, set_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(TrainingConfig):
     """Train an image classifier; the defaults are the document's setting."""
 
     dataset: str = "mnist"
@@ -55,7 +55,7 @@ class Config(Options):
 
     def __post_init__(self) -> None:
         chosen = {"epochs": 1, "train_examples": 12_800} if self.quick else {"epochs": 5}
-        fill_in(self, **chosen)
+        set_defaults(self, **chosen)
         for name in ("epochs", "train_examples", "test_examples", "batch_size", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -91,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     epochs = config.epochs or 5
     steps = epochs * math.ceil(len(data.x_train) / config.batch_size)
-    rate = schedule(config.schedule, config.learning_rate, steps)
+    rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     optimizer = Adam(rate, l2=config.weight_decay)
     console.print(
         f"{model.name} on {data.name} with {backends.name}: {len(data.x_train)} images to train "

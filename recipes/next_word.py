@@ -21,17 +21,17 @@ import tyro
 
 from zoo import backends, cli, rnn_language_model
 from zoo.datasets import shakespeare, token_windows
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import language_model
 from zoo.generation import completion
 from zoo.training import losses, trainer
-from zoo.training.optimizers import Adam, schedule
-from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.training.optimizers import Adam, learning_rate_schedule
+from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
 from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(TrainingConfig):
     """Train a recurrent language model on Shakespeare's works, and ask it for the next word."""
 
     cell: Literal["simple_rnn", "lstm", "gru"] = "lstm"
@@ -65,7 +65,7 @@ class Config(Options):
 
     def __post_init__(self) -> None:
         chosen = {"epochs": 1, "train_examples": 8000} if self.quick else {"epochs": 4}
-        fill_in(self, **chosen)
+        set_defaults(self, **chosen)
         check_sizes(epochs=self.epochs, batch_size=self.batch_size)
         check_sizes(length=self.length, units=self.units, checkpoint_steps=self.checkpoint_steps)
 
@@ -76,8 +76,8 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("next_word", config, "prompt", "temperature")
     if config.deterministic:
         backends.backend.make_deterministic()
-    vocabulary = shakespeare.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
-    answer = completion.Answer(vocabulary, config.prompt, config.seed, config.temperature)
+    vocabulary = shakespeare.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
+    answer = completion.NextWordDemo(vocabulary, config.prompt, config.seed, config.temperature)
     model = rnn_language_model(
         len(vocabulary), config.cell, config.units, config.units, config.num_layers,
         config.dropout, seed=config.seed, dtype=config.dtype_policy,
@@ -91,21 +91,23 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) -> dict[str, Any]:
+def train(
+    config: Config, run: RunDirectory, vocabulary: Tokenizer, model: keras.Model
+) -> dict[str, Any]:
     """Trains the model, or goes on with it; writes and returns the metrics."""
     console = cli.console()
     ids = shakespeare.encode_split(vocabulary, run.path)
-    examples = token_windows.Windows(ids["train"], config.length, config.train_examples)
+    examples = token_windows.TokenWindows(ids["train"], config.length, config.train_examples)
     steps = config.epochs * math.ceil(len(examples) / config.batch_size)
-    rate = schedule(config.schedule, config.learning_rate, steps)
+    rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     optimizer = Adam(rate, global_clipnorm=1.0)  # a recurrent network's gradient may explode
-    run.begin()
+    run.write_config()
     run.write("vocabulary.json", vocabulary.to_json())
     console.print(
         f"{config.cell} on {len(ids['train'])} tokens with {backends.name}; Ctrl-C stops, "
         f"`--run-dir {run.path}` goes on"
     )
-    mean_loss = language_model.work_loss(model)
+    mean_loss = language_model.document_loss(model)
     state = trainer.fit(
         model, optimizer, losses.language_objective(model), examples, run,
         epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,

@@ -19,17 +19,17 @@ import tyro
 
 from zoo import backends, cli, gpt
 from zoo.datasets import shakespeare, token_windows
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import language_model, plots
 from zoo.generation import completion
 from zoo.training import losses, trainer
-from zoo.training.optimizers import AdamW, schedule
-from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.training.optimizers import AdamW, learning_rate_schedule
+from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
 from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(TrainingConfig):
     """Train a GPT on Shakespeare's works, and let it write."""
 
     tokens: Literal["characters", "subwords"] = "characters"
@@ -66,7 +66,7 @@ class Config(Options):
     """A short run: 300 steps, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        fill_in(self, steps=300 if self.quick else 2000)
+        set_defaults(self, steps=300 if self.quick else 2000)
         check_sizes(steps=self.steps, batch_size=self.batch_size, length=self.length)
         check_sizes(checkpoint_steps=self.checkpoint_steps)
 
@@ -81,8 +81,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.deterministic:
         backends.backend.make_deterministic()
     size = None if config.tokens == "characters" else config.vocabulary_size
-    vocabulary = shakespeare.make_vocabulary(run.path / "vocabulary.json", size, config.split)
-    writer = completion.Writer(vocabulary, config.prompt, config.seed, config.temperature)
+    vocabulary = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
+    writer = completion.TextGenerator(vocabulary, config.prompt, config.seed, config.temperature)
     model = gpt(
         len(vocabulary), config.length, config.num_layers, config.num_heads, config.hidden_dim,
         dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
@@ -97,15 +97,17 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def train(config: Config, run: Run, vocabulary: Vocabulary, model: keras.Model) -> dict[str, Any]:
+def train(
+    config: Config, run: RunDirectory, vocabulary: Tokenizer, model: keras.Model
+) -> dict[str, Any]:
     """Trains the model, or goes on with it; writes and returns the metrics."""
     console = cli.console()
     ids = shakespeare.encode_split(vocabulary, run.path, config.split)
     count = config.steps * config.batch_size
-    examples = token_windows.RandomWindows(ids["train"], config.length, count, config.seed)
-    rate = schedule("warmup_cosine", config.learning_rate, config.steps)
+    examples = token_windows.RandomTokenWindows(ids["train"], config.length, count, config.seed)
+    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, config.steps)
     optimizer = AdamW(rate, config.weight_decay, beta_2=0.99, global_clipnorm=1.0)
-    run.begin()
+    run.write_config()
     run.write("vocabulary.json", vocabulary.to_json())
     console.print(
         f"{model.count_params():,} parameters, {len(ids['train']):,} tokens of text, "

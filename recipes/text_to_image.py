@@ -22,13 +22,13 @@ from rich.console import Console
 from zoo import backends, cli, random, text_to_image
 from zoo.datasets.images import ImageDataset
 from zoo.diffusion import pipeline
-from zoo.diffusion.config import Prompts, Settings, train
-from zoo.diffusion.prompts import DIGITS, PromptVocabulary, check_prompts, phrases
+from zoo.diffusion.config import DiffusionConfig, Prompts, train
+from zoo.diffusion.prompts import DIGITS, WordTokenizer, check_prompts, prompts_by_class
 from zoo.training.run_directory import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(DiffusionConfig):
     """Train a model that draws digits, and draw what a prompt asks for."""
 
     text_layers: int = 1
@@ -76,7 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     if config.deterministic:
         backends.backend.make_deterministic()
-    vocabulary = PromptVocabulary([prompt for prompts in phrases() for prompt in prompts])
+    vocabulary = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
     if config.prompt is not None:
         check_prompts([config.prompt])
         vocabulary.encode([config.prompt, config.negative_prompt])
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
         metrics = train(
             "text_to_image", config, run, data, build,
             Path(__file__).with_name("mnist.py"), console,
-            Prompts(vocabulary, phrases()), config.guidance_scale,
+            Prompts(vocabulary, prompts_by_class()), config.guidance_scale,
         )  # fmt: skip
     if config.prompt is not None:
         draw(config, run.path, console)
@@ -116,7 +116,7 @@ def draw(config: Config, folder: Path, console: Console) -> None:
     """Draws the prompt with a finished run."""
     out = config.out or folder / "prompt.png"
     pipeline.draw(
-        pipeline.Painter.load(folder), [str(config.prompt)], out, console, steps=config.steps,
+        pipeline.DiffusionPipeline.load(folder), [str(config.prompt)], out, console, steps=config.steps,
         guidance_scale=config.guidance_scale, eta=config.eta,
         seed=config.seed if config.prompt_seed is None else config.prompt_seed,
         negative_prompt=config.negative_prompt,

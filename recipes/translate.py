@@ -20,16 +20,16 @@ import tyro
 from zoo import backends, cli, transformer
 from zoo.datasets import parallel_text
 from zoo.datasets.parallel_text import LengthBuckets, Pair
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import translation
 from zoo.training import losses, trainer
-from zoo.training.optimizers import Adam, schedule
-from zoo.training.run_directory import Options, Run, fill_in, open_run
+from zoo.training.optimizers import Adam, learning_rate_schedule
+from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
 from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(TrainingConfig):
     """Train a transformer on English and Spanish verses, and let it translate."""
 
     vocabulary_size: int = 4000
@@ -63,7 +63,7 @@ class Config(Options):
 
     def __post_init__(self) -> None:
         quick = {"epochs": 4, "longest": 24, "test_pairs": 64}
-        fill_in(self, **(quick if self.quick else {"epochs": 7, "longest": 64}))
+        set_defaults(self, **(quick if self.quick else {"epochs": 7, "longest": 64}))
         check_sizes(
             epochs=self.epochs, longest=self.longest, batch_tokens=self.batch_tokens,
             num_beams=self.num_beams, checkpoint_steps=self.checkpoint_steps,
@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
         console.print(f"The run in {run.path} is finished: {scores}")
         return found
     parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
-    vocabulary = parallel_text.make_vocabulary(run.path / "vocabulary.json", config.vocabulary_size)
+    vocabulary = parallel_text.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
     model = transformer(
         len(vocabulary), len(vocabulary), MAX_LENGTH, config.num_layers, config.num_heads,
         config.hidden_dim, config.intermediate_dim, norm_first=True, share_embeddings=True,
@@ -96,9 +96,9 @@ def main(config: Config) -> dict[str, Any]:
 
 def train(
     config: Config,
-    run: Run,
+    run: RunDirectory,
     parts: dict[str, list[Pair]],
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     model: keras.Model,
 ) -> dict[str, Any]:
     """Trains the model, or goes on with it; writes and returns the metrics."""
@@ -110,10 +110,10 @@ def train(
         for part in ("validation", "test")
     }
     steps = config.epochs * len(batches)
-    rate = schedule("warmup_cosine", config.learning_rate, steps, warmup_steps=400)
+    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, steps, warmup_steps=400)
     optimizer = Adam(rate, beta_2=0.98, global_clipnorm=1.0)
     objective = losses.translation_objective(model, config.label_smoothing)
-    run.begin()
+    run.write_config()
     run.write("vocabulary.json", vocabulary.to_json())
     console.print(
         f"{model.count_params():,} parameters, {batches.pairs:,} pairs of at most "

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from zoo.backends import backend
 from zoo.datasets import parallel_text, shakespeare
 
-backend.use_full_precision()
+backend.disable_tf32()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -45,7 +45,7 @@ def in_process(
 
     def run(program: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         # It would stay on for the tests that follow.
-        monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)
+        monkeypatch.setattr(backend, "keep_malloc_pages", lambda: None)
         monkeypatch.setattr(sys, "argv", [str(program), *arguments])
         if isinstance(program, str):  # pytest may have loaded it in a way that `runpy` cannot
             program = Path(str(sys.modules[program].__file__)).with_name("__main__.py")
@@ -60,7 +60,7 @@ def in_process(
 @pytest.fixture(scope="module")
 def few_works() -> Iterator[None]:
     """Shakespeare's works are two, and the first pages of those held out."""
-    whole = shakespeare.works
+    whole = shakespeare.documents
     held_out = (*shakespeare.VALIDATION, *shakespeare.TEST)
     kept = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
     pages = [
@@ -68,9 +68,9 @@ def few_works() -> Iterator[None]:
         for title, content in whole()
         if title in kept
     ]
-    shakespeare.works = lambda: iter(pages)
+    shakespeare.documents = lambda: iter(pages)
     yield
-    shakespeare.works = whole
+    shakespeare.documents = whole
 
 
 @pytest.fixture(scope="module")

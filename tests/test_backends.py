@@ -158,6 +158,6 @@ def test_float64_ends_where_it_ends() -> None:
 def test_compiled_is_the_same() -> None:
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="dense")], name="model")
     x = backend.on_device(np.ones((4, 3), np.float32))
-    expected = ops.convert_to_numpy(backend.forward(model, model)(x))
-    found = ops.convert_to_numpy(backend.compiled(model, lambda x: model(x))(x))
+    expected = ops.convert_to_numpy(backend.inference_function(model, model)(x))
+    found = ops.convert_to_numpy(backend.compiled_function(model, lambda x: model(x))(x))
     np.testing.assert_allclose(found, expected, rtol=1e-6)

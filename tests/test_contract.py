@@ -160,7 +160,9 @@ def test_dtype_policies(name: str, dtype: str) -> None:
     model = build(name, dtype=dtype)
     x, y = example_input(model), example_target(model, name)
     # Compiled, for step by step JAX takes far longer.
-    read = backend.forward(model, lambda *arrays: model(keras.tree.pack_sequence_as(x, arrays)))
+    read = backend.inference_function(
+        model, lambda *arrays: model(keras.tree.pack_sequence_as(x, arrays))
+    )
     outputs = read(*keras.tree.flatten(x))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
     model.compile(Adam(1e-3, l2=1e-4), loss_of(name))

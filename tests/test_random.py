@@ -27,7 +27,7 @@ def on_device(key: np.ndarray) -> object:
 def test_host_eager_and_compiled_draws_are_the_same_bits(draw) -> None:
     key = random.key(7, "test")
     expected = draw(key)
-    compiled = backend.forward(keras.Model(), draw)
+    compiled = backend.inference_function(keras.Model(), draw)
     for drawn in (draw(on_device(key)), compiled(on_device(key))):
         np.testing.assert_array_equal(ops.convert_to_numpy(drawn), expected)
 

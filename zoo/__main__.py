@@ -56,7 +56,7 @@ def generate(
         seed: of the draws; the same text on every backend.
     """
     model, vocabulary = completion.load_run(run_dir)
-    writer = completion.Writer(vocabulary, prompt, seed, temperature)
+    writer = completion.TextGenerator(vocabulary, prompt, seed, temperature)
     writer.write(model, cli.console(), tokens)
 
 
@@ -87,7 +87,7 @@ def draw(
         seed: of the noise; the same image on every backend.
     """
     check_sizes(count=count)
-    found = pipeline.Painter.load(run_dir)
+    found = pipeline.DiffusionPipeline.load(run_dir)
     if (prompt is None) != (found.vocabulary is None):
         raise ValueError(
             f"`prompt` must be given to a model that reads prompts, and to no other. Received: "

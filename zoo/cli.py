@@ -18,7 +18,7 @@ def run(command: Callable[[], Any]) -> int:
     Returns:
         The exit status: 0, 1 if the work failed, 2 if it was asked for wrongly, 130 after Ctrl-C.
     """
-    backend.keep_freed_memory()  # before the backend starts its threads
+    backend.keep_malloc_pages()  # before the backend starts its threads
     try:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:

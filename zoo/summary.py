@@ -5,13 +5,15 @@ import math
 import keras
 
 
-def arithmetic(layer: keras.layers.Layer) -> str:
+def parameter_formula(layer: keras.layers.Layer) -> str:
     """How a layer's parameter count comes about, such as "(3·3·3 + 1)·32".
 
     Empty for a layer without weights.
     """
     if isinstance(layer, keras.layers.Bidirectional):
-        return " + ".join(arithmetic(one) for one in (layer.forward_layer, layer.backward_layer))
+        return " + ".join(
+            parameter_formula(one) for one in (layer.forward_layer, layer.backward_layer)
+        )
     if isinstance(layer, keras.layers.SimpleRNN | keras.layers.LSTM | keras.layers.GRU):
         inputs, columns = layer.cell.kernel.shape
         biases = math.prod(layer.cell.bias.shape) // columns if layer.use_bias else 0
@@ -54,5 +56,5 @@ def rows(model: keras.Model) -> list[tuple[str, str, str, str, int]]:
             ordinary = keras.activations.tanh, None
         if activation not in ordinary:
             kind += f", {activation.__name__}"
-        result.append((layer.name, kind, shape, arithmetic(layer), count))
+        result.append((layer.name, kind, shape, parameter_formula(layer), count))
     return result

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 
-def known_activation(name: str) -> str:
+def check_activation(name: str) -> str:
     """The name, if Keras has an activation of it that keeps the width and takes no arguments.
 
     Raises:

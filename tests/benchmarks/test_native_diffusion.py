@@ -9,7 +9,7 @@ from keras import ops
 
 import zoo
 from zoo.backends import backend, name
-from zoo.diffusion.gaussian_diffusion import Process
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.noise_schedule import cosine
 from zoo.diffusion.sampler import Sampler, noise
 from zoo.training.optimizers import Adam
@@ -66,7 +66,7 @@ def test_the_network(pair: tuple[keras.Model, native_diffusion.TextToImage]) -> 
 
 def test_guided_sampling(pair: tuple[keras.Model, native_diffusion.TextToImage]) -> None:
     model, native = pair
-    found = Sampler(model, Process(cosine(STEPS))).draw(3, PROMPTS, seed=4, steps=5)
+    found = Sampler(model, GaussianDiffusion(cosine(STEPS))).sample(3, PROMPTS, seed=4, steps=5)
     first = noise(4, "first", found.shape[1:], range(3))
     drawn = native_diffusion.sample(native, torch.tensor(PROMPTS), channels_first(first), steps=5)
     expected = drawn.permute(0, 2, 3, 1).numpy()
@@ -82,7 +82,7 @@ def test_training_steps(pair: tuple[keras.Model, native_diffusion.TextToImage]) 
     channels, Adam goes where rounding says.
     """
     model, native = pair
-    process = Process(cosine(STEPS))
+    process = GaussianDiffusion(cosine(STEPS))
 
     def objective(x0: Any, t: Any, noise: Any, prompt: Any, step: Any) -> Any:
         inputs = {"image": process.q_sample(x0, t, noise), "time": t, "prompt": prompt}

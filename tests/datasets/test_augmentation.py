@@ -70,7 +70,7 @@ def test_brightness_and_contrast_are_pillows(images: np.ndarray, channels: int) 
 def test_same_key_same_pixels_eager_compiled_and_everywhere(images: np.ndarray) -> None:
     key = random.key(0, "augmentation")
     eager = pixels(MNIST.training(images, key))
-    compiled = backend.forward(keras.Model(), lambda x: MNIST.training(x, key))(images)
+    compiled = backend.inference_function(keras.Model(), lambda x: MNIST.training(x, key))(images)
     np.testing.assert_array_equal(pixels(compiled), eager)
     assert (pixels(MNIST.training(images, random.fold_in(key, 1))) != eager).any()
     assert hashlib.sha256(eager.tobytes()).hexdigest() == AUGMENTED_SHA256

@@ -7,7 +7,7 @@ import pytest
 
 from zoo.datasets import parallel_text
 from zoo.datasets.parallel_text import TEST, VALIDATION, LengthBuckets, Pair
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 
 GENERATOR = np.random.default_rng(0)
 SOURCES = [GENERATOR.integers(1, 50, length) for length in (3, 15, 16, 17, 30, 5, 24, 8)]
@@ -91,9 +91,9 @@ def test_what_is_too_long_is_left_out() -> None:
 def test_a_vocabulary_of_both_languages_encodes_both() -> None:
     chosen = parallel_text.split("test")[:40]
     texts = [text for pair in chosen for text in (pair.source, pair.target)]
-    vocabulary = Vocabulary.train(texts, 400)
+    vocabulary = Tokenizer.train(texts, 400)
     sources, targets = parallel_text.encoded(chosen, vocabulary)
     for pair, source, target in zip(chosen, sources, targets):
         assert vocabulary.decode(source) == pair.source
         assert vocabulary.decode(target) == pair.target
-        assert Vocabulary.BEGIN not in [*source, *target]
+        assert Tokenizer.BOS not in [*source, *target]

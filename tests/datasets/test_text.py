@@ -9,21 +9,26 @@ import pytest
 
 import zoo
 from zoo.datasets import embedded, shakespeare
-from zoo.datasets.shakespeare import encode_split, split, vocabulary_works
-from zoo.datasets.token_windows import RandomWindows, Windows, encode_to_disk, split_works
-from zoo.datasets.tokenizer import Vocabulary, check_ids
+from zoo.datasets.shakespeare import encode_split, split, tokenizer_documents
+from zoo.datasets.token_windows import (
+    RandomTokenWindows,
+    TokenWindows,
+    encode_to_disk,
+    split_documents,
+)
+from zoo.datasets.tokenizer import Tokenizer, check_ids
 
 PARTS = ("train", "validation", "test")
 SAMPLE = "the cat sat on the mat, the cat sat; and then the hat.\n"
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary.train(split("train"), 600)
+def vocabulary() -> Tokenizer:
+    return Tokenizer.train(split("train"), 600)
 
 
 def test_the_works_are_the_whole_file() -> None:
-    found = list(shakespeare.works())
+    found = list(shakespeare.documents())
     assert len(found) == 42
     assert found[6][0] == "HAMLET, PRINCE OF DENMARK"
     assert "\nTo be, or not to be,--that is the question:--\n" in found[6][1]
@@ -38,7 +43,7 @@ def test_whole_works_are_held_out() -> None:
     parts = {part: list(split(part)) for part in PARTS}
     assert [len(works) for works in parts.values()] == [38, 2, 2]
     everything = sorted(itertools.chain.from_iterable(parts.values()))
-    assert everything == sorted(content for _, content in shakespeare.works())
+    assert everything == sorted(content for _, content in shakespeare.documents())
     titles = [content.partition("\n")[0] for content in parts["test"]]
     assert titles == ["JULIUS CAESAR", "MEASURE FOR MEASURE"]
     with pytest.raises(ValueError, match=r"train, validation or test\. Received: part=dev"):
@@ -54,10 +59,10 @@ def test_damage_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     (tmp_path / "data" / name).write_bytes(content)
     monkeypatch.setattr(embedded.resources, "files", lambda _: tmp_path)
     with pytest.raises(OSError, match=r"shakespeare\.txt\.xz must have the SHA-256 089ed647"):
-        next(shakespeare.works())
+        next(shakespeare.documents())
 
 
-def test_held_out_works_come_back_whole(vocabulary: Vocabulary) -> None:
+def test_held_out_works_come_back_whole(vocabulary: Tokenizer) -> None:
     """They have no character that the vocabulary has not seen."""
     assert len(vocabulary) == 600
     for part in ("validation", "test"):
@@ -65,28 +70,28 @@ def test_held_out_works_come_back_whole(vocabulary: Vocabulary) -> None:
             ids = vocabulary.encode(content)
             assert ids.dtype == np.int32
             assert vocabulary.decode(ids) == content
-            assert (ids != vocabulary.BEGIN).all()
+            assert (ids != vocabulary.BOS).all()
 
 
 def test_tokens_are_words_with_their_space_punctuation_and_line_ends(
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
 ) -> None:
     tokens = [vocabulary.tokens[i] for i in vocabulary.encode("My lord, I will not.\nEnter")]
     assert tokens == ["My", " lord", ",", " I", " will", " not", ".", "\n", "Enter"]
 
 
-def test_the_vocabulary_is_the_same_each_time(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_the_vocabulary_is_the_same_each_time(vocabulary: Tokenizer, tmp_path: Path) -> None:
     """The library hashes otherwise each time, and uses threads."""
-    first, second = (Vocabulary.train(split("validation"), 3000).to_json() for _ in range(2))
+    first, second = (Tokenizer.train(split("validation"), 3000).to_json() for _ in range(2))
     assert first == second
     (tmp_path / "vocabulary.json").write_bytes(vocabulary.to_json())
-    again = Vocabulary.load(tmp_path / "vocabulary.json")
+    again = Tokenizer.load(tmp_path / "vocabulary.json")
     assert again.tokens == vocabulary.tokens
     assert again.encode(SAMPLE).tolist() == vocabulary.encode(SAMPLE).tolist()
 
 
 def test_letters_beyond_ascii() -> None:
-    words = Vocabulary.train(["cœur déçu, cœur brisé"] * 3, 60)
+    words = Tokenizer.train(["cœur déçu, cœur brisé"] * 3, 60)
     assert words.decode(words.encode("cœur brisé, déçu")) == "cœur brisé, déçu"
     with pytest.raises(ValueError, match="Received: 'à' at index 0, in 'à'"):
         words.encode("à cœur")
@@ -101,21 +106,21 @@ def test_letters_beyond_ascii() -> None:
         ("end\fbegin", r"'\\x0c' at index 3"),
     ],
 )
-def test_text_that_cannot_be_encoded(vocabulary: Vocabulary, content: str, problem: str) -> None:
+def test_text_that_cannot_be_encoded(vocabulary: Tokenizer, content: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         vocabulary.encode(content, "prompt")
 
 
 def test_vocabularies_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at most 65536\. Received: vocabulary_size=70000"):
-        Vocabulary.train([SAMPLE], 70_000)
+        Tokenizer.train([SAMPLE], 70_000)
     with pytest.raises(ValueError, match=r"Received: vocabulary_size=5, texts with 15\b"):
-        Vocabulary.train([SAMPLE], 5)
+        Tokenizer.train([SAMPLE], 5)
     with pytest.raises(ValueError, match="texts must not be empty"):
-        Vocabulary.train([], 100)
+        Tokenizer.train([], 100)
     (tmp_path / "vocabulary.json").write_text("{}")
     with pytest.raises(ValueError, match=r"vocabulary that was saved\. Received: .*\.json \("):
-        Vocabulary.load(tmp_path / "vocabulary.json")
+        Tokenizer.load(tmp_path / "vocabulary.json")
 
 
 @pytest.mark.parametrize(
@@ -132,18 +137,18 @@ def test_ids_outside_the_vocabulary(ids: list, problem: str) -> None:
         check_ids(np.array(ids), 10)
 
 
-def test_an_id_that_cannot_be_decoded(vocabulary: Vocabulary) -> None:
+def test_an_id_that_cannot_be_decoded(vocabulary: Tokenizer) -> None:
     with pytest.raises(ValueError, match="id 600 at index 1, vocabulary_size=600"):
         vocabulary.decode(np.array([5, 600]))
 
 
-def test_works_on_the_disk(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_works_on_the_disk(vocabulary: Tokenizer, tmp_path: Path) -> None:
     ids = encode_to_disk([SAMPLE, "Enter.\n"], vocabulary, tmp_path)
     assert isinstance(ids, np.memmap)
     assert ids.dtype == np.uint16
     assert not list(tmp_path.iterdir())
-    first, second = split_works(ids)
-    assert first[0] == second[0] == vocabulary.BEGIN
+    first, second = split_documents(ids)
+    assert first[0] == second[0] == vocabulary.BOS
     assert vocabulary.decode(first[1:]) == SAMPLE
     assert vocabulary.decode(second) == "Enter.\n"
     with pytest.raises(ValueError, match="must hold a text at least"):
@@ -152,13 +157,13 @@ def test_works_on_the_disk(vocabulary: Vocabulary, tmp_path: Path) -> None:
 
 def test_windows() -> None:
     ids = np.arange(23, dtype=np.uint16)
-    windows = Windows(ids, 5)
+    windows = TokenWindows(ids, 5)
     assert len(windows) == 4
     (batch,) = windows(np.array([3, 0]))
     assert batch.dtype == np.int32
     assert batch.tolist() == [[15, 16, 17, 18, 19, 20], [0, 1, 2, 3, 4, 5]]
-    assert len(Windows(ids, 22)) == 1
-    assert len(Windows(ids, 5, train_examples=2)) == 2
+    assert len(TokenWindows(ids, 22)) == 1
+    assert len(TokenWindows(ids, 5, train_examples=2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -172,12 +177,12 @@ def test_windows() -> None:
 )
 def test_windows_that_cannot_be(length: int, examples: int | None, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        Windows(np.arange(23), length, examples)
+        TokenWindows(np.arange(23), length, examples)
 
 
 def test_windows_from_places_drawn_at_random() -> None:
     ids = np.arange(1000)
-    windows = RandomWindows(ids, 4, count=5000, seed=1)
+    windows = RandomTokenWindows(ids, 4, count=5000, seed=1)
     (found,) = windows(np.arange(5000))
     assert found.shape == (5000, 5)
     assert (np.diff(found, axis=1) == 1).all()
@@ -185,15 +190,18 @@ def test_windows_from_places_drawn_at_random() -> None:
     assert found.max() == 999
     counts, _ = np.histogram(found[:, 0], 10, (0, 996))
     assert counts.min() > 400  # of 500
-    again, other = RandomWindows(ids, 4, 5000, seed=1), RandomWindows(ids, 4, 5000, seed=2)
+    again, other = (
+        RandomTokenWindows(ids, 4, 5000, seed=1),
+        RandomTokenWindows(ids, 4, 5000, seed=2),
+    )
     np.testing.assert_array_equal(again(np.arange(9))[0], found[:9])
     assert (other(np.arange(9))[0] != found[:9]).any()
     with pytest.raises(ValueError, match=r"`length` must be at least 1 and below 4.*length=4"):
-        RandomWindows(ids[:4], 4, 2)
+        RandomTokenWindows(ids[:4], 4, 2)
 
 
 def test_characters() -> None:
-    vocabulary = Vocabulary.characters(["abba c", "b\n"])
+    vocabulary = Tokenizer.characters(["abba c", "b\n"])
     assert len(vocabulary) == 6
     assert sorted(vocabulary.tokens) == ["\n", "\x0c", " ", "a", "b", "c"]
     assert vocabulary.decode(vocabulary.encode("cab\nab")) == "cab\nab"
@@ -204,9 +212,9 @@ def test_characters() -> None:
 
 def test_the_last_tenth_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "zoo.datasets.shakespeare.works", lambda: iter([("a", "aaaa"), ("b", "bbbbbbbbbbbbbb")])
+        "zoo.datasets.shakespeare.documents", lambda: iter([("a", "aaaa"), ("b", "bbbbbbbbbbbbbb")])
     )
-    vocabulary = Vocabulary.characters(vocabulary_works("first_90"))
+    vocabulary = Tokenizer.characters(tokenizer_documents("first_90"))
     parts = encode_split(vocabulary, how="first_90")
     assert len(parts["train"]) == 18
     assert vocabulary.decode(parts["test"]) == "bb"
@@ -215,13 +223,13 @@ def test_the_last_tenth_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
         encode_split(vocabulary, how="no")
 
 
-def test_memory_does_not_grow_with_the_corpus(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_corpus(vocabulary: Tokenizer, tmp_path: Path) -> None:
     work = next(split("validation"))[:20_000]
 
     def peak(works: int) -> int:
         tracemalloc.start()
         ids = encode_to_disk((work for _ in range(works)), vocabulary, tmp_path)
-        windows = Windows(ids, 64)
+        windows = TokenWindows(ids, 64)
         for start in range(0, len(windows) - 32, 32):
             windows(np.arange(start, start + 32))
         found = tracemalloc.get_traced_memory()[1]

@@ -7,8 +7,8 @@ import pytest
 from keras import ops
 
 from zoo import random
-from zoo.diffusion.gaussian_diffusion import Process, check_gamma
-from zoo.diffusion.noise_schedule import Schedule, cosine, linear, make_schedule
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion, check_gamma
+from zoo.diffusion.noise_schedule import NoiseSchedule, cosine, linear, make_schedule
 
 
 def normal(name: str, *shape: int) -> np.ndarray:
@@ -24,13 +24,13 @@ def batch(count: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_all_steps_at_once_and_one_by_one_agree() -> None:
     """In mean and variance, after the first, some and all steps; then it is a standard Gaussian."""
     schedule = linear(40, 0.01, 0.3)
-    process = Process(schedule, "noise")
+    process = GaussianDiffusion(schedule, "noise")
     x0 = np.repeat(np.tanh(normal("image", 1, 2, 2, 1)), 40_000, axis=0)
     x: Any = x0
     for step in range(40):
         t = np.full(len(x0), step, np.int32)
         noise = normal(f"step {step}", *x0.shape)
-        x = ops.convert_to_numpy(process.q_step(x, t, noise))
+        x = ops.convert_to_numpy(process.q_sample_step(x, t, noise))
         if step in (0, 9, 39):
             closed = ops.convert_to_numpy(process.q_sample(x0, t, normal("closed", *x0.shape)))
             for found in (x, closed):
@@ -46,10 +46,10 @@ def test_all_steps_at_once_and_one_by_one_agree() -> None:
 @pytest.mark.parametrize("prediction", ["noise", "x0", "v"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_each_prediction_tells_the_others(prediction: str, kind: str) -> None:
-    process = Process(make_schedule(kind), prediction)
+    process = GaussianDiffusion(make_schedule(kind), prediction)
     x0, t, noise = batch()
     x = process.q_sample(x0, t, noise)
-    found = process.hidden(x, t, process.target(x0, t, noise))
+    found = process.predict_x0_and_noise(x, t, process.target(x0, t, noise))
     # Where little is left of the image, the noise tells it no better than rounding allows.
     keep = slice(0, -1) if prediction == "noise" else slice(None)
     np.testing.assert_allclose(ops.convert_to_numpy(found[0])[keep], x0[keep], atol=2e-4)
@@ -57,12 +57,12 @@ def test_each_prediction_tells_the_others(prediction: str, kind: str) -> None:
 
 
 def test_with_nothing_left_of_the_image_v_still_tells_it() -> None:
-    process = Process(make_schedule("linear", 1000, True), "v")
+    process = GaussianDiffusion(make_schedule("linear", 1000, True), "v")
     x0, _, noise = batch()
     t = np.full(len(x0), 999, np.int32)
     x = process.q_sample(x0, t, noise)
     np.testing.assert_array_equal(ops.convert_to_numpy(x), noise)
-    found, _ = process.hidden(x, t, process.target(x0, t, noise))
+    found, _ = process.predict_x0_and_noise(x, t, process.target(x0, t, noise))
     np.testing.assert_allclose(ops.convert_to_numpy(found), x0, atol=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_weights_make_one_loss_of_three_predictions() -> None:
     guess = x0 + 0.1
     losses = []
     for prediction in ("noise", "x0", "v"):
-        process = Process(schedule, prediction)
+        process = GaussianDiffusion(schedule, prediction)
         x = ops.convert_to_numpy(process.q_sample(x0, t, noise)).astype(np.float64)
         signal, sigma = (
             table[t][:, None, None, None] for table in (schedule.signal, schedule.sigma)
@@ -82,7 +82,7 @@ def test_weights_make_one_loss_of_three_predictions() -> None:
         wrong_noise = (x - signal * guess) / sigma
         wrong = process.target(guess, t, wrong_noise)
         missed = ops.convert_to_numpy(process.target(x0, t, noise)) - ops.convert_to_numpy(wrong)
-        weights = ops.convert_to_numpy(process.weights(t, 5.0))
+        weights = ops.convert_to_numpy(process.min_snr_weights(t, 5.0))
         losses.append(weights * np.square(missed).mean(axis=(1, 2, 3)))
     expected = 0.01 * np.minimum(schedule.snr[t], 5)
     for found in losses:
@@ -92,17 +92,20 @@ def test_weights_make_one_loss_of_three_predictions() -> None:
 @pytest.mark.parametrize(
     ("call", "problem"),
     [
-        (lambda: Process(cosine(), "score"), "must be one of noise, x0, v. Received: prediction=s"),
         (
-            lambda: Process(cosine().rescaled(), "noise"),
+            lambda: GaussianDiffusion(cosine(), "score"),
+            "must be one of noise, x0, v. Received: prediction=s",
+        ),
+        (
+            lambda: GaussianDiffusion(cosine().rescale_zero_terminal_snr(), "noise"),
             "must be v or x0 with a schedule that ends",
         ),
         (
-            lambda: Process(cosine()).q_sample(*batch()[:2], normal("noise", 5, 4, 4, 2)),
+            lambda: GaussianDiffusion(cosine()).q_sample(*batch()[:2], normal("noise", 5, 4, 4, 2)),
             r"one batch.* Received: images \(6, 4, 4, 2\), t \(6,\), noise \(5, 4, 4, 2\)",
         ),
         (
-            lambda: Process(cosine(10)).q_step(*batch()),
+            lambda: GaussianDiffusion(cosine(10)).q_sample_step(*batch()),
             r"`t` must lie in \[0, 10\), the schedule's steps. Received: t=999",
         ),
         (lambda: check_gamma(0.0), "`min_snr_gamma` must be above 0. Received: min_snr_gamma=0.0"),
@@ -114,7 +117,7 @@ def test_what_makes_no_sense_is_refused(call: Any, problem: str) -> None:
 
 
 def test_a_schedule_of_ones_own() -> None:
-    process = Process(Schedule(np.array([0.5, 0.5])), "x0")
+    process = GaussianDiffusion(NoiseSchedule(np.array([0.5, 0.5])), "x0")
     x0, noise = np.ones((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1), np.float32)
     x = process.q_sample(x0, np.array([1], np.int32), noise)
     assert float(ops.convert_to_numpy(x).item()) == pytest.approx(0.5)

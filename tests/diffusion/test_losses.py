@@ -9,15 +9,15 @@ from keras import ops
 
 from zoo import text_to_image, unet
 from zoo.backends import backend
-from zoo.diffusion.gaussian_diffusion import Process
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.losses import (
     UNPROMPTED,
-    averaged,
     diffusion_loss,
     diffusion_objective,
     ema_momentum,
+    ema_weights,
     pixels,
-    spread_evenly,
+    stratified_timesteps,
 )
 from zoo.diffusion.noise_schedule import cosine
 from zoo.training.optimizers import Adam
@@ -55,7 +55,7 @@ class Watched:
 
 
 def test_a_step_sees_noisy_images_and_prompts_of_their_class() -> None:
-    watched, process = Watched(), Process(cosine(T), "noise")
+    watched, process = Watched(), GaussianDiffusion(cosine(T), "noise")
     objective = diffusion_objective(watched, process, 3, PROMPTS)
     arrays = [ops.convert_to_tensor(array) for array in (images(), LABELS)]
     indices = np.arange(16, dtype=np.int32)
@@ -82,7 +82,7 @@ def test_a_step_sees_noisy_images_and_prompts_of_their_class() -> None:
 
 def test_steps_are_spread_evenly() -> None:
     for start in (0.0, 0.3, 1 - 2**-24):
-        t = ops.convert_to_numpy(spread_evenly(np.array([start], np.float32), 50, 1000))
+        t = ops.convert_to_numpy(stratified_timesteps(np.array([start], np.float32), 50, 1000))
         assert t.dtype == np.int32
         assert t.min() >= 0
         assert t.max() < 1000
@@ -98,7 +98,7 @@ def test_bytes_become_numbers_between_minus_one_and_one() -> None:
 
 @pytest.mark.parametrize("min_snr_gamma", [None, 5.0])
 def test_it_learns_and_the_average_follows(min_snr_gamma: float | None) -> None:
-    model, process = small_model(), Process(cosine(T))
+    model, process = small_model(), GaussianDiffusion(cosine(T))
     optimizer = Adam(3e-3, use_ema=True, ema_momentum=0.9)
     optimizer.build(model.trainable_variables)
     objective = diffusion_objective(model, process, 0, PROMPTS, min_snr_gamma)
@@ -118,7 +118,7 @@ def test_it_learns_and_the_average_follows(min_snr_gamma: float | None) -> None:
     average = weights[0]
     for weight in weights[1:]:
         average = 0.9 * average + 0.1 * weight
-    with averaged(model, optimizer):
+    with ema_weights(model, optimizer):
         found = ops.convert_to_numpy(model.trainable_variables[0].value)
         np.testing.assert_allclose(found, average, atol=1e-6)
         assert loss() != after
@@ -129,9 +129,9 @@ def test_it_learns_and_the_average_follows(min_snr_gamma: float | None) -> None:
 def test_numbers_that_are_no_pixels_are_refused() -> None:
     model = unet((8, 8, 1), (8,), num_steps=T)
     with pytest.raises(ValueError, match=r"numbers in \[-1, 1\].*float32 from .* to 2"):
-        diffusion_loss(model, Process(cosine(T)), images().astype(np.float32))
+        diffusion_loss(model, GaussianDiffusion(cosine(T)), images().astype(np.float32))
     with pytest.raises(ValueError, match="float64 from nan to nan"):
-        diffusion_loss(model, Process(cosine(T)), np.full((1, 8, 8, 1), np.nan))
+        diffusion_loss(model, GaussianDiffusion(cosine(T)), np.full((1, 8, 8, 1), np.nan))
 
 
 def test_weights_come_back_after_an_error() -> None:
@@ -139,7 +139,7 @@ def test_weights_come_back_after_an_error() -> None:
     optimizer = Adam(1e-3, use_ema=True)
     optimizer.build(model.trainable_variables)
     before = [np.array(w) for w in model.get_weights()]
-    with pytest.raises(KeyboardInterrupt), averaged(model, optimizer):
+    with pytest.raises(KeyboardInterrupt), ema_weights(model, optimizer):
         raise KeyboardInterrupt
     for old, new in zip(before, model.get_weights()):
         np.testing.assert_array_equal(old, new)

@@ -10,12 +10,12 @@ from zoo import mlp
 from zoo.datasets.augmentation import ImageTransform
 from zoo.datasets.images import ImageDataset, load
 from zoo.diffusion.metrics import (
-    Judge,
-    assess,
-    diversity,
+    FeatureExtractor,
+    evaluate_samples,
     first_of_each,
     frechet_distance,
-    to_bytes,
+    intra_class_diversity,
+    to_uint8,
 )
 
 
@@ -25,10 +25,10 @@ def data() -> ImageDataset:
 
 
 @pytest.fixture(scope="module")
-def judge(data: ImageDataset) -> Judge:
+def judge(data: ImageDataset) -> FeatureExtractor:
     """It knows nothing, but sees one digit differ from another."""
     model = mlp((28, 28, 1), 10, hidden_units=(16,))
-    return Judge(model, ImageTransform(data.mean, data.std, shape=(28, 28, 1)), 28)
+    return FeatureExtractor(model, ImageTransform(data.mean, data.std, shape=(28, 28, 1)), 28)
 
 
 def test_the_distance_of_two_clouds() -> None:
@@ -54,9 +54,9 @@ def test_fewer_points_than_numbers() -> None:
 
 def test_one_image_over_and_over_is_not_varied(data: ImageDataset) -> None:
     images, labels = data.x_test[:100], data.y_test[:100]
-    assert diversity(images, images, labels) == 1
-    assert diversity(np.repeat(images[:1], 100, axis=0), images, labels) == 0
-    assert diversity(images[:2], images[:2], np.array([0, 1])) is None
+    assert intra_class_diversity(images, images, labels) == 1
+    assert intra_class_diversity(np.repeat(images[:1], 100, axis=0), images, labels) == 0
+    assert intra_class_diversity(images[:2], images[:2], np.array([0, 1])) is None
 
 
 def test_the_next_of_each_class() -> None:
@@ -68,30 +68,30 @@ def test_the_next_of_each_class() -> None:
 
 def test_numbers_become_bytes() -> None:
     given = np.array([-2.0, -1.0, 0.0, 1.0, 3.0])
-    assert to_bytes(given).tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(given).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_real_images_are_good_and_noise_is_not(judge: Judge, data: ImageDataset) -> None:
+def test_real_images_are_good_and_noise_is_not(judge: FeatureExtractor, data: ImageDataset) -> None:
     asked = np.arange(200) % 10
     real = data.x_train[first_of_each(data.y_train, asked)]
-    found: Any = assess(judge, real, asked, data)
+    found: Any = evaluate_samples(judge, real, asked, data)
     assert found["frechet_distance"] == pytest.approx(found["frechet_floor"])
     assert found["frechet_ceiling"] > 10 * found["frechet_floor"]
     assert found["diversity"] == pytest.approx(1, abs=0.1)
     classes = judge.classes(judge.features(real))
     assert found["prompt_accuracy"] == (classes == asked).mean()
     one = np.repeat(real[:1], 200, axis=0)
-    assert assess(judge, one, asked, data)["diversity"] == 0
-    unasked = assess(judge, real, None, data)
+    assert evaluate_samples(judge, one, asked, data)["diversity"] == 0
+    unasked = evaluate_samples(judge, real, None, data)
     assert unasked["prompt_accuracy"] is None
     assert set(unasked) == set(found)
 
 
-def test_what_are_no_images_is_refused(judge: Judge) -> None:
+def test_what_are_no_images_is_refused(judge: FeatureExtractor) -> None:
     with pytest.raises(ValueError, match=r"`images` must be uint8.*dtype=float32"):
         judge.features(np.zeros((2, 28, 28, 1), np.float32))
 
 
-def test_larger_images_are_made_smaller(judge: Judge, data: ImageDataset) -> None:
+def test_larger_images_are_made_smaller(judge: FeatureExtractor, data: ImageDataset) -> None:
     large = data.x_test[:3].repeat(2, axis=1).repeat(2, axis=2)
     assert judge.features(large).shape == (3, 16)

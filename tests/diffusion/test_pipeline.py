@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from zoo import autoencoder, text_to_image, unet
-from zoo.diffusion.latents import Latents
-from zoo.diffusion.pipeline import About, Painter
-from zoo.diffusion.prompts import PromptVocabulary
-from zoo.training.run_directory import Run
+from zoo.diffusion.latents import LatentScaler
+from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
+from zoo.diffusion.prompts import WordTokenizer
+from zoo.training.run_directory import RunDirectory
 
-ABOUT = About(num_steps=20)
+ABOUT = DiffusionSpec(num_steps=20)
 
 
 @pytest.fixture(scope="module")
-def painter() -> Painter:
-    vocabulary = PromptVocabulary(["a seven", "the digit 3"])
+def painter() -> DiffusionPipeline:
+    vocabulary = WordTokenizer(["a seven", "the digit 3"])
     model = text_to_image(
         len(vocabulary), vocabulary.max_length, hidden_dim=16, input_shape=(8, 8, 1),
         channels=(8, 16), num_steps=20,
     )  # fmt: skip
-    return Painter(model, ABOUT, vocabulary)
+    return DiffusionPipeline(model, ABOUT, vocabulary)
 
 
-def test_it_draws_what_is_asked_for(painter: Painter) -> None:
+def test_it_draws_what_is_asked_for(painter: DiffusionPipeline) -> None:
     seen: list[tuple[int, float]] = []
     images = painter.generate(
         ["a seven", "the digit 3", "seven"], steps=4, seed=1, batch_size=2,
@@ -59,22 +59,22 @@ def test_it_draws_what_is_asked_for(painter: Painter) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    painter: Painter, arguments: dict[str, Any], problem: str
+    painter: DiffusionPipeline, arguments: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         painter.generate(**{"prompts": ["a seven"], "steps": 2, **arguments})
 
 
-def finished(painter: Painter, folder: Path) -> Path:
-    run = Run(folder, {})
-    run.begin()
+def finished(painter: DiffusionPipeline, folder: Path) -> Path:
+    run = RunDirectory(folder, {})
+    run.write_config()
     painter.save(run)
     run.write_metrics({})
     return folder
 
 
-def test_it_is_written_and_read(painter: Painter, tmp_path: Path) -> None:
-    again = Painter.load(finished(painter, tmp_path / "run"))
+def test_it_is_written_and_read(painter: DiffusionPipeline, tmp_path: Path) -> None:
+    again = DiffusionPipeline.load(finished(painter, tmp_path / "run"))
     options: dict[str, Any] = {"prompts": ["a seven", "3"], "steps": 3, "seed": 2}
     np.testing.assert_allclose(again.generate(**options), painter.generate(**options), atol=1e-6)
     assert again.about == painter.about
@@ -82,11 +82,11 @@ def test_it_is_written_and_read(painter: Painter, tmp_path: Path) -> None:
 
 def test_one_without_a_text_draws_so_many_in_the_latent_space(tmp_path: Path) -> None:
     coder = autoencoder((8, 8, 1), (8, 16), latent_channels=2)
-    latents = Latents(coder, (0.5, -0.5), (2.0, 3.0))
-    painter = Painter(unet((4, 4, 2), (8,), num_steps=20), ABOUT, latents=latents)
+    latents = LatentScaler(coder, (0.5, -0.5), (2.0, 3.0))
+    painter = DiffusionPipeline(unet((4, 4, 2), (8,), num_steps=20), ABOUT, latents=latents)
     images = painter.generate(3, steps=3)
     assert images.shape == (3, 8, 8, 1)
-    again = Painter.load(finished(painter, tmp_path / "run"))
+    again = DiffusionPipeline.load(finished(painter, tmp_path / "run"))
     np.testing.assert_allclose(again.generate(3, steps=3), images, atol=1e-5)
     with pytest.raises(ValueError, match=r"must be a number of images.*reads no texts"):
         painter.generate(["a seven"])
@@ -96,9 +96,9 @@ def test_one_without_a_text_draws_so_many_in_the_latent_space(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["metrics.json", "model.weights.h5", "diffusion.json"])
 def test_a_directory_without_a_finished_run_is_refused(
-    painter: Painter, tmp_path: Path, name: str
+    painter: DiffusionPipeline, tmp_path: Path, name: str
 ) -> None:
     folder = finished(painter, tmp_path / "run")
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"must hold a finished run.*which has no {name}"):
-        Painter.load(folder)
+        DiffusionPipeline.load(folder)

@@ -4,7 +4,7 @@ import pytest
 from scipy.special import log_softmax
 
 from zoo import gpt, rnn_language_model
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import language_model, plots
 
 WORKS = [[0, *np.random.default_rng(i).integers(1, 12, size)] for i, size in enumerate((40, 7, 23))]
@@ -30,7 +30,7 @@ def test_the_state_is_carried_through_each_work(
         log_probabilities(model, work)[np.arange(len(work) - 1), work[1:]] for work in WORKS
     ]
     expected = -np.concatenate(likelihoods).mean()
-    found = language_model.work_loss(model, chunk, batch_size)(IDS)
+    found = language_model.document_loss(model, chunk, batch_size)(IDS)
     assert found == pytest.approx(expected, rel=1e-5)  # measured: 1e-7
 
 
@@ -45,14 +45,14 @@ def test_the_loss_on_pieces_of_a_text() -> None:
 
 
 def test_bits_of_characters() -> None:
-    vocabulary = Vocabulary.characters(["to be"])
+    vocabulary = Tokenizer.characters(["to be"])
     ids = vocabulary.encode("to be to be")
     assert language_model.bits_per_character(np.log(2), ids, vocabulary) == pytest.approx(1)
 
 
 def test_a_loss_of_nothing(model: keras.Model) -> None:
     with pytest.raises(ValueError, match="must hold a work of two tokens or more"):
-        language_model.work_loss(model)(np.array([0, 0]))
+        language_model.document_loss(model)(np.array([0, 0]))
 
 
 def test_the_plot_has_a_line_for_each() -> None:

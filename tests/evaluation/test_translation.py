@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 
 from zoo import transformer
 from zoo.datasets.parallel_text import LengthBuckets, Pair
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import translation
 from zoo.generation import translate
 from zoo.training import losses
@@ -104,7 +104,7 @@ def test_scores_are_perfect_only_for_the_reference() -> None:
 
 def test_translations_come_in_the_texts_order_whatever_the_batch() -> None:
     texts = ["the house", "a dog and a garden and a house", "a"]
-    vocabulary = Vocabulary.train([*texts, "casa"], 40)
+    vocabulary = Tokenizer.train([*texts, "casa"], 40)
     model = transformer(len(vocabulary), len(vocabulary), **SIZES, tie_embeddings=False)
     together = translate.translate(model, vocabulary, texts, num_beams=1, batch_size=4)
     for text, translated in zip(texts, together):

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import log_softmax
 
 from zoo import rnn_language_model
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation import next_word
 
 IDS = np.random.default_rng(0).integers(1, 12, 6)
@@ -45,7 +45,7 @@ def test_tokens_that_cannot_be_read(model: keras.Model, ids: tuple, problem: str
 
 # ------------------------------------------------------------------ next words
 
-VOCABULARY = Vocabulary.train(["be bee, bear' be.\nBe 'tis; a beard- 'Bea\n\n3 beds "] * 4, 32)
+VOCABULARY = Tokenizer.train(["be bee, bear' be.\nBe 'tis; a beard- 'Bea\n\n3 beds "] * 4, 32)
 
 
 def chain(seed: int):  # type: ignore[no-untyped-def]
@@ -53,7 +53,7 @@ def chain(seed: int):  # type: ignore[no-untyped-def]
     scores = np.random.default_rng(seed).normal(scale=2, size=[len(VOCABULARY)] * 2)
     first, last = ([in_word(token[i]) for token in VOCABULARY.tokens] for i in (0, -1))
     scores += 3 * np.not_equal.outer(last, first)  # words end soon, and soon another begins
-    scores[:, VOCABULARY.BEGIN] -= 8
+    scores[:, VOCABULARY.BOS] -= 8
     table = log_softmax(scores, axis=-1)
     return lambda sequences: table[[ids[-1] for ids in sequences]]
 
@@ -71,7 +71,7 @@ def all_ways(predict, prompt: str) -> Counter:  # type: ignore[no-untyped-def]
         after: Counter = Counter()
         for (last, begun), mass in states.items():
             probabilities = np.exp(predict([(last,)])[0])
-            probabilities[VOCABULARY.BEGIN] = 0
+            probabilities[VOCABULARY.BOS] = 0
             if first and in_word(prompt[-1]):
                 probabilities[[in_word(token[0]) for token in VOCABULARY.tokens]] = 0
                 probabilities /= probabilities.sum()

@@ -26,13 +26,13 @@ def projected(layer: Any, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def by_the_formula(
-    layer: Any, x: np.ndarray, y: np.ndarray, visible: np.ndarray
+    layer: Any, x: np.ndarray, y: np.ndarray, attention_mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     q, k, v = projected(layer, "query", x), projected(layer, "key", y), projected(layer, "value", y)
     groups = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
     scores = np.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(layer.head_dim)
-    scores = np.where(visible[:, None], scores, -np.inf)
+    scores = np.where(attention_mask[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     mixed = np.einsum("bnts,bsnh->btnh", weights, v).reshape(x.shape)
@@ -51,16 +51,16 @@ def made(**options: Any) -> Attention:
 @pytest.mark.parametrize("kv_heads", [None, 2, 1])
 def test_to_itself_causally(kv_heads: int | None) -> None:
     layer = made(num_kv_heads=kv_heads, causal=True)
-    visible = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
-    expected, _ = by_the_formula(layer, X, X, visible)
+    attention_mask = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
+    expected, _ = by_the_formula(layer, X, X, attention_mask)
     np.testing.assert_allclose(ops.convert_to_numpy(layer(X)), expected, atol=1e-5)
 
 
 def test_to_another_sequence_where_the_mask_is_true() -> None:
     layer = made()
-    visible = np.broadcast_to(MASK[:, None], (2, 5, 7))
-    expected, _ = by_the_formula(layer, X, CONTEXT, visible)
-    found = layer(X, CONTEXT, counts=ops.convert_to_tensor(MASK))
+    attention_mask = np.broadcast_to(MASK[:, None], (2, 5, 7))
+    expected, _ = by_the_formula(layer, X, CONTEXT, attention_mask)
+    found = layer(X, CONTEXT, padding_mask=ops.convert_to_tensor(MASK))
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
 
 
@@ -110,9 +110,9 @@ def test_maps_are_the_weights() -> None:
         assert (weights[..., ~np.tril(np.ones((5, 5), bool))] == 0).all()
     block = model.get_layer("block1")
     x = block.attention_norm(model.get_layer("positions")(model.get_layer("embedding")(ids)))
-    visible = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
+    attention_mask = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
     _, expected = by_the_formula(
-        block.attention, ops.convert_to_numpy(x), ops.convert_to_numpy(x), visible
+        block.attention, ops.convert_to_numpy(x), ops.convert_to_numpy(x), attention_mask
     )
     np.testing.assert_allclose(maps["block1/attention"], expected, atol=1e-6)
 

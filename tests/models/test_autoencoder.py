@@ -7,7 +7,7 @@ import pytest
 
 from zoo import autoencoder, registry
 from zoo.backends import backend
-from zoo.diffusion.latents import Latents
+from zoo.diffusion.latents import LatentScaler
 from zoo.diffusion.losses import reconstruction_objective
 from zoo.training.optimizers import Adam
 
@@ -39,7 +39,7 @@ def test_it_learns_to_bring_images_back_from_less() -> None:
     losses = [float(step(data, indices, np.int32(number))["loss"]) for number in range(60)]
     step.sync()
     assert losses[-1] < losses[0] / 10
-    latents = Latents.measured(model, images())
+    latents = LatentScaler.from_images(model, images())
     coded = latents.encode(images())
     assert coded.shape == (32, 4, 4, 2)
     np.testing.assert_allclose(coded.mean(axis=(0, 1, 2)), 0, atol=1e-4)

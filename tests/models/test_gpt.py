@@ -10,7 +10,7 @@ from keras import ops
 
 from zoo import gpt, registry
 from zoo.backends import backend
-from zoo.generation.decoding import reader
+from zoo.generation.decoding import decoder_for
 from zoo.generation.sampling import generate, stream
 from zoo.models.gpt import CONFIGURATIONS
 
@@ -55,13 +55,13 @@ def test_the_counts_of_the_named_configurations() -> None:
 def test_kept_keys_and_values_change_nothing(model: keras.Model) -> None:
     """At each of 64 steps, for prompts of different lengths in one batch."""
     rows = [list(prompt) for prompt in PROMPTS]
-    reading = reader(model)
-    steps = [ops.convert_to_numpy(reading.begin([np.array(row) for row in rows], 64))]
+    decoder = decoder_for(model)
+    steps = [ops.convert_to_numpy(decoder.prefill([np.array(row) for row in rows], 64))]
     for _ in range(64):
         ids = steps[-1].argmax(-1)
         for row, token in zip(rows, ids.tolist()):
             row.append(token)
-        steps.append(ops.convert_to_numpy(reading.read(ids[:, None].astype(np.int32))))
+        steps.append(ops.convert_to_numpy(decoder.decode(ids[:, None].astype(np.int32))))
     for prompt, row, found in zip(PROMPTS, rows, np.stack(steps, axis=1)):
         # What comes later does not change what is predicted before.
         np.testing.assert_allclose(found, logits_of(model, row)[len(prompt) - 1 :], atol=1e-5)
@@ -134,8 +134,8 @@ def test_a_second_call_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     model = made()
     generate(model, [[1, 2, 3]], 4)
     calls = []
-    step = type(reader(model))._step
-    monkeypatch.setattr(type(reader(model)), "_step", lambda *a: calls.append(1) or step(*a))
+    step = type(decoder_for(model))._step
+    monkeypatch.setattr(type(decoder_for(model)), "_step", lambda *a: calls.append(1) or step(*a))
     generate(model, [[1, 2, 3, 4, 5]], 6)
     assert not calls
 
@@ -153,7 +153,9 @@ def test_weights_that_change_afterwards_count() -> None:
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="others compile, and refuse it")
 def test_a_step_that_depends_on_numbers_is_refused() -> None:
-    step = backend.decoder(made(), lambda arrays, caches: (arrays[0] * int(arrays[0]), caches))
+    step = backend.decode_function(
+        made(), lambda arrays, caches: (arrays[0] * int(arrays[0]), caches)
+    )
     with pytest.raises(TypeError, match=r"must not depend on its tensors' numbers.*`__int__`"):
         step((np.int32(3),), [])
 

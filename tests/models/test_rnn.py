@@ -9,8 +9,8 @@ import pytest
 from keras import ops
 
 from zoo import backends, rnn_classifier, rnn_language_model
-from zoo.generation.decoding import initial_states, stepwise
-from zoo.generation.sampling import choose, generate
+from zoo.generation.decoding import initial_states, with_explicit_states
+from zoo.generation.sampling import generate, sample_tokens
 from zoo.layers import recurrent
 from zoo.layers.recurrent import GRU, LSTM, SimpleRNN
 
@@ -165,7 +165,7 @@ IDS = np.random.default_rng(0).integers(0, 20, (2, 9)).astype(np.int32)
 
 def test_chunks_with_their_states_are_one_long_sequence(model: keras.Model) -> None:
     expected = ops.convert_to_numpy(model(IDS))
-    stepper = stepwise(model)
+    stepper = with_explicit_states(model)
     states: Any = initial_states(stepper, 2)
     parts = []
     for chunk in np.split(IDS, [4, 5], axis=1):
@@ -205,7 +205,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     many = np.broadcast_to(logits, (10_000, 4))
 
     def shares(**options: Any) -> list[float]:
-        found = choose(many, uniform, **options)
+        found = sample_tokens(many, uniform, **options)
         return list(np.bincount(found, minlength=4) / 10_000)
 
     assert shares() == [0.5, 0.0625, 0.1875, 0.25]
@@ -214,7 +214,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     assert shares(top_p=0.76) == pytest.approx([0.5 / 0.9375, 0, 0.2, 0.25 / 0.9375], abs=1e-4)
     assert shares(temperature=0.5)[0] == pytest.approx(0.25 / 0.3515625, abs=1e-4)
     assert shares(temperature=0.0) == [1, 0, 0, 0]
-    assert choose(logits[None], np.array([1 - 2.0**-24])).item() == 3
+    assert sample_tokens(logits[None], np.array([1 - 2.0**-24])).item() == 3
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_ids_outside_the_vocabulary(wrong: int) -> None:
     )
     with pytest.raises(ValueError, match=text):
         model(ids)
-    forward = backends.backend.forward(model, lambda ids: model(ids))
+    forward = backends.backend.inference_function(model, lambda ids: model(ids))
     with pytest.raises(Exception, match=r"Ids must lie in \[0, 20\).*Received: id") as error:
         ops.convert_to_numpy(forward(ids))
     assert str(wrong) in str(error.value)
@@ -285,15 +285,15 @@ def test_the_equations_of_the_docstring_are_the_gates() -> None:
 
     x, u = parts(1)
     np.testing.assert_allclose(
-        step(recurrent.simple_rnn_gates, x, u, h)[0], np.tanh(x[0] + u[0]), 1e-5
+        step(recurrent.simple_rnn_step, x, u, h)[0], np.tanh(x[0] + u[0]), 1e-5
     )
     x, u = parts(4)
     i, f, g, o = (a + b for a, b in zip(x, u))
     expected = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    found = step(recurrent.lstm_gates, x, u, h, c)
+    found = step(recurrent.lstm_step, x, u, h, c)
     np.testing.assert_allclose(found[1], expected, 1e-5)
     np.testing.assert_allclose(found[0], sigmoid(o) * np.tanh(expected), 1e-5)
     x, u = parts(3)
     z, r = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
     expected = z * h + (1 - z) * np.tanh(x[2] + r * u[2])
-    np.testing.assert_allclose(step(recurrent.gru_gates, x, u, h)[0], expected, 1e-5)
+    np.testing.assert_allclose(step(recurrent.gru_step, x, u, h)[0], expected, 1e-5)

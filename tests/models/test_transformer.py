@@ -14,7 +14,7 @@ from zoo import gpt, registry, transformer
 from zoo.backends import backend
 from zoo.evaluation.attention_maps import attention_maps
 from zoo.generation.beam_search import beam_search
-from zoo.generation.decoding import reader
+from zoo.generation.decoding import decoder_for
 from zoo.generation.sampling import generate
 from zoo.models.transformer import CONFIGURATIONS
 
@@ -50,7 +50,7 @@ def made(kind: str = "paper", **options: Any) -> keras.Model:
 def forward(model: keras.Model, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Logits (B, T, V) by a forward pass over all of the targets."""
     if "_forward" not in vars(model):
-        vars(model)["_forward"] = backend.forward(
+        vars(model)["_forward"] = backend.inference_function(
             model, lambda *ids: model([ops.convert_to_tensor(x) for x in ids], training=False)
         )
     return ops.convert_to_numpy(vars(model)["_forward"](sources, targets))
@@ -105,14 +105,14 @@ def test_a_source_of_padding_alone_is_finite(model: keras.Model) -> None:
 def test_kept_keys_and_values_change_nothing(model: keras.Model) -> None:
     """At each of 64 steps, for sources and prompts of different lengths in one batch."""
     rows = [list(prompt) for prompt in PROMPTS]
-    reading = reader(model)
+    decoder = decoder_for(model)
     prompts, sources = ([np.array(ids) for ids in given] for given in (PROMPTS, SOURCES))
-    steps = [ops.convert_to_numpy(reading.begin(prompts, 64, sources))]
+    steps = [ops.convert_to_numpy(decoder.prefill(prompts, 64, sources))]
     for _ in range(64):
         ids = steps[-1].argmax(-1)
         for row, token in zip(rows, ids.tolist()):
             row.append(token)
-        steps.append(ops.convert_to_numpy(reading.read(ids[:, None].astype(np.int32))))
+        steps.append(ops.convert_to_numpy(decoder.decode(ids[:, None].astype(np.int32))))
     expected = forward(model, padded(SOURCES), padded(rows, WIDTH))
     for number, prompt in enumerate(PROMPTS):
         found = [logits[number] for logits in steps]

@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 from zoo import registry, summary, text_to_image, unet
-from zoo.models.text_encoder import text_encoder, text_encoder_count
-from zoo.models.unet import Double, Halve, TimeEmbedding
+from zoo.models.text_encoder import text_encoder, text_encoder_parameter_count
+from zoo.models.unet import Downsample, TimeEmbedding, Upsample
 
 TEXT: dict[str, Any] = {
     "vocabulary_size": 12, "max_length": 4, "hidden_dim": 16, "input_shape": (8, 8, 1),
@@ -41,15 +41,15 @@ def test_the_closed_form_counts_its_parameters(arguments: dict[str, Any]) -> Non
 def test_the_text_encoder_is_counted() -> None:
     arguments = {"vocabulary_size": 30, "max_length": 9, "num_layers": 2, "num_heads": 4,
                  "hidden_dim": 32}  # fmt: skip
-    assert text_encoder(**arguments).count_params() == text_encoder_count(**arguments)
+    assert text_encoder(**arguments).count_params() == text_encoder_parameter_count(**arguments)
 
 
 def test_halving_takes_the_mean_and_doubling_repeats() -> None:
     x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
-    halved = ops.convert_to_numpy(Halve()(x))
+    halved = ops.convert_to_numpy(Downsample()(x))
     expected = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
     np.testing.assert_allclose(halved, expected)
-    doubled = ops.convert_to_numpy(Double()(x))
+    doubled = ops.convert_to_numpy(Upsample()(x))
     np.testing.assert_array_equal(doubled, x.repeat(2, axis=1).repeat(2, axis=2))
 
 

@@ -11,7 +11,7 @@ from diffusers.schedulers import scheduling_ddpm
 from keras import ops
 
 from zoo import unet
-from zoo.diffusion.gaussian_diffusion import Process
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.noise_schedule import make_schedule
 from zoo.diffusion.sampler import Sampler, coefficients, noise, timesteps
 
@@ -35,15 +35,15 @@ EXACT = pytest.mark.parametrize("exact", [False, True], ids=["their_tables", "ou
 
 
 def theirs(
-    kind: str, process: Process, method: str = "DDIM", exact: bool = False, **options: Any
+    kind: str, process: GaussianDiffusion, method: str = "DDIM", exact: bool = False, **options: Any
 ) -> Any:
     """Their scheduler, "DDIM" or "DDPM", of a process whose schedule is of this kind."""
     scheduler = getattr(diffusers, f"{method}Scheduler")(
-        beta_schedule=KINDS[kind], rescale_betas_zero_snr=process.schedule.ends_in_noise,
+        beta_schedule=KINDS[kind], rescale_betas_zero_snr=process.schedule.has_zero_terminal_snr,
         prediction_type=PREDICTIONS[process.prediction], timestep_spacing="trailing", **options,
     )  # fmt: skip
     if exact:
-        scheduler.alphas_cumprod = torch.tensor(process.schedule.alphas_bar)
+        scheduler.alphas_cumprod = torch.tensor(process.schedule.alphas_cumprod)
     return scheduler
 
 
@@ -78,24 +78,24 @@ def network(x: np.ndarray, t: int) -> np.ndarray:
 @pytest.mark.parametrize("method", ["DDIM", "DDPM"])
 def test_tables(kind: str, zero: bool, method: str) -> None:
     schedule = make_schedule(kind, 1000, zero)
-    scheduler = theirs(kind, Process(schedule), method)
-    betas, alphas_bar = scheduler.betas.numpy(), scheduler.alphas_cumprod.numpy()
+    scheduler = theirs(kind, GaussianDiffusion(schedule), method)
+    betas, alphas_cumprod = scheduler.betas.numpy(), scheduler.alphas_cumprod.numpy()
     # Measured: 2e-8, and 2e-6 of the rescaled ones, which are differences of ratios in float32.
     np.testing.assert_allclose(betas, schedule.betas, rtol=0, atol=5e-6 if zero else 5e-8)
-    np.testing.assert_allclose(alphas_bar, schedule.alphas_bar, rtol=5e-6, atol=1e-12)
-    assert (alphas_bar[-1] == 0) == schedule.ends_in_noise == zero
+    np.testing.assert_allclose(alphas_cumprod, schedule.alphas_cumprod, rtol=5e-6, atol=1e-12)
+    assert (alphas_cumprod[-1] == 0) == schedule.has_zero_terminal_snr == zero
 
 
 @SCHEDULES
 @EXACT
 def test_forward(kind: str, zero: bool, exact: bool) -> None:
     """x_t and v at every t."""
-    process = Process(make_schedule(kind, 1000, zero), "v")
+    process = GaussianDiffusion(make_schedule(kind, 1000, zero), "v")
     scheduler = theirs(kind, process, exact=exact)
     x0, z = np.random.default_rng(0).normal(size=(2, 1000, 2, 2, 3))
     t = np.arange(1000)
     given = [torch.from_numpy(array) for array in (x0, z, t)]
-    # Theirs takes 1 - alphas_bar in float32, which leaves few digits of the first steps' noise:
+    # Theirs takes 1 - alphas_cumprod in float32, which leaves few digits of the first steps' noise:
     # 6e-6 measured, and 2e-5 of the rescaled cosine, whose first step is the smallest.
     limit = 1e-12 if exact else 3e-5 if (kind, zero) == ("cosine", True) else 1e-5
     for ours, other in ((process.q_sample, "add_noise"), (process.target, "get_velocity")):
@@ -130,7 +130,7 @@ def test_steps(
     exact: bool,
 ) -> None:  # fmt: skip
     """Each step from where ours is, and from where the steps before have led each."""
-    process = Process(make_schedule(kind, 1000, zero), prediction)
+    process = GaussianDiffusion(make_schedule(kind, 1000, zero), prediction)
     scheduler = theirs(kind, process, method, exact, clip_sample=clip)
     scheduler.set_timesteps(steps)
     visited = scheduler.timesteps.tolist()
@@ -174,8 +174,8 @@ def test_images(
     model: keras.Model, kind: str, zero: bool, prediction: str, clip: bool, method: str, eta: float
 ) -> None:
     """50 steps of the sampler itself, in float32 as theirs."""
-    process = Process(make_schedule(kind, 1000, zero), prediction)
-    found = Sampler(model, process, clip).draw(3, seed=1, steps=50, eta=eta)
+    process = GaussianDiffusion(make_schedule(kind, 1000, zero), prediction)
+    found = Sampler(model, process, clip).sample(3, seed=1, steps=50, eta=eta)
     for exact in (False, True):
         scheduler = theirs(kind, process, method, exact, clip_sample=clip)
         scheduler.set_timesteps(50)

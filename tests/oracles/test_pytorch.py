@@ -64,7 +64,7 @@ def test_an_encoders_layer_with_padding(norm_first: bool, activation: Any) -> No
     ours = TransformerBlock(24, activation, 4, norm_first=norm_first)
     ours.build((None, None, 16))
     copy_block(ours, theirs)
-    found = ops.convert_to_numpy(ours(X, counts=ops.convert_to_tensor(COUNTS)))
+    found = ops.convert_to_numpy(ours(X, padding_mask=ops.convert_to_tensor(COUNTS)))
     with torch.enable_grad():  # PyTorch's fast path, without, leaves padding out
         padding = torch.from_numpy(~COUNTS)
         expected = theirs(torch.from_numpy(X), src_key_padding_mask=padding).detach().numpy()
@@ -84,7 +84,7 @@ def test_a_decoders_layer_with_a_context(norm_first: bool, activation: Any) -> N
     )
     ours.build((None, None, 16))
     copy_block(ours, theirs)
-    found = ours(X, CONTEXT, context_counts=ops.convert_to_tensor(CONTEXT_COUNTS))
+    found = ours(X, CONTEXT, context_mask=ops.convert_to_tensor(CONTEXT_COUNTS))
     causal = nn.Transformer.generate_square_subsequent_mask(6)
     with torch.no_grad():
         expected = theirs(

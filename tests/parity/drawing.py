@@ -10,13 +10,13 @@ import zoo
 from zoo import datasets
 from zoo.backends import backend
 from zoo.diffusion.losses import diffusion_objective
-from zoo.diffusion.pipeline import About, Painter
-from zoo.diffusion.prompts import PromptVocabulary, phrases
+from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
+from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
 from zoo.training import batches
 from zoo.training.optimizers import Adam
 
 BATCH = 32
-VOCABULARY = PromptVocabulary([prompt for prompts in phrases() for prompt in prompts])
+VOCABULARY = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
 PROMPTS = ["a handwritten seven", "the digit 3", "zero", "draw a 4"]
 
 
@@ -32,11 +32,11 @@ def trained(steps: int) -> tuple[list[float], list[np.ndarray]]:
     model = small_model()
     optimizer = Adam(2e-3, global_clipnorm=1.0)
     optimizer.build(model.trainable_variables)
-    prompts = np.stack([VOCABULARY.encode(prompts) for prompts in phrases()])
-    objective = diffusion_objective(model, About().process(), 0, prompts)
+    prompts = np.stack([VOCABULARY.encode(prompts) for prompts in prompts_by_class()])
+    objective = diffusion_objective(model, DiffusionSpec().process(), 0, prompts)
     step = backend.train_step(model, optimizer, objective)
     arrays = [backend.on_device(array) for array in (data.x_train, data.y_train)]
-    order = batches.batch_order(0, 0, steps * BATCH)
+    order = batches.shuffled_indices(0, 0, steps * BATCH)
     losses = [
         float(step(*arrays, order[n * BATCH : (n + 1) * BATCH], np.int32(n))["loss"])
         for n in range(steps)
@@ -50,4 +50,4 @@ def drawn(weights: list[np.ndarray], options: dict[str, Any]) -> np.ndarray:
     model = small_model()
     for variable, value in zip(model.trainable_variables, weights):
         variable.assign(value)
-    return Painter(model, About(), VOCABULARY).generate(PROMPTS, **options)
+    return DiffusionPipeline(model, DiffusionSpec(), VOCABULARY).generate(PROMPTS, **options)

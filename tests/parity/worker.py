@@ -32,7 +32,7 @@ class Session:
         objective = losses.classification_objective(self.model, self.transform, seed)
         self.step = backend.train_step(self.model, self.optimizer, objective)
         self.arrays = [backend.on_device(a) for a in (self.data.x_train, self.data.y_train)]
-        self.order = batches.batch_order(seed, 0, 640)
+        self.order = batches.shuffled_indices(seed, 0, 640)
 
     def take_step(self, number: int) -> float:
         indices = self.order[number * 64 : (number + 1) * 64]
@@ -116,7 +116,7 @@ TASKS: dict[str, Callable[[Path], Arrays]] = {
 }
 
 if __name__ == "__main__":
-    backend.use_full_precision()
+    backend.disable_tf32()
     folder, tasks = Path(sys.argv[1]), sys.argv[3:]
     for task in tasks:
         np.savez(folder / f"{task}-{name}.npz", **TASKS[task](folder))

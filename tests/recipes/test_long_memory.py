@@ -96,7 +96,7 @@ def test_open_gates_keep_a_third_of_the_state() -> None:
     for cell, gate in (("lstm", np.s_[3:6]), ("gru", np.s_[0, :3])):
         model = zoo.rnn_classifier((4, 4), 2, cell=cell, units=3)
         before = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
-        recurrent.open_gates(model, 50)
+        recurrent.chrono_initialize(model, 50)
         after = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
         np.testing.assert_allclose(after[gate], math.log(50), rtol=1e-6)
         changed = np.zeros(after.shape, bool)
@@ -106,11 +106,11 @@ def test_open_gates_keep_a_third_of_the_state() -> None:
         np.testing.assert_allclose(kept, 1 / math.e, rtol=0.02)
     model = zoo.rnn_classifier((4, 4), 2, cell="simple_rnn", units=3)
     weights = model.get_weights()
-    recurrent.open_gates(model, 50)
+    recurrent.chrono_initialize(model, 50)
     for a, b in zip(weights, model.get_weights()):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="steps=0"):
-        recurrent.open_gates(model, 0)
+        recurrent.chrono_initialize(model, 0)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
     rounding = 1e-3 if zoo.backends.name == "tensorflow" else 0  # measured: mostly 0
     assert again["test_loss"] == pytest.approx(metrics["test_loss"], rel=rounding, abs=0)
     assert again["bigram_test_loss"] == metrics["bigram_test_loss"]
-    vocabulary = tokenizer.Vocabulary.load(folder / "vocabulary.json")
+    vocabulary = tokenizer.Tokenizer.load(folder / "vocabulary.json")
     weights = []
     for path in (folder, tmp_path / "stopped"):
         model = zoo.rnn_language_model(len(vocabulary), "gru", 32, 32)

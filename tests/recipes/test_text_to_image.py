@@ -15,7 +15,7 @@ from tests import recipe
 from zoo import __main__ as command_line
 from zoo import datasets, registry
 from zoo.diffusion import companions, config
-from zoo.diffusion.pipeline import Painter
+from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.training import trainer
 
 SMALL: dict[str, Any] = {
@@ -141,8 +141,8 @@ def test_it_goes_on_where_it_was_interrupted(
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
     options: dict[str, Any] = {"prompts": ["a seven"], "steps": 4}
     np.testing.assert_allclose(
-        Painter.load(tmp_path / "run").generate(**options),
-        Painter.load(folder).generate(**options),
+        DiffusionPipeline.load(tmp_path / "run").generate(**options),
+        DiffusionPipeline.load(folder).generate(**options),
         atol=1e-3,
     )
 
@@ -187,7 +187,7 @@ def test_the_classifier_is_trained_by_its_recipe(tmp_path: Path) -> None:
         "    config.run_dir.write_text(repr(config))\n"
     )
     for quick, asked in ((True, "model='mlp', epochs=5"), (False, "model='cnn_48x48', epochs=1")):
-        settings = config.Settings(quick=quick)
+        settings = config.DiffusionConfig(quick=quick)
         companions.train_classifier(script, settings, tmp_path / "classifier")
         assert asked in (tmp_path / "classifier").read_text()
 

@@ -5,7 +5,7 @@ from keras import ops
 
 from tests import reference
 from zoo.backends import backend
-from zoo.training.optimizers import Adam, AdamW, schedule
+from zoo.training.optimizers import Adam, AdamW, learning_rate_schedule
 
 
 def test_adam_is_pytorchs_over_twenty_steps() -> None:
@@ -68,10 +68,10 @@ def test_adamw_shrinks_matrices_and_nothing_else() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
-    rate = schedule("warmup_cosine", 0.01, 1100)
+    rate = learning_rate_schedule("warmup_cosine", 0.01, 1100)
     values = [float(rate(step)) for step in (0, 50, 100, 600, 1100)]
     np.testing.assert_allclose(values, [0, 0.005, 0.01, 0.0055, 0.001], rtol=1e-4, atol=1e-9)
-    assert float(schedule("warmup_cosine", 0.01, 2)(1)) == pytest.approx(0.01)
+    assert float(learning_rate_schedule("warmup_cosine", 0.01, 2)(1)) == pytest.approx(0.01)
 
 
 def test_epsilon_is_added_after_the_bias_is_corrected() -> None:
@@ -92,16 +92,16 @@ def test_transposed_gradients_meet_their_weights() -> None:
 
 
 def test_a_schedule_is_followed() -> None:
-    schedule = keras.optimizers.schedules.CosineDecay(0.5, 4)
+    learning_rate_schedule = keras.optimizers.schedules.CosineDecay(0.5, 4)
     variable = keras.Variable(np.zeros(1, np.float32), name="weight")
-    optimizer = Adam(schedule)
+    optimizer = Adam(learning_rate_schedule)
     moves, before = [], 0.0
     for _ in range(4):
         optimizer.apply([ops.convert_to_tensor(np.float32([1.0]))], [variable])
         after = float(ops.convert_to_numpy(variable.value)[0])
         moves.append(before - after)
         before = after
-    np.testing.assert_allclose(moves, [schedule(i) for i in range(4)], rtol=1e-4)
+    np.testing.assert_allclose(moves, [learning_rate_schedule(i) for i in range(4)], rtol=1e-4)
 
 
 def test_it_survives_its_configuration() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from zoo import initializers, random
 from zoo.training import batches, trainer
 from zoo.training.optimizers import Adam
-from zoo.training.run_directory import Run
+from zoo.training.run_directory import RunDirectory
 
 EXAMPLES, BATCH, SEED = 40, 12, 3  # four steps an epoch, the last of four examples
 
@@ -54,7 +54,7 @@ def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) 
         Adam(1e-2),
         objective,
         batches.InMemory(*data),
-        Run(folder, {}),
+        RunDirectory(folder, {}),
         epochs=epochs,
         batch_size=arguments.get("batch_size", BATCH),
         seed=SEED,
@@ -156,8 +156,8 @@ ORDER = [712, 949, 52, 883]
 
 
 def test_the_order_is_a_new_permutation_each_epoch_and_the_same_everywhere() -> None:
-    first, second = (batches.batch_order(0, epoch, 1000) for epoch in (0, 1))
+    first, second = (batches.shuffled_indices(0, epoch, 1000) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(1000))
     assert (first != second).any()
-    assert (first != batches.batch_order(1, 0, 1000)).any()
+    assert (first != batches.shuffled_indices(1, 0, 1000)).any()
     assert first[:4].tolist() == ORDER

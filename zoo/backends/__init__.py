@@ -48,7 +48,7 @@ class Backend(Protocol):
         """The array as a tensor that stays on the device."""
         ...
 
-    def keep_freed_memory(self) -> None:
+    def keep_malloc_pages(self) -> None:
         """Keeps large freed blocks for the next step, as `zoo.backends.common` explains."""
         ...
 
@@ -56,7 +56,7 @@ class Backend(Protocol):
         """Asks the library for the same bits each time a run is repeated on one machine."""
         ...
 
-    def use_full_precision(self) -> None:
+    def disable_tf32(self) -> None:
         """Turns TF32 off, which GPUs use for float32 products by default; for comparisons."""
         ...
 
@@ -86,22 +86,22 @@ class Backend(Protocol):
         """
         ...
 
-    def forward(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def inference_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """Makes `function(*arrays)`, which calls `model`, run without gradients and compiled."""
         ...
 
-    def repeated(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def sampling_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """As `forward`, for many calls with arrays of few shapes.
 
         What the function does must not depend on their numbers; ids are not checked.
         """
         ...
 
-    def compiled(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same by the library's compiler, also where that is not faster; for comparisons."""
         ...
 
-    def decoder(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def decode_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """As `forward`, of `function(arrays, caches) -> (outputs, caches)`.
 
         The caches are written to where they are; those that were given are not to be used again.
@@ -132,7 +132,7 @@ class Backend(Protocol):
         """What a `zoo.layers.core.MaxPooling2D` computes."""
         ...
 
-    def group_norm(self, layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+    def group_norm(self, layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
         """What a `zoo.layers.core.GroupNormalization` computes before its activation."""
         ...
 
@@ -141,7 +141,7 @@ class Backend(Protocol):
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        visible: Tensor | None,
+        attention_mask: Tensor | None,
         causal: bool,
         scale: float,
     ) -> Tensor:
@@ -151,7 +151,7 @@ class Backend(Protocol):
             query: (B, T, heads, head_dim).
             keys: (B, S, kv_heads, head_dim); kv_heads divides heads.
             values: likewise.
-            visible: bool, broadcast to (B, heads, T, S); each query is to see a key at least.
+            attention_mask: bool, broadcast to (B, heads, T, S); each query is to see a key at least.
             causal: whether query t sees no key beyond t.
             scale: of the scores.
 
@@ -161,7 +161,7 @@ class Backend(Protocol):
         ...
 
     def cached_attention(
-        self, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float
+        self, query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor, scale: float
     ) -> Tensor:
         """The same with keys and values as caches hold them, (B, kv_heads, S, head_dim)."""
         ...
@@ -170,7 +170,7 @@ class Backend(Protocol):
         """-log softmax(logits) at the label: (...) and (..., classes) to (...)."""
         ...
 
-    def checked_ids(self, ids: Tensor, size: int, layer: str) -> Tensor:
+    def check_token_ids(self, ids: Tensor, size: int, layer: str) -> Tensor:
         """The ids, if all lie in [0, size); else an error that names the layer."""
         ...
 
@@ -200,7 +200,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def AllAtOnce(self) -> type:
+    def ForeachMixin(self) -> type:
         """A base class of optimizers: what is done for all weights in one call, if that pays."""
         ...
 

@@ -14,7 +14,7 @@ from keras.src.backend.common import dtypes
 Tensor = Any
 
 
-def keep_freed_memory(one_arena: bool = True) -> None:
+def keep_malloc_pages(one_arena: bool = True) -> None:
     """Lets the C library keep large freed blocks instead of handing them back to the system.
 
     A training step frees and takes some hundred MB of activations. By default glibc maps each
@@ -81,15 +81,15 @@ def _repeat(numbers: Tensor, size: int) -> Tensor:
     return ops.repeat(numbers, size, axis=1)
 
 
-def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
-    return grouped_norm(inputs, layer.gamma, layer.beta, told, layer.groups, layer.epsilon)
+def group_norm(layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
+    return grouped_norm(inputs, layer.gamma, layer.beta, scale_shift, layer.groups, layer.epsilon)
 
 
 def grouped_norm(
     inputs: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    told: Tensor | None,
+    scale_shift: Tensor | None,
     groups: int,
     epsilon: float,
     spread: Callable[[Tensor, int], Tensor] = _repeat,
@@ -111,24 +111,29 @@ def grouped_norm(
     variance = over_group(variances + ops.square(means - mean))
     scale = spread(ops.rsqrt(variance + epsilon), size) * scale
     shift = shift - mean * scale
-    if told is not None:
-        more, added = ops.split(ops.cast(told, dtype), 2, axis=-1)
+    if scale_shift is not None:
+        more, added = ops.split(ops.cast(scale_shift, dtype), 2, axis=-1)
         scale, shift = scale * (1 + more), shift * (1 + more) + added
     return ops.cast(x * scale[:, None, None] + shift[:, None, None], inputs.dtype)
 
 
 def attention(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    causal: bool,
+    scale: float,
 ) -> Tensor:
     if keys.shape[2] == 1:  # Keras gives each to its queries, but not a single one to all
         keys, values = (ops.repeat(x, query.shape[2], axis=2) for x in (keys, values))
     return ops.dot_product_attention(
-        query, keys, values, mask=visible, scale=scale, is_causal=causal
+        query, keys, values, mask=attention_mask, scale=scale, is_causal=causal
     )
 
 
 def cached_attention(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float
+    query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor, scale: float
 ) -> Tensor:
     batch, length, heads, head_dim = query.shape
     shared = heads // keys.shape[1]
@@ -139,14 +144,14 @@ def cached_attention(
     scores = ops.reshape(scores, (batch, keys.shape[1], shared, length, keys.shape[2]))
     if "16" in str(scores.dtype):
         scores = ops.cast(scores, "float32")
-    weights = ops.softmax(ops.where(visible[:, :, None], scores, -1e30), axis=-1)
+    weights = ops.softmax(ops.where(attention_mask[:, :, None], scores, -1e30), axis=-1)
     weights = ops.reshape(weights, (batch, keys.shape[1], shared * length, keys.shape[2]))
     mixed = ops.matmul(ops.cast(weights, values.dtype), values)
     mixed = ops.reshape(mixed, (batch, keys.shape[1], shared, length, head_dim))
     return ops.reshape(ops.transpose(mixed, (0, 3, 1, 2, 4)), (batch, length, heads, head_dim))
 
 
-class AllAtOnce:
+class ForeachMixin:
     """For an optimizer: what is compiled needs no help."""
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import keras
 
 from zoo.backends import common
-from zoo.backends.common import AllAtOnce as AllAtOnce
+from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.jax_convolution import conv2d as conv2d
@@ -38,9 +38,9 @@ def on_device(array: Any) -> Tensor:
     return jnp.asarray(array)
 
 
-def keep_freed_memory() -> None:
+def keep_malloc_pages() -> None:
     """In an arena for each thread: for one, XLA's threads wait, half as long again as they work."""
-    common.keep_freed_memory(one_arena=False)
+    common.keep_malloc_pages(one_arena=False)
 
 
 def make_deterministic() -> None:
@@ -48,7 +48,7 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
 
 
-def use_full_precision() -> None:
+def disable_tf32() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
@@ -157,10 +157,12 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
         return jax.value_and_grad(loss_of)(values)
 
-    return lambda *arrays: compiled([v.value for v in trainable], [v.value for v in others], arrays)
+    return lambda *arrays: compiled(
+        [v.value for v in trainable], [v.value for v in others], arrays
+    )
 
 
-def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def inference_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     variables = model.variables
 
     @jax.jit  # type: ignore[untyped-decorator]
@@ -171,10 +173,10 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: compiled([variable.value for variable in variables], arrays)
 
 
-compiled = repeated = forward
+compiled_function = sampling_function = inference_function
 
 
-def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     variables = model.variables
 
     def with_values(values: Any, arrays: Any, caches: Any) -> Any:
@@ -213,18 +215,23 @@ def _spread(numbers: Tensor, size: int) -> Tensor:
 _grouped_norm = jax.jit(common.grouped_norm, static_argnums=(4, 5, 6), inline=True)
 
 
-def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+def group_norm(layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
     gamma, beta = (jnp.asarray(variable) for variable in (layer.gamma, layer.beta))
-    return _grouped_norm(inputs, gamma, beta, told, layer.groups, layer.epsilon, _spread)
+    return _grouped_norm(inputs, gamma, beta, scale_shift, layer.groups, layer.epsilon, _spread)
 
 
 def attention(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    causal: bool,
+    scale: float,
 ) -> Tensor:
     """On a CPU in blocks of queries, which leave out what is yet to come and run side by side."""
     length = query.shape[1]
-    if not causal or visible is not None or length < _BLOCKS or device() != "cpu":
-        return common.attention(query, keys, values, visible, causal, scale)
+    if not causal or attention_mask is not None or length < _BLOCKS or device() != "cpu":
+        return common.attention(query, keys, values, attention_mask, causal, scale)
     shared = query.shape[2] // keys.shape[2]
     query = (query * scale).swapaxes(1, 2)
     keys, values = (jnp.repeat(x.swapaxes(1, 2), shared, axis=1) for x in (keys, values))
@@ -247,7 +254,7 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
     if ids.size:
         check = partial(common.check_range, size=size, layer=layer)
         if isinstance(ids, jax.core.Tracer):

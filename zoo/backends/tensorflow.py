@@ -9,14 +9,14 @@ import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
-from zoo.backends.common import AllAtOnce as AllAtOnce
+from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import group_norm as group_norm
-from zoo.backends.common import keep_freed_memory as keep_freed_memory
+from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
 
 Tensor = Any
@@ -41,7 +41,7 @@ def make_deterministic() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def use_full_precision() -> None:
+def disable_tf32() -> None:
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
@@ -104,20 +104,20 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
 
 
-def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def inference_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = tf.function(function, jit_compile=_jit_compile())
     return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
 
 
-repeated = forward
+sampling_function = inference_function
 
 
-def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     by_xla = tf.function(function, jit_compile=True)
     return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))
 
 
-def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """A step is many small operations, which XLA joins: on a CPU, too, that takes half the time.
 
     Looking up what was compiled takes `tf.function` a fifth of it: it asks for more than shapes.
@@ -162,7 +162,7 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
-def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
     low, high = tf.reduce_min(ids), tf.reduce_max(ids)
     if tf.executing_eagerly():
         if tf.size(ids):

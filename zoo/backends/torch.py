@@ -12,9 +12,9 @@ from torch.optim.adam import adam
 from zoo.backends import common
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
-from zoo.backends.common import keep_freed_memory as keep_freed_memory
+from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
-from zoo.backends.torch_capture import recorded, recording
+from zoo.backends.torch_capture import captured, is_capturing
 
 Tensor = Any
 
@@ -36,7 +36,7 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def use_full_precision() -> None:
+def disable_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -79,7 +79,7 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return with_gradients
 
 
-def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def inference_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     def without_gradients(*arrays: Any) -> Any:
         with torch.no_grad():
             return function(*arrays)
@@ -87,18 +87,18 @@ def forward(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return without_gradients
 
 
-def compiled(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The default compiler asks for a C++ compiler; without one, the graph is only traced."""
     compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
-    return forward(model, torch.compile(function, backend=compiler))
+    return inference_function(model, torch.compile(function, backend=compiler))
 
 
-def repeated(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    return recorded(model, function)
+def sampling_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    return captured(model, function)
 
 
-def decoder(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    return recorded(model, function)
+def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    return captured(model, function)
 
 
 def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
@@ -144,13 +144,13 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     return layer.activation(outputs.permute(0, 2, 3, 1))
 
 
-def group_norm(layer: Any, inputs: Tensor, told: Tensor | None) -> Tensor:
+def group_norm(layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
     """With the gradient in a few passes; PyTorch's own kernel is slow where channels are last."""
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     pixels = inputs.to(dtype).flatten(1, 2)  # (B, H·W, C)
     more = added = torch.zeros(1, 1, 1, dtype=dtype, device=inputs.device)
-    if told is not None:
-        more, added = told.to(dtype)[:, None].chunk(2, -1)
+    if scale_shift is not None:
+        more, added = scale_shift.to(dtype)[:, None].chunk(2, -1)
     scale, shift = layer.gamma.value.to(dtype), layer.beta.value.to(dtype)
     scale, shift = scale * (1 + more), shift * (1 + more) + added
     normal = _GroupNorm.apply(pixels, scale, shift, layer.groups, layer.epsilon)
@@ -196,27 +196,34 @@ def _over_groups(x: Tensor, groups: int) -> Tensor:
 
 
 def attention(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, causal: bool, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    causal: bool,
+    scale: float,
 ) -> Tensor:
     """Keras would copy all three first."""
-    if causal and visible is not None:  # the kernel takes one or the other
+    if causal and attention_mask is not None:  # the kernel takes one or the other
         shape = query.shape[1], keys.shape[1]
-        visible = visible & torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        attention_mask = (
+            attention_mask & torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        )
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    return _attention(query, keys, values, visible, scale, causal and visible is None)
+    return _attention(query, keys, values, attention_mask, scale, causal and attention_mask is None)
 
 
 def cached_attention(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float
+    query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor, scale: float
 ) -> Tensor:
-    return _attention(query, keys, values, visible, scale)
+    return _attention(query, keys, values, attention_mask, scale)
 
 
 def _attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    visible: Tensor | None,
+    attention_mask: Tensor | None,
     scale: float,
     causal: bool = False,
 ) -> Tensor:
@@ -224,7 +231,7 @@ def _attention(
         query.transpose(1, 2),
         keys,
         values,
-        attn_mask=visible,
+        attn_mask=attention_mask,
         is_causal=causal,
         scale=scale,
         enable_gqa=query.shape[2] != keys.shape[1],
@@ -241,9 +248,9 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return losses.reshape(labels.shape)
 
 
-def checked_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
     # Keras asks for shapes on the device "meta", which has no numbers.
-    known = ids.device.type != "meta" and not torch.compiler.is_compiling() and not recording()
+    known = ids.device.type != "meta" and not torch.compiler.is_compiling() and not is_capturing()
     if ids.numel() and known:
         low, high = torch.aminmax(ids)
         common.check_range(int(low), int(high), size, layer)
@@ -311,7 +318,7 @@ def _parameters(cell: str, kernel: Tensor, recurrent_kernel: Tensor, bias: Tenso
 # An operation for each of some hundred weights takes Python longer than it takes the processor.
 
 
-class AllAtOnce:
+class ForeachMixin:
     """For an optimizer: clips, updates and averages all weights in a few calls."""
 
     def _clip_gradients(self: Any, gradients: Sequence[Tensor]) -> Sequence[Tensor]:

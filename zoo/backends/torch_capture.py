@@ -39,15 +39,15 @@ def _writes(name: str) -> bool:
     return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
-_recording = contextvars.ContextVar("_recording", default=False)
+_capturing = contextvars.ContextVar("_recording", default=False)
 
 
-def recording() -> bool:
+def is_capturing() -> bool:
     """Whether operations are written down, so that their numbers must not matter."""
-    return _recording.get()
+    return _capturing.get()
 
 
-def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def captured(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes `function(*inputs)` be recorded once for each combination of shapes and dtypes.
 
     Args:
@@ -69,19 +69,19 @@ def recorded(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
             key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
             if key in programs:
                 return programs[key](*tensors)
-            token = _recording.set(True)
+            token = _capturing.set(True)
             try:
-                with _Tape([variable.value for variable in model.variables], tensors) as tape:
+                with _Capture([variable.value for variable in model.variables], tensors) as tape:
                     outputs = function(*inputs)
             finally:
-                _recording.reset(token)
+                _capturing.reset(token)
             programs[key] = tape.program(outputs)
             return outputs
 
     return replayed
 
 
-class _Tape(TorchFunctionMode):  # type: ignore[misc]
+class _Capture(TorchFunctionMode):  # type: ignore[misc]
     """Writes down each operation on the inputs, the weights and what was made of them.
 
     Of all others the result is written down, as a constant.

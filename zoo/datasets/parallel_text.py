@@ -1,6 +1,6 @@
 """Sentences with their translations: English and Spanish verses, and batches of like length.
 
-    for pair in split("train"): ...                        # Pair(reference, source, target)
+    for pair in split("train"): ...                        # Pair(verse, source, target)
     batches = LengthBuckets(sources, targets, tokens=2048)
     source, target = batches(np.array([0]))                # (B, S) and (B, T + 1)
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from zoo import random
 from zoo.datasets.embedded import embedded
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 
 ENG_SPA_SHA256 = "cf28c95139d824ce07243af5254f25ab96c4e4a3bdde2f386b8fd10833752d52"
 
@@ -32,13 +32,13 @@ _WIDTHS = (16, 24, 32, 48, 64, 96, 128)  # of batches, a compiled step each
 class Pair(NamedTuple):
     """A sentence, its translation, and where they stand."""
 
-    reference: str
+    verse: str
     source: str
     target: str
 
     @property
     def book(self) -> str:
-        return self.reference.rpartition(" ")[0]
+        return self.verse.rpartition(" ")[0]
 
 
 def pairs() -> Iterator[Pair]:
@@ -135,7 +135,7 @@ class LengthBuckets:
         return self._batches[index]
 
 
-def make_vocabulary(saved: Path, size: int) -> Vocabulary:
+def make_tokenizer(saved: Path, size: int) -> Tokenizer:
     """What a run has saved; else of so many subwords, of both languages.
 
     Args:
@@ -144,13 +144,13 @@ def make_vocabulary(saved: Path, size: int) -> Vocabulary:
             others is known.
     """
     if saved.exists():
-        return Vocabulary.load(saved)
+        return Tokenizer.load(saved)
     texts = (text for pair in split("train") for text in (pair.source, pair.target))
-    return Vocabulary.train(texts, size)
+    return Tokenizer.train(texts, size)
 
 
 def encoded(
-    chosen: Sequence[Pair], vocabulary: Vocabulary
+    chosen: Sequence[Pair], vocabulary: Tokenizer
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The ids of sources and of targets."""
     sources, targets = zip(*((pair.source, pair.target) for pair in chosen))

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.datasets.embedded import embedded
 from zoo.datasets.token_windows import encode_to_disk
-from zoo.datasets.tokenizer import SEPARATOR, Vocabulary
+from zoo.datasets.tokenizer import SEPARATOR, Tokenizer
 
 SHAKESPEARE_SHA256 = "089ed6470c5acf7e0922bafaf46c3d999971315b3a41ca6674068634ae62b369"
 
@@ -25,7 +25,7 @@ TEST = ("JULIUS CAESAR", "MEASURE FOR MEASURE")
 _PIECE = 1 << 16  # characters read at once
 
 
-def works() -> Iterator[tuple[str, str]]:
+def documents() -> Iterator[tuple[str, str]]:
     """Shakespeare's 42 works as (title, text), read one at a time; the title begins the text.
 
     Raises:
@@ -45,7 +45,7 @@ def split(part: str) -> Iterator[str]:
     held_out = {"validation": VALIDATION, "test": TEST}
     if part not in ("train", *held_out):
         raise ValueError(f"`part` must be train, validation or test. Received: part={part}")
-    for title, text in works():
+    for title, text in documents():
         if title in held_out.get(part, ()) or (part == "train" and title not in VALIDATION + TEST):
             yield text
 
@@ -60,7 +60,7 @@ def _between(file: Any, separator: str) -> Iterator[str]:
 
 
 def encode_split(
-    vocabulary: Vocabulary, folder: Path | None = None, how: str = "works"
+    vocabulary: Tokenizer, folder: Path | None = None, how: str = "works"
 ) -> dict[str, np.ndarray]:
     """The ids of "train", "validation" and "test", each as `encode_to_disk` gives them.
 
@@ -77,21 +77,21 @@ def encode_split(
     if how == "works":
         parts = ("train", "validation", "test")
         return {part: encode_to_disk(split(part), vocabulary, folder) for part in parts}
-    ids = encode_to_disk(vocabulary_works(how), vocabulary, folder)
+    ids = encode_to_disk(tokenizer_documents(how), vocabulary, folder)
     border = int(0.9 * len(ids))
     return {"train": ids[:border], "validation": ids[border:], "test": ids[border:]}
 
 
-def vocabulary_works(how: str = "works") -> Iterator[str]:
+def tokenizer_documents(how: str = "works") -> Iterator[str]:
     """The texts that a vocabulary is made from, with a split as in `encode_split`.
 
     With "first_90" it is all of them, so that each character of the rest is known.
     """
     _check_split(how)
-    return split("train") if how == "works" else (text for _, text in works())
+    return split("train") if how == "works" else (text for _, text in documents())
 
 
-def make_vocabulary(saved: Path, size: int | None, how: str = "works") -> Vocabulary:
+def make_tokenizer(saved: Path, size: int | None, how: str = "works") -> Tokenizer:
     """What a run has saved; else of so many subwords, or of characters, made from the texts.
 
     Args:
@@ -100,9 +100,9 @@ def make_vocabulary(saved: Path, size: int | None, how: str = "works") -> Vocabu
         how: a split as in `encode_split`.
     """
     if saved.exists():
-        return Vocabulary.load(saved)
-    texts = vocabulary_works(how)
-    return Vocabulary.characters(texts) if size is None else Vocabulary.train(texts, size)
+        return Tokenizer.load(saved)
+    texts = tokenizer_documents(how)
+    return Tokenizer.characters(texts) if size is None else Tokenizer.train(texts, size)
 
 
 def _check_split(how: str) -> None:

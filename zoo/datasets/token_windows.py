@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from zoo import random
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 
 
 def encode_to_disk(
-    texts: Iterable[str], vocabulary: Vocabulary, folder: Path | None = None
+    texts: Iterable[str], vocabulary: Tokenizer, folder: Path | None = None
 ) -> np.ndarray:
-    """The token ids of texts, each behind a `BEGIN`, (N,) uint16, in a file that has no name.
+    """The token ids of texts, each behind a `BOS`, (N,) uint16, in a file that has no name.
 
     The system reads of it what is used and removes it when the array is gone, however the process
     ends.
@@ -28,7 +28,7 @@ def encode_to_disk(
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         for text in texts:
-            ids = np.concatenate([[vocabulary.BEGIN], vocabulary.encode(text)])
+            ids = np.concatenate([[vocabulary.BOS], vocabulary.encode(text)])
             file.write(ids.astype(np.uint16).tobytes())
         if not file.tell():
             raise ValueError("`texts` must hold a text at least. Received: none")
@@ -36,9 +36,9 @@ def encode_to_disk(
         return np.memmap(file, np.uint16, "r")
 
 
-def split_works(ids: np.ndarray) -> list[np.ndarray]:
-    """The works in the ids of `encode_to_disk`, each (T,) from its `BEGIN` on, still on disk."""
-    begins = np.flatnonzero(ids == Vocabulary.BEGIN)
+def split_documents(ids: np.ndarray) -> list[np.ndarray]:
+    """The works in the ids of `encode_to_disk`, each (T,) from its `BOS` on, still on disk."""
+    begins = np.flatnonzero(ids == Tokenizer.BOS)
     return [ids[begin:end] for begin, end in zip(begins, [*begins[1:], len(ids)])]
 
 
@@ -50,7 +50,7 @@ def _check_window(ids: np.ndarray, length: int) -> None:
         )
 
 
-class Windows:
+class TokenWindows:
     """Training examples: pieces of `length` tokens side by side, and the token after each.
 
     Args:
@@ -83,7 +83,7 @@ class Windows:
         return (self._ids[places].astype(np.int32),)
 
 
-class RandomWindows:
+class RandomTokenWindows:
     """Training examples: pieces of a text from places drawn at random, and the token after each.
 
     Args:

@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 SEPARATOR = "\f"
 
 
-class Vocabulary:
+class Tokenizer:
     """A byte-pair vocabulary: what text is made of, and its way to token ids and back.
 
     A token is a word, with the space before it, or a part of one; or punctuation; or white space.
-    Token `BEGIN` stands before each work and is in no text.
+    Token `BOS` stands before each work and is in no text.
 
     Args:
         tokenizer: a trained one of the `tokenizers` library; see `train` and `load`.
     """
 
-    BEGIN = 0
+    BOS = 0
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
@@ -64,7 +65,7 @@ class Vocabulary:
 
     @classmethod
     def _trained(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
-        tokenizer = Tokenizer(models.BPE())
+        tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -83,7 +84,7 @@ class Vocabulary:
         """
         content = Path(path).read_text(encoding="utf-8")
         try:
-            return cls(Tokenizer.from_str(content))
+            return cls(tokenizers.Tokenizer.from_str(content))
         except Exception as error:  # the library raises nothing more special
             raise ValueError(
                 f"`path` must be a vocabulary that was saved. Received: {path} ({error}). Remove "
@@ -99,7 +100,7 @@ class Vocabulary:
 
     @functools.cached_property
     def tokens(self) -> list[str]:
-        """The text of each token. `BEGIN` is a form feed."""
+        """The text of each token. `BOS` is a form feed."""
         return [self._tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self))]
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
@@ -126,7 +127,7 @@ class Vocabulary:
         return np.asarray(self._tokenizer.encode(text).ids, np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of token ids, (T,) integers, without `BEGIN`.
+        """The text of token ids, (T,) integers, without `BOS`.
 
         Raises:
             ValueError: if an id is outside the vocabulary.

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from zoo.backends import backend
 from zoo.datasets.images import ImageDataset
-from zoo.diffusion.latents import Latents
+from zoo.diffusion.latents import LatentScaler
 from zoo.diffusion.losses import reconstruction_objective
 from zoo.training import batches, trainer
-from zoo.training.optimizers import Adam, schedule
-from zoo.training.run_directory import Run
+from zoo.training.optimizers import Adam, learning_rate_schedule
+from zoo.training.run_directory import RunDirectory
 
 MEASURED = 5000  # training images that say what latents are usual
 HELD_OUT = 512  # test images that the validation loss is of
@@ -26,7 +26,7 @@ def train_classifier(mnist: Path, settings: Any, folder: Path) -> None:
 
     Args:
         mnist: the recipe's path.
-        settings: `zoo.diffusion.config.Settings`, which say what on.
+        settings: `zoo.diffusion.config.DiffusionConfig`, which say what on.
         folder: the run directory.
 
     Raises:
@@ -49,12 +49,12 @@ def train_classifier(mnist: Path, settings: Any, folder: Path) -> None:
 
 def train_latents(
     coder: keras.Model, settings: Any, folder: Path, data: ImageDataset, console: Console
-) -> Latents:
+) -> LatentScaler:
     """Trains an autoencoder, or goes on with it.
 
     Args:
         coder: the autoencoder.
-        settings: `zoo.diffusion.config.Settings`.
+        settings: `zoo.diffusion.config.DiffusionConfig`.
         folder: the run directory.
         data: the images.
         console: where progress is shown.
@@ -63,20 +63,22 @@ def train_latents(
         Interrupted, Diverged, OSError: as `zoo.training.trainer.fit` does.
     """
     objective = reconstruction_objective(coder)
-    held_out = backend.forward(coder, lambda images, indices: objective(images, indices, 0)[0])
+    held_out = backend.inference_function(
+        coder, lambda images, indices: objective(images, indices, 0)[0]
+    )
     images = data.x_test[:HELD_OUT]
     indices = np.arange(len(images), dtype=np.int32)
     epochs = max(1, settings.epochs // 4)
-    rate = schedule(
+    rate = learning_rate_schedule(
         "warmup_cosine",
         settings.learning_rate,
         epochs * -(-len(data.x_train) // settings.batch_size),
     )
     trainer.fit(
         coder, Adam(rate, global_clipnorm=1.0), objective, batches.InMemory(data.x_train),
-        Run(folder, {"recipe": "autoencoder", "seed": settings.seed}),
+        RunDirectory(folder, {"recipe": "autoencoder", "seed": settings.seed}),
         epochs=epochs, batch_size=settings.batch_size, seed=settings.seed,
         evaluate=lambda: {"validation_loss": float(held_out(images, indices))},
         checkpoint_steps=settings.checkpoint_steps, console=console,
     )  # fmt: skip
-    return Latents.measured(coder, data.x_train[:MEASURED])
+    return LatentScaler.from_images(coder, data.x_train[:MEASURED])

@@ -17,17 +17,17 @@ from zoo.datasets.images import ImageDataset
 from zoo.diffusion import plots
 from zoo.diffusion.companions import HELD_OUT, train_classifier, train_latents
 from zoo.diffusion.gaussian_diffusion import check_gamma
-from zoo.diffusion.losses import averaged, diffusion_loss, diffusion_objective, ema_momentum
-from zoo.diffusion.metrics import Judge, assess, to_bytes
-from zoo.diffusion.pipeline import COLUMNS, About, Painter, Show
-from zoo.diffusion.prompts import PromptVocabulary
+from zoo.diffusion.losses import diffusion_loss, diffusion_objective, ema_momentum, ema_weights
+from zoo.diffusion.metrics import FeatureExtractor, evaluate_samples, to_uint8
+from zoo.diffusion.pipeline import COLUMNS, DiffusionPipeline, DiffusionSpec, Show
+from zoo.diffusion.prompts import WordTokenizer
 from zoo.diffusion.sampler import check_guidance, coefficients
 from zoo.evaluation import plots as evaluation_plots
 from zoo.models.autoencoder import autoencoder
 from zoo.training import batches, trainer
 from zoo.training.optimizers import Adam
-from zoo.training.optimizers import schedule as rate_over_steps
-from zoo.training.run_directory import Options, Run, fill_in
+from zoo.training.optimizers import learning_rate_schedule as rate_over_steps
+from zoo.training.run_directory import RunDirectory, TrainingConfig, set_defaults
 from zoo.validation import check_sizes
 
 NUM_STEPS = 1000  # T
@@ -37,7 +37,7 @@ FRAMES = 25  # of the animation, at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Options):
+class DiffusionConfig(TrainingConfig):
     """What both recipes can be told."""
 
     dataset: str = "mnist"
@@ -86,12 +86,12 @@ class Settings(Options):
 
     def __post_init__(self) -> None:
         if self.latent:
-            fill_in(self, channels=(32, 64))
+            set_defaults(self, channels=(32, 64))
         quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32,
                  "samples": 200, "classifier_model": "mlp"}  # fmt: skip
         full = {"channels": (32, 64, 128), "epochs": 3, "batch_size": 64, "samples": 1000,
                 "classifier_model": "cnn_48x48"}  # fmt: skip
-        fill_in(self, **(quick if self.quick else full))
+        set_defaults(self, **(quick if self.quick else full))
         check_sizes(
             epochs=self.epochs, batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps
         )
@@ -99,8 +99,8 @@ class Settings(Options):
         check_sizes(samples=self.samples)
 
     @property
-    def about(self) -> About:
-        return About(self.schedule, NUM_STEPS, self.zero_terminal_snr, self.prediction)
+    def about(self) -> DiffusionSpec:
+        return DiffusionSpec(self.schedule, NUM_STEPS, self.zero_terminal_snr, self.prediction)
 
     @property
     def network(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Prompts:
         phrases: for each class the prompts that ask for it, as many of each.
     """
 
-    vocabulary: PromptVocabulary
+    vocabulary: WordTokenizer
     phrases: Sequence[Sequence[str]]
 
     @property
@@ -145,8 +145,8 @@ class Prompts:
 
 def train(
     recipe: str,
-    settings: Settings,
-    run: Run,
+    settings: DiffusionConfig,
+    run: RunDirectory,
     data: ImageDataset,
     build: Callable[..., keras.Model],
     mnist: Path,
@@ -190,8 +190,10 @@ def train(
             f"`samples` must be at least {2 * data.num_classes}, two images of each of "
             f"{data.num_classes} classes. Received: samples={settings.samples}"
         )
-    judge = None if settings.classifier is None else Judge.load(settings.classifier, data)
-    run.begin()
+    judge = (
+        None if settings.classifier is None else FeatureExtractor.load(settings.classifier, data)
+    )
+    run.write_config()
     console.print(
         f"{model.count_params():,} parameters, {len(data.x_train):,} images of {data.name}, "
         f"{keras.config.backend()}; Ctrl-C stops, `--run-dir {run.path}` goes on"
@@ -199,13 +201,13 @@ def train(
     if judge is None:
         with _as_of(run, "classifier") as folder:
             train_classifier(mnist, settings, folder)
-        judge = Judge.load(folder, data)
+        judge = FeatureExtractor.load(folder, data)
     latents = None
     if coder is not None:
         with _as_of(run, "autoencoder") as folder:
             latents = train_latents(coder, settings, folder, data, console)
     vocabulary = None if prompts is None else prompts.vocabulary
-    painter = Painter(model, settings.about, vocabulary, latents)
+    painter = DiffusionPipeline(model, settings.about, vocabulary, latents)
     order = _Order(settings, prompts, data.num_classes, guidance_scale)
     state = _train_painter(settings, run, data, painter, order, console)
     painter.save(run)
@@ -219,7 +221,7 @@ def train(
     run.write("denoising.gif", film.developed())
     curves = evaluation_plots.plot_losses(state.losses, state.history[-1], "squared error")
     curves.savefig(run.path / "loss.png", dpi=120)
-    scores = assess(judge, drawn, None if prompts is None else classes, data)
+    scores = evaluate_samples(judge, drawn, None if prompts is None else classes, data)
     metrics = trainer.metrics(
         recipe, model, state, seed=settings.seed, train_examples=len(data.x_train),
         epochs=settings.epochs, test_loss=state.history[-1]["validation_loss"],
@@ -232,7 +234,7 @@ def train(
 
 
 @contextmanager
-def _as_of(run: Run, part: str) -> Iterator[Path]:
+def _as_of(run: RunDirectory, part: str) -> Iterator[Path]:
     """A directory within the run's; who stops what is trained there is told how to go on."""
     try:
         yield run.path / part
@@ -247,14 +249,14 @@ def _as_of(run: Run, part: str) -> Iterator[Path]:
 class _Order:
     """What is to be drawn, of all classes in turn, and how."""
 
-    settings: Settings
+    settings: DiffusionConfig
     prompts: Prompts | None
     num_classes: int
     guidance_scale: float
 
     def draw(
         self,
-        painter: Painter,
+        painter: DiffusionPipeline,
         count: int,
         steps: int,
         console: Console | None = None,
@@ -267,14 +269,14 @@ class _Order:
             self.guidance_scale, self.settings.seed, self.settings.eta, batch_size=PREVIEWS,
             console=console, show=show,
         )  # fmt: skip
-        return classes, to_bytes(images)
+        return classes, to_uint8(images)
 
 
 def _train_painter(
-    settings: Settings,
-    run: Run,
+    settings: DiffusionConfig,
+    run: RunDirectory,
     data: ImageDataset,
-    painter: Painter,
+    painter: DiffusionPipeline,
     order: _Order,
     console: Console,
 ) -> trainer.State:
@@ -293,7 +295,7 @@ def _train_painter(
     loss = diffusion_loss(model, process, held_out, asked)
 
     def evaluate() -> dict[str, float]:
-        with averaged(model, optimizer):
+        with ema_weights(model, optimizer):
             count = min(PREVIEWS, _known(settings.samples))
             _, drawn = order.draw(painter, count, min(PREVIEW_STEPS, settings.steps))
             epoch = int(optimizer.iterations) // steps_per_epoch
@@ -336,7 +338,7 @@ class _Film:
     def keep(self, first: int, images: np.ndarray, seen: np.ndarray) -> None:
         if first == 0:
             shown = np.concatenate([images[:COLUMNS], seen[:COLUMNS]])
-            self._frames.append(plots.grid(to_bytes(shown), COLUMNS))
+            self._frames.append(plots.grid(to_uint8(shown), COLUMNS))
 
     def developed(self) -> bytes:
         count = len(self._frames)

@@ -16,13 +16,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from keras import ops
 
-from zoo.diffusion.noise_schedule import Schedule
+from zoo.diffusion.noise_schedule import NoiseSchedule
 
 Tensor = Any
 Prediction = Literal["noise", "x0", "v"]
 
 
-class Process:
+class GaussianDiffusion:
     """The forward process of a schedule, and what is predicted of it.
 
     Images are (B, H, W, C), of about unit variance or in [-1, 1]; t is (B,) int, an index of the
@@ -37,13 +37,13 @@ class Process:
             image, where it does not say what the image was.
     """
 
-    def __init__(self, schedule: Schedule, prediction: str = "v"):
+    def __init__(self, schedule: NoiseSchedule, prediction: str = "v"):
         if prediction not in get_args(Prediction):
             raise ValueError(
                 f"`prediction` must be one of {', '.join(get_args(Prediction))}. "
                 f"Received: prediction={prediction}"
             )
-        if prediction == "noise" and schedule.ends_in_noise:
+        if prediction == "noise" and schedule.has_zero_terminal_snr:
             raise ValueError(
                 "`prediction` must be v or x0 with a schedule that ends at a signal to noise ratio "
                 "of 0, where the noise does not tell the image. Received: prediction=noise"
@@ -59,7 +59,7 @@ class Process:
         signal, sigma = self._ratios(x0, t)
         return signal * x0 + sigma * noise
 
-    def q_step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def q_sample_step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """One step of the chain: x_t from x_(t-1), or from x_0 at t = 0."""
         x, noise = self._checked(x, t, noise)
         betas = self.schedule.betas
@@ -77,7 +77,9 @@ class Process:
         signal, sigma = self._ratios(x0, t)
         return signal * noise - sigma * x0
 
-    def hidden(self, x: Tensor, t: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_x0_and_noise(
+        self, x: Tensor, t: Tensor, predicted: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """x_0 and the noise, from x_t and the network's prediction of it.
 
         At a signal to noise ratio of 0, "x0" does not tell v but does tell the noise: it is x_t.
@@ -90,7 +92,7 @@ class Process:
             return predicted, (x - signal * predicted) / sigma
         return signal * x - sigma * predicted, sigma * x + signal * predicted
 
-    def weights(self, t: Tensor, min_snr_gamma: float) -> Tensor:
+    def min_snr_weights(self, t: Tensor, min_snr_gamma: float) -> Tensor:
         """Of each image's loss, (B,), such that no ratio above gamma counts more.
 
         The loss on x_0 has the weight min(SNR, gamma); those on the noise and on v, which are SNR

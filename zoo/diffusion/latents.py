@@ -14,7 +14,7 @@ from zoo.diffusion.losses import pixels
 Tensor = Any
 
 
-class Latents:
+class LatentScaler:
     """To and from the latents of an autoencoder, each channel of mean 0 and variance 1.
 
     Args:
@@ -27,12 +27,12 @@ class Latents:
         self.mean = tuple(mean)
         self.std = tuple(std)
         self._encode, self._decode = (
-            backend.forward(part, lambda x, part=part: part(pixels(x), training=False))
+            backend.inference_function(part, lambda x, part=part: part(pixels(x), training=False))
             for part in (model.get_layer("encoder"), model.get_layer("decoder"))
         )
 
     @classmethod
-    def measured(cls, model: keras.Model, images: np.ndarray) -> "Latents":
+    def from_images(cls, model: keras.Model, images: np.ndarray) -> "LatentScaler":
         """With the mean and deviation of the latents of images, (N, H, W, C) uint8."""
         plain = cls(model, (0.0,), (1.0,)).encode(images).astype(np.float64)
         mean, std = plain.mean(axis=(0, 1, 2)), plain.std(axis=(0, 1, 2))

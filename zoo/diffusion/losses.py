@@ -18,8 +18,8 @@ from keras import ops
 
 from zoo import random
 from zoo.backends import Objective, backend
-from zoo.diffusion.gaussian_diffusion import Process, check_gamma
-from zoo.diffusion.prompts import nothing
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion, check_gamma
+from zoo.diffusion.prompts import empty_prompts
 from zoo.training.losses import at_least_float32
 
 Tensor = Any
@@ -48,7 +48,7 @@ _FARTHEST = 20  # standard deviations of a latent
 
 def diffusion_objective(
     model: keras.Model,
-    process: Process,
+    process: GaussianDiffusion,
     seed: int,
     prompts: np.ndarray | None = None,
     min_snr_gamma: float | None = None,
@@ -73,13 +73,13 @@ def diffusion_objective(
         x0 = pixels(ops.take(images, indices, axis=0))
         now = {name: random.fold_in(key, step) for name, key in keys.items()}
         size = x0.shape[0]
-        t = spread_evenly(random.uniform(now["t"], 1), size, len(process.schedule))
+        t = stratified_timesteps(random.uniform(now["t"], 1), size, len(process.schedule))
         noise = random.normal(now["noise"], tuple(x0.shape))
         inputs = {"image": process.q_sample(x0, t, noise), "time": t}
         if prompts is not None:
             asked = _chosen(prompts, ops.take(labels, indices, axis=0), now["prompt"])
             left_out = random.bernoulli(now["left"], UNPROMPTED, (size, 1))
-            inputs["prompt"] = ops.where(left_out, nothing(1, prompts.shape[-1]), asked)
+            inputs["prompt"] = ops.where(left_out, empty_prompts(1, prompts.shape[-1]), asked)
         return _loss(model(inputs, training=True), process, x0, t, noise, min_snr_gamma), {}
 
     return objective
@@ -87,7 +87,7 @@ def diffusion_objective(
 
 def diffusion_loss(
     model: keras.Model,
-    process: Process,
+    process: GaussianDiffusion,
     images: np.ndarray,
     prompts: np.ndarray | None = None,
     seed: int = 0,
@@ -109,7 +109,7 @@ def diffusion_loss(
     check_range(images)
     count = len(images)
     start = random.uniform(random.key(seed, "diffusion", "held out", "t"), 1)
-    t = ops.convert_to_numpy(spread_evenly(start, count, len(process.schedule)))
+    t = ops.convert_to_numpy(stratified_timesteps(start, count, len(process.schedule)))
     noise = random.normal(random.key(seed, "diffusion", "held out", "noise"), images.shape)
 
     def losses(images: Tensor, t: Tensor, noise: Tensor, *prompt: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def diffusion_loss(
             inputs["prompt"] = ops.convert_to_tensor(prompt[0])
         return _loss(model(inputs, training=False), process, x0, t, noise, None)
 
-    forward = backend.forward(model, losses)
+    forward = backend.inference_function(model, losses)
     arrays = [images, t, noise, *([] if prompts is None else [prompts])]
 
     def mean_loss() -> float:
@@ -149,7 +149,7 @@ def check_range(images: np.ndarray) -> None:
         )
 
 
-def spread_evenly(start: Tensor, size: int, total: int) -> Tensor:
+def stratified_timesteps(start: Tensor, size: int, total: int) -> Tensor:
     """(size,) int32 time steps in [0, total): one drawn number, in [0, 1), and even steps from it.
 
     Each is as likely as any other, and a batch has early and late ones.
@@ -171,7 +171,7 @@ def _chosen(prompts: np.ndarray, labels: Tensor, key: random.Key) -> Tensor:
 
 def _loss(
     predicted: Tensor,
-    process: Process,
+    process: GaussianDiffusion,
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
@@ -180,12 +180,12 @@ def _loss(
     missed = at_least_float32(predicted) - process.target(x0, t, noise)
     losses = ops.mean(ops.square(missed), axis=(1, 2, 3))
     if min_snr_gamma is not None:
-        losses = losses * process.weights(t, min_snr_gamma)
+        losses = losses * process.min_snr_weights(t, min_snr_gamma)
     return ops.mean(losses)
 
 
 @contextmanager
-def averaged(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+def ema_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Within it the model's weights are the averages that the optimizer keeps (`use_ema`)."""
     variables = model.trainable_variables
     kept = [ops.copy(variable.value) for variable in variables]

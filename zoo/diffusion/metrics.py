@@ -23,7 +23,7 @@ from zoo.diffusion.sampler import noise
 from zoo.evaluation import classification
 
 
-class Judge:
+class FeatureExtractor:
     """A classifier that looks at images.
 
     Args:
@@ -41,7 +41,7 @@ class Judge:
         )
 
     @classmethod
-    def load(cls, folder: Path, data: ImageDataset) -> "Judge":
+    def load(cls, folder: Path, data: ImageDataset) -> "FeatureExtractor":
         """From the directory of a finished run of recipes/mnist.py on the same data.
 
         Raises:
@@ -80,8 +80,8 @@ class Judge:
         return np.asarray((features @ self._kernel + self._bias).argmax(-1))
 
 
-def assess(
-    judge: Judge, images: np.ndarray, asked: np.ndarray | None, data: ImageDataset
+def evaluate_samples(
+    judge: FeatureExtractor, images: np.ndarray, asked: np.ndarray | None, data: ImageDataset
 ) -> dict[str, float | None]:
     """The scores of drawn images, and of real ones and noise for comparison.
 
@@ -109,8 +109,8 @@ def assess(
         "prompt_accuracy": None if asked is None else float((classes == asked).mean()),
         "frechet_distance": frechet_distance(drawn, test),
         "frechet_floor": frechet_distance(judge.features(real["train"]), test),
-        "frechet_ceiling": frechet_distance(judge.features(to_bytes(normal)), test),
-        "diversity": diversity(images, real["test"], labels),
+        "frechet_ceiling": frechet_distance(judge.features(to_uint8(normal)), test),
+        "diversity": intra_class_diversity(images, real["test"], labels),
     }
 
 
@@ -127,7 +127,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(apart + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * shared)
 
 
-def diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float | None:
+def intra_class_diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float | None:
     """How far two images of a class are apart, as a part of what real ones are.
 
     Args:
@@ -158,6 +158,6 @@ def first_of_each(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return places
 
 
-def to_bytes(images: np.ndarray) -> np.ndarray:
+def to_uint8(images: np.ndarray) -> np.ndarray:
     """Numbers in [-1, 1] as grey levels, uint8; what lies outside is clipped."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -24,14 +24,14 @@ Kind = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NoiseSchedule:
     """The tables of a schedule, in float64.
 
     Attributes:
         betas: (T,), the share of noise that each step adds, in [0, 1].
-        alphas_bar: (T,), the share of the image's variance that is left.
+        alphas_cumprod: (T,), the share of the image's variance that is left.
         signal: (T,), its square root.
-        sigma: (T,), the noise's: sqrt(1 - alphas_bar).
+        sigma: (T,), the noise's: sqrt(1 - alphas_cumprod).
         snr: (T,), the signal to noise ratio.
 
     Raises:
@@ -39,7 +39,7 @@ class Schedule:
     """
 
     betas: np.ndarray
-    alphas_bar: np.ndarray = field(init=False)
+    alphas_cumprod: np.ndarray = field(init=False)
     signal: np.ndarray = field(init=False)
     sigma: np.ndarray = field(init=False)
     snr: np.ndarray = field(init=False)
@@ -55,8 +55,8 @@ class Schedule:
             raise ValueError(
                 f"`betas` must lie in [0, 1]. Received: {betas[wrong[0]]} at step {wrong[0] + 1}"
             )
-        alphas_bar = np.cumprod(1 - betas)
-        noiseless = np.flatnonzero(alphas_bar == 1)
+        alphas_cumprod = np.cumprod(1 - betas)
+        noiseless = np.flatnonzero(alphas_cumprod == 1)
         if len(noiseless):
             step = noiseless[-1]
             raise ValueError(
@@ -66,10 +66,10 @@ class Schedule:
             )
         tables = {
             "betas": betas,
-            "alphas_bar": alphas_bar,
-            "signal": np.sqrt(alphas_bar),
-            "sigma": np.sqrt(1 - alphas_bar),
-            "snr": alphas_bar / (1 - alphas_bar),
+            "alphas_cumprod": alphas_cumprod,
+            "signal": np.sqrt(alphas_cumprod),
+            "sigma": np.sqrt(1 - alphas_cumprod),
+            "snr": alphas_cumprod / (1 - alphas_cumprod),
         }
         for name, table in tables.items():
             table.setflags(write=False)
@@ -80,31 +80,31 @@ class Schedule:
         return len(self.betas)
 
     @property
-    def ends_in_noise(self) -> bool:
+    def has_zero_terminal_snr(self) -> bool:
         """Whether no signal at all is left after the last step."""
-        return bool(self.alphas_bar[-1] == 0)
+        return bool(self.alphas_cumprod[-1] == 0)
 
-    def rescaled(self) -> "Schedule":
+    def rescale_zero_terminal_snr(self) -> "NoiseSchedule":
         """The same shape, moved and stretched so that nothing is left after the last step.
 
         The first step stays as it is.
         """
         first, last = self.signal[0], self.signal[-1]
-        alphas_bar = ((self.signal - last) * (first / (first - last))) ** 2
-        return _from_alphas_bar(alphas_bar)
+        alphas_cumprod = ((self.signal - last) * (first / (first - last))) ** 2
+        return _from_alphas_cumprod(alphas_cumprod)
 
 
-def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Schedule:
+def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> NoiseSchedule:
     """Betas rise evenly. The default ends suit 1,000 steps.
 
     Raises:
         ValueError: if `steps` is not at least 1, or a beta lies outside [0, 1].
     """
     check_sizes(steps=steps)
-    return Schedule(np.linspace(first, last, steps))
+    return NoiseSchedule(np.linspace(first, last, steps))
 
 
-def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Schedule:
+def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> NoiseSchedule:
     """The image's share falls as a squared cosine.
 
     Args:
@@ -121,31 +121,33 @@ def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> 
         return math.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
 
     betas = [min(1 - left((i + 1) / steps) / left(i / steps), largest) for i in range(steps)]
-    return Schedule(np.array(betas))
+    return NoiseSchedule(np.array(betas))
 
 
 def make_schedule(
     kind: str = "cosine", steps: int = 1000, zero_terminal_snr: bool = False
-) -> Schedule:
+) -> NoiseSchedule:
     """A schedule by its name.
 
     Args:
         kind: "linear" or "cosine".
         steps: T.
-        zero_terminal_snr: whether it is rescaled, so that nothing is left of the image at the end.
+        zero_terminal_snr: whether it is rescale_zero_terminal_snr, so that nothing is left of the image at the end.
 
     Raises:
-        ValueError: for another kind, or `steps` not at least 1 (2 to be rescaled).
+        ValueError: for another kind, or `steps` not at least 1 (2 to be rescale_zero_terminal_snr).
     """
     known = {"linear": linear, "cosine": cosine}
     if kind not in known:
         raise ValueError(f"`kind` must be one of {', '.join(known)}. Received: kind={kind}")
     made = known[kind](steps)
     if zero_terminal_snr and steps < 2:
-        raise ValueError(f"`steps` must be at least 2 to be rescaled. Received: steps={steps}")
-    return made.rescaled() if zero_terminal_snr else made
+        raise ValueError(
+            f"`steps` must be at least 2 to be rescale_zero_terminal_snr. Received: steps={steps}"
+        )
+    return made.rescale_zero_terminal_snr() if zero_terminal_snr else made
 
 
-def _from_alphas_bar(alphas_bar: np.ndarray) -> Schedule:
-    before = np.concatenate([[1.0], alphas_bar[:-1]])
-    return Schedule(1 - alphas_bar / before)
+def _from_alphas_cumprod(alphas_cumprod: np.ndarray) -> NoiseSchedule:
+    before = np.concatenate([[1.0], alphas_cumprod[:-1]])
+    return NoiseSchedule(1 - alphas_cumprod / before)

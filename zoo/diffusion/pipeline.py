@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from zoo.diffusion import plots
-from zoo.diffusion.gaussian_diffusion import Process
-from zoo.diffusion.latents import Latents
-from zoo.diffusion.metrics import to_bytes
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
+from zoo.diffusion.latents import LatentScaler
+from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.noise_schedule import make_schedule
-from zoo.diffusion.prompts import PromptVocabulary, check_prompts
+from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler
-from zoo.training.run_directory import Run
+from zoo.training.run_directory import RunDirectory
 from zoo.validation import check_sizes
 
 Tensor = Any
@@ -34,12 +34,12 @@ _FILES = ("metrics.json", "model.json", "model.weights.h5", "diffusion.json")
 
 
 @dataclass(frozen=True)
-class About:
+class DiffusionSpec:
     """What a model was trained with.
 
     Attributes:
         schedule, num_steps, zero_terminal_snr: see `zoo.diffusion.noise_schedule.make_schedule`.
-        prediction: see `zoo.diffusion.gaussian_diffusion.Process`.
+        prediction: see `zoo.diffusion.gaussian_diffusion.GaussianDiffusion`.
     """
 
     schedule: str = "cosine"
@@ -47,12 +47,12 @@ class About:
     zero_terminal_snr: bool = False
     prediction: str = "v"
 
-    def process(self) -> Process:
+    def process(self) -> GaussianDiffusion:
         schedule = make_schedule(self.schedule, self.num_steps, self.zero_terminal_snr)
-        return Process(schedule, self.prediction)
+        return GaussianDiffusion(schedule, self.prediction)
 
 
-class Painter:
+class DiffusionPipeline:
     """Draws with a model; it is compiled once.
 
     Args:
@@ -65,9 +65,9 @@ class Painter:
     def __init__(
         self,
         model: keras.Model,
-        about: About,
-        vocabulary: PromptVocabulary | None = None,
-        latents: Latents | None = None,
+        about: DiffusionSpec,
+        vocabulary: WordTokenizer | None = None,
+        latents: LatentScaler | None = None,
     ):
         self.model = model
         self.about = about
@@ -130,7 +130,7 @@ class Painter:
                 if show is not None:
                     show(first, *(self._decoded(keras.ops.convert_to_numpy(x)) for x in images))
 
-            drawn = self.sampler.draw(
+            drawn = self.sampler.sample(
                 count, guidance_scale=guidance_scale, seed=seed, steps=steps, eta=eta,
                 batch_size=batch_size, show=after_a_step, **texts,
             )  # fmt: skip
@@ -156,7 +156,7 @@ class Painter:
 
     # -------------------------------------------------------------- files
 
-    def save(self, run: Run) -> None:
+    def save(self, run: RunDirectory) -> None:
         """Writes what `load` reads into a run directory."""
         about: dict[str, Any] = dict(vars(self.about))
         if self.latents is not None:
@@ -170,7 +170,7 @@ class Painter:
         self.model.save_weights(run.path / "model.weights.h5")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Painter":
+    def load(cls, folder: str | Path) -> "DiffusionPipeline":
         """From the directory of a finished run.
 
         Raises:
@@ -187,10 +187,10 @@ class Painter:
         latents = vocabulary = None
         if "latent_mean" in about:
             statistics = (tuple(about.pop(f"latent_{name}")) for name in ("mean", "std"))
-            latents = Latents(_model(folder, "autoencoder"), *statistics)
+            latents = LatentScaler(_model(folder, "autoencoder"), *statistics)
         if (folder / "prompts.json").exists():
-            vocabulary = PromptVocabulary.from_json((folder / "prompts.json").read_bytes())
-        return cls(_model(folder, "model"), About(**about), vocabulary, latents)
+            vocabulary = WordTokenizer.from_json((folder / "prompts.json").read_bytes())
+        return cls(_model(folder, "model"), DiffusionSpec(**about), vocabulary, latents)
 
 
 def _model(folder: Path, name: str) -> keras.Model:
@@ -207,11 +207,15 @@ def check_out(out: Path) -> None:
 
 
 def draw(
-    painter: Painter, prompts: Sequence[str] | int, out: Path, console: Console, **options: Any
+    painter: DiffusionPipeline,
+    prompts: Sequence[str] | int,
+    out: Path,
+    console: Console,
+    **options: Any,
 ) -> None:
     """Draws, and writes the images side by side to a file; options as of `Painter.generate`."""
     check_out(out)
-    images = to_bytes(painter.generate(prompts, console=console, **options))
+    images = to_uint8(painter.generate(prompts, console=console, **options))
     out.parent.mkdir(parents=True, exist_ok=True)
     scale = 8 if len(images) == 1 else 2
     plots.grid(images, min(len(images), COLUMNS), scale).save(out)

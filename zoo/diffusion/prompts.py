@@ -15,7 +15,7 @@ PADDING, START = 0, 1
 _WORD = re.compile(r"[^\W_]+")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PHRASINGS = (
+PROMPT_TEMPLATES = (
     "{}",
     "a {}",
     "the digit {}",
@@ -29,15 +29,15 @@ PHRASINGS = (
 )
 
 
-def phrases() -> list[list[str]]:
+def prompts_by_class() -> list[list[str]]:
     """For each of the ten digits the prompts that ask for it, in words and in figures."""
     return [
-        [phrasing.format(name) for name in (word, str(digit)) for phrasing in PHRASINGS]
+        [phrasing.format(name) for name in (word, str(digit)) for phrasing in PROMPT_TEMPLATES]
         for digit, word in enumerate(DIGITS)
     ]
 
 
-class PromptVocabulary:
+class WordTokenizer:
     """The words that prompts may have, and their ids.
 
     Args:
@@ -83,14 +83,14 @@ class PromptVocabulary:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> "PromptVocabulary":
+    def from_json(cls, content: bytes) -> "WordTokenizer":
         about = json.loads(content)
         vocabulary = cls([" ".join(about["words"])])
         vocabulary.max_length = about["max_length"]
         return vocabulary
 
 
-def nothing(count: int, length: int) -> np.ndarray:
+def empty_prompts(count: int, length: int) -> np.ndarray:
     """(count, length) int32: empty prompts."""
     rows = np.full((count, length), PADDING, np.int32)
     rows[:, 0] = START

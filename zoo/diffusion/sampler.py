@@ -27,12 +27,12 @@ from keras import ops
 
 from zoo import random
 from zoo.backends import backend
-from zoo.diffusion.gaussian_diffusion import Process
-from zoo.diffusion.prompts import nothing
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
+from zoo.diffusion.prompts import empty_prompts
 from zoo.validation import check_sizes
 
 Tensor = Any
-Show = Callable[[int, Tensor, Tensor], None]
+StepCallback = Callable[[int, Tensor, Tensor], None]
 
 
 def timesteps(total: int, steps: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def timesteps(total: int, steps: int) -> np.ndarray:
     return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int32) - 1
 
 
-def coefficients(process: Process, steps: int, eta: float = 0.0) -> np.ndarray:
+def coefficients(process: GaussianDiffusion, steps: int, eta: float = 0.0) -> np.ndarray:
     """(steps, 5) float64: from_x, from_output, to_x0, to_x and to_z of each step.
 
     Raises:
@@ -59,8 +59,8 @@ def coefficients(process: Process, steps: int, eta: float = 0.0) -> np.ndarray:
         raise ValueError(f"`eta` must lie in [0, 1]. Received: eta={eta}")
     schedule = process.schedule
     visited = timesteps(len(schedule), steps)
-    here = schedule.alphas_bar[visited]
-    there = np.append(schedule.alphas_bar[visited[1:]], 1.0)
+    here = schedule.alphas_cumprod[visited]
+    there = np.append(schedule.alphas_cumprod[visited[1:]], 1.0)
     signal, sigma = np.sqrt(here), np.sqrt(1 - here)
     spread = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
     # How much of x_t's noise stays; rounding must not make a root of less than 0.
@@ -97,7 +97,7 @@ class Sampler:
         ValueError: if the model was made for another number of steps than the schedule has.
     """
 
-    def __init__(self, model: keras.Model, process: Process, clip: bool = True):
+    def __init__(self, model: keras.Model, process: GaussianDiffusion, clip: bool = True):
         self.reads_prompts = "prompt" in model.input
         network = model.get_layer("unet") if self.reads_prompts else model
         num_steps = network.get_layer("time_embedding").num_steps
@@ -110,7 +110,7 @@ class Sampler:
         self.process = process
         if self.reads_prompts:
             encoder = model.get_layer("text_encoder")
-            self._read = backend.forward(
+            self._read = backend.inference_function(
                 encoder, lambda ids: encoder(ops.convert_to_tensor(ids), training=False)
             )
 
@@ -122,9 +122,9 @@ class Sampler:
                 x0 = ops.clip(x0, -1.0, 1.0)
             return numbers[2] * x0 + numbers[3] * x + numbers[4] * z, x0
 
-        self._step = backend.repeated(network, step)
+        self._step = backend.sampling_function(network, step)
 
-    def draw(
+    def sample(
         self,
         count: int,
         prompts: np.ndarray | None = None,
@@ -134,7 +134,7 @@ class Sampler:
         steps: int = 50,
         eta: float = 0.0,
         batch_size: int = 64,
-        show: Show | None = None,
+        show: StepCallback | None = None,
     ) -> np.ndarray:
         """Images; which noise each is made of depends on its place among them, not on the batch.
 
@@ -202,7 +202,7 @@ class Sampler:
         if prompts is None:
             return []
         if negative is None:
-            negative = nothing(*prompts.shape)
+            negative = empty_prompts(*prompts.shape)
         for name, rows in (("prompts", prompts), ("negative", negative)):
             if len(rows) != count:
                 raise ValueError(
@@ -222,8 +222,8 @@ def _guided(network: keras.Model, x: Tensor, t: Tensor, scale: Tensor, *text: Te
     inputs = {"image": x, "time": t}
     if not text:
         return network(inputs, training=False)
-    context, counts = text
-    inputs |= {"context": context, "context_counts": counts}
+    context, padding_mask = text
+    inputs |= {"context": context, "context_mask": padding_mask}
     if context.shape[0] == x.shape[0]:
         return network(inputs, training=False)
     inputs |= {"image": ops.concatenate([x, x]), "time": ops.concatenate([t, t])}

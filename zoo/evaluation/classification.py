@@ -12,7 +12,7 @@ from zoo.backends import backend
 from zoo.datasets.augmentation import ImageTransform
 from zoo.datasets.images import ImageDataset
 from zoo.evaluation.plots import plot_confusion, plot_curves, plot_mistakes
-from zoo.training.run_directory import Run
+from zoo.training.run_directory import RunDirectory
 from zoo.training.trainer import Evaluate
 
 
@@ -20,7 +20,9 @@ def image_predictor(
     model: keras.Model, transform: ImageTransform, batch_size: int = 256
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Compiles a function from images, (N, H, W, C) uint8, to logits, (N, classes) float64."""
-    forward = backend.forward(model, lambda images: model(transform.test(images), training=False))
+    forward = backend.inference_function(
+        model, lambda images: model(transform.test(images), training=False)
+    )
 
     def predict(images: np.ndarray) -> np.ndarray:
         parts = [
@@ -48,7 +50,7 @@ def image_evaluator(
 
 def label_scores(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Evaluate:
     """Compiles what measures `test_loss` and `test_accuracy` on inputs (N, ...) in one batch."""
-    forward = backend.forward(model, lambda x: model(x, training=False))
+    forward = backend.inference_function(model, lambda x: model(x, training=False))
 
     def evaluate() -> dict[str, float]:
         logits = keras.ops.convert_to_numpy(keras.ops.cast(forward(x), "float32"))
@@ -75,7 +77,7 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> 
 
 
 def write_report(
-    run: Run,
+    run: RunDirectory,
     history: Sequence[dict[str, float]],
     data: ImageDataset,
     logits: np.ndarray,

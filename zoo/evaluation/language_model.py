@@ -10,17 +10,17 @@ from keras import ops
 from rich.console import Console
 
 from zoo.backends import backend
-from zoo.datasets.token_windows import Windows, split_works
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.token_windows import TokenWindows, split_documents
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation.ngrams import NGrams
 from zoo.evaluation.plots import plot_perplexity
 from zoo.generation import decoding
-from zoo.training.run_directory import Run
+from zoo.training.run_directory import RunDirectory
 
 Tensor = Any
 
 
-def work_loss(
+def document_loss(
     model: keras.Model, chunk: int = 128, batch_size: int = 8
 ) -> Callable[[np.ndarray], float]:
     """Compiles the mean loss on whole works, in nats a token.
@@ -37,7 +37,7 @@ def work_loss(
         A function of works' ids, (N,) as of `zoo.datasets.token_windows.encode_to_disk`, to the
         mean over all tokens but each work's first. It raises ValueError if there are none.
     """
-    stepper = decoding.stepwise(model)
+    stepper = decoding.with_explicit_states(model)
 
     def losses(ids: Tensor, targets: Tensor, *states: Tensor) -> list[Tensor]:
         inputs = [ops.convert_to_tensor(array) for array in (ids, *states)]
@@ -45,12 +45,12 @@ def work_loss(
         logits = ops.cast(logits, "float32")
         return [backend.cross_entropy(ops.convert_to_tensor(targets), logits), *after]
 
-    forward = backend.forward(stepper, losses)
+    forward = backend.inference_function(stepper, losses)
 
     def mean_loss(ids: np.ndarray) -> float:
         total, count = 0.0, 0
         # Works of like length side by side, so that none waits long for another.
-        works = sorted(split_works(ids), key=len, reverse=True)
+        works = sorted(split_documents(ids), key=len, reverse=True)
         for first in range(0, len(works), batch_size):
             batch = works[first : first + batch_size]
             states: Sequence[Any] = decoding.initial_states(stepper, len(batch))
@@ -93,10 +93,10 @@ def window_loss(
         logits = ops.cast(model(ids[:, :-1], training=False), "float32")
         return backend.cross_entropy(ids[:, 1:], logits)
 
-    forward = backend.forward(model, losses)
+    forward = backend.inference_function(model, losses)
 
     def mean_loss(ids: np.ndarray) -> float:
-        pieces = Windows(ids, length)
+        pieces = TokenWindows(ids, length)
         total = 0.0
         for first in range(0, len(pieces), batch_size):
             # The last batch is filled up, so that one shape is compiled.
@@ -114,7 +114,7 @@ def scores(part: str, loss: float) -> dict[str, float]:
 
 
 def write_report(
-    run: Run,
+    run: RunDirectory,
     history: Sequence[Mapping[str, float]],
     ids: Mapping[str, np.ndarray],
     mean_loss: Callable[[np.ndarray], float],
@@ -135,7 +135,7 @@ def write_report(
         `test_loss` and `test_perplexity`, of a token, and the n-grams' as `bigram_test_loss` and so
         on.
     """
-    works = {part: split_works(array) for part, array in ids.items()}
+    works = {part: split_documents(array) for part, array in ids.items()}
     test, validation = {"": mean_loss(ids["test"])}, {}
     for order, name in enumerate(("unigram", "bigram", "trigram"), 1):
         counted = NGrams(order, vocabulary_size).fit(works["train"])
@@ -152,6 +152,6 @@ def write_report(
     return found
 
 
-def bits_per_character(loss: float, ids: np.ndarray, vocabulary: Vocabulary) -> float:
+def bits_per_character(loss: float, ids: np.ndarray, vocabulary: Tokenizer) -> float:
     """From a mean loss in nats a token of a text, (N,) ids."""
     return loss / math.log(2) * len(ids) / len(vocabulary.decode(ids))

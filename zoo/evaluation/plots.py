@@ -87,7 +87,7 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The square root keeps single mistakes visible beside a diagonal near 1.
+    # The square root keeps single mistakes attention_mask beside a diagonal near 1.
     axes.imshow(np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
     if classes <= 20:

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.datasets.parallel_text import Pair
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation.attention_maps import attention_maps, plot_attention
 from zoo.evaluation.ngrams import NGrams
 from zoo.evaluation.plots import plot_perplexity
 from zoo.generation.sampling import generate
 from zoo.generation.translate import translate
-from zoo.training.run_directory import Run
+from zoo.training.run_directory import RunDirectory
 
 Tensor = Any
 
@@ -97,10 +97,10 @@ def _dictionary(train: Sequence[Pair]) -> dict[str, str]:
 
 
 def write_report(
-    run: Run,
+    run: RunDirectory,
     history: Sequence[Mapping[str, float]],
     model: keras.Model,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     parts: Mapping[str, Sequence[Pair]],
     console: Console,
     num_beams: int = 4,
@@ -160,13 +160,13 @@ def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -
     table = Table("verse", "source", "the model's", "reference", show_lines=True)
     for place in _spread(len(test), min(count, len(test))):
         pair = test[place]
-        table.add_row(pair.reference, pair.source, hypotheses[place], pair.target)
+        table.add_row(pair.verse, pair.source, hypotheses[place], pair.target)
     return table
 
 
-def plot_cross_attention(model: keras.Model, vocabulary: Vocabulary, source: str) -> Figure:
+def plot_cross_attention(model: keras.Model, vocabulary: Tokenizer, source: str) -> Figure:
     """Where the last block's heads look in a source while they translate it, token by token."""
-    begin = Vocabulary.BEGIN
+    begin = Tokenizer.BOS
     read = vocabulary.encode(source)
     (written,) = generate(
         model, [[begin]], 2 * len(read), temperature=0.0, stop_tokens=[begin], sources=[read]

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from scipy.special import log_softmax
 
-from zoo.generation.sampling import prepared
+from zoo.generation.sampling import prepare_generation
 from zoo.validation import check_sizes
 
 
@@ -51,7 +51,9 @@ def beam_search(
         ValueError: as `zoo.generation.sampling.stream`; and for `num_beams` below 1, or
             `length_penalty` below 0.
     """
-    reading, (ids, source_ids), longest = prepared(model, prompts, sources, max_new_tokens)
+    decoder, (ids, source_ids), longest = prepare_generation(
+        model, prompts, sources, max_new_tokens
+    )
     check_sizes(num_beams=num_beams)
     if not 0 <= length_penalty < math.inf:
         raise ValueError(
@@ -62,7 +64,7 @@ def beam_search(
         return [ids for ids in sequences for _ in range(num_beams)]
 
     searches = [_Search(num_beams, length_penalty, list(stop_tokens), longest) for _ in ids]
-    logits = reading.begin(
+    logits = decoder.prefill(
         repeated(ids), longest, None if source_ids is None else repeated(source_ids)
     )
     while True:
@@ -75,8 +77,8 @@ def beam_search(
         )
         if all(search.found is not None for search in searches):
             return [search.found for search in searches]
-        reading.reorder(rows)
-        logits = reading.read(np.concatenate([search.tokens for search in searches])[:, None])
+        decoder.reorder(rows)
+        logits = decoder.decode(np.concatenate([search.tokens for search in searches])[:, None])
 
 
 class _Search:

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation import decoding, sampling
 from zoo.generation.next_word import next_token, next_words
 
 _TOP_K = 40  # tokens that a text is drawn from
 
 
-class Writer:
+class TextGenerator:
     """Writes on from a prompt, or translates it.
 
     Made before a long training, it refuses at once what it would refuse at the end.
@@ -33,7 +33,7 @@ class Writer:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: Tokenizer,
         prompt: str,
         seed: int = 0,
         temperature: float | None = None,
@@ -55,8 +55,8 @@ class Writer:
             console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
         options: dict[str, Any] = {"seed": self.seed, "top_k": _TOP_K}
-        if decoding.reads_sources(model):
-            begin = Vocabulary.BEGIN
+        if decoding.is_encoder_decoder(model):
+            begin = Tokenizer.BOS
             prompts: list[Any] = [[begin]]
             options |= {"sources": [self.ids], "stop_tokens": [begin]}
             temperature = 0.0
@@ -76,7 +76,7 @@ class Writer:
         show("\n")
 
 
-class Answer(Writer):
+class NextWordDemo(TextGenerator):
     """What a recurrent model says after a prompt: the five likeliest words, and then a text."""
 
     def write(self, model: keras.Model, console: Console, count: int = 120) -> None:
@@ -87,7 +87,7 @@ class Answer(Writer):
         super().write(model, console, count)
 
 
-def load_run(folder: Path) -> tuple[keras.Model, Vocabulary]:
+def load_run(folder: Path) -> tuple[keras.Model, Tokenizer]:
     """The model and the vocabulary of a finished run of a language model.
 
     Raises:
@@ -103,4 +103,4 @@ def load_run(folder: Path) -> tuple[keras.Model, Vocabulary]:
             )
     model = keras.models.model_from_json((folder / "model.json").read_text())
     model.load_weights(folder / "model.weights.h5")
-    return model, Vocabulary.load(folder / "vocabulary.json")
+    return model, Tokenizer.load(folder / "vocabulary.json")

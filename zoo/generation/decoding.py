@@ -22,7 +22,7 @@ Tensor = Any
 # ------------------------------------------------------------------ states handed on
 
 
-def stepwise(model: keras.Model) -> keras.Model:
+def with_explicit_states(model: keras.Model) -> keras.Model:
     """The same layers as a model that takes and returns the states.
 
     A long sequence can be read in chunks, each with the states that the one before returned.
@@ -58,11 +58,11 @@ def initial_states(stepper: keras.Model, batch_size: int) -> list[np.ndarray]:
 # ------------------------------------------------------------------ reading token by token
 
 
-class _Recurrent:
+class RecurrentDecoder:
     """Reads on from the states that the tokens before have left."""
 
     def __init__(self, model: keras.Model):
-        self._stepper = stepwise(model)
+        self._stepper = with_explicit_states(model)
 
         def step(*arrays: Tensor) -> Any:
             logits, *states = self._stepper(
@@ -70,7 +70,7 @@ class _Recurrent:
             )
             return ops.cast(logits[:, -1], "float32"), *states
 
-        self._forward = backend.forward(self._stepper, step)
+        self._forward = backend.inference_function(self._stepper, step)
         self._states: Sequence[Any] = ()
 
     def check(self, prompts: Sequence[np.ndarray], sources: None) -> None:
@@ -81,14 +81,14 @@ class _Recurrent:
                 f"side. Received: {[len(p) for p in prompts]} tokens. Ask for one after the other"
             )
 
-    def begin(
+    def prefill(
         self, prompts: Sequence[np.ndarray], max_new_tokens: int, sources: None = None
     ) -> Tensor:
         """Logits of the token after each prompt, (B, V)."""
         self._states = initial_states(self._stepper, len(prompts))
-        return self.read(np.stack(prompts))
+        return self.decode(np.stack(prompts))
 
-    def read(self, ids: np.ndarray) -> Tensor:
+    def decode(self, ids: np.ndarray) -> Tensor:
         """Logits after these tokens, (B, T)."""
         logits, *self._states = self._forward(ids, *self._states)
         return logits
@@ -98,7 +98,7 @@ class _Recurrent:
         self._states = [ops.take(state, rows, axis=0) for state in self._states]
 
 
-class _Cached:
+class KVCacheDecoder:
     """Reads on with the keys and values of the tokens before, which are kept.
 
     Prompts of different lengths end at the same place: shorter ones are padded on the left, and
@@ -115,9 +115,9 @@ class _Cached:
         self._blocks = [layer for layer in self._layers if isinstance(layer, TransformerBlock)]
         self._tied = not isinstance(self._layers[-1], keras.layers.Dense)
         self._max_length = max_length(model)
-        self._forward = backend.decoder(model, self._step)
-        self._encoder = _encoder(model) if reads_sources(model) else None
-        self._encode = backend.forward(model, self._contexts)
+        self._forward = backend.decode_function(model, self._step)
+        self._encoder = _encoder(model) if is_encoder_decoder(model) else None
+        self._encode = backend.inference_function(model, self._contexts)
         self._sources: Any = ()  # what `_encode` made of them
         self._caches: Any = ()
         self._padding = np.zeros(0, np.int32)
@@ -134,7 +134,7 @@ class _Cached:
                     f"tokens, the model's context. Received: {longest}"
                 )
 
-    def begin(
+    def prefill(
         self,
         prompts: Sequence[np.ndarray],
         max_new_tokens: int,
@@ -151,9 +151,9 @@ class _Cached:
             for row, source in zip(ids, sources):
                 row[: len(source)] = source
             self._sources = self._encode(ids)
-        return self._begin(prompts, max_new_tokens)
+        return self._prefill(prompts, max_new_tokens)
 
-    def _begin(self, prompts: Sequence[np.ndarray], max_new_tokens: int) -> Tensor:
+    def _prefill(self, prompts: Sequence[np.ndarray], max_new_tokens: int) -> Tensor:
         lengths = np.array([len(prompt) for prompt in prompts])
         width = _rounded_up(int(lengths.max()), 16)
         capacity = _rounded_up(min(width + max_new_tokens, self._max_length + 16), 64)
@@ -167,7 +167,7 @@ class _Cached:
         self._caches = [(backend.cache(*spec), backend.cache(*spec)) for spec in specs]
         return self._logits(ids)
 
-    def read(self, ids: np.ndarray) -> Tensor:
+    def decode(self, ids: np.ndarray) -> Tensor:
         """Logits after one token more, (B, 1)."""
         for row, (token,) in zip(self._rows, ids):
             row.append(token)
@@ -175,7 +175,7 @@ class _Cached:
             # A context that is full: the later half of it is read again, as a beginning.
             half = max(self._max_length // 2, 1)
             rows = (row[-half:] if len(row) > self._max_length else row for row in self._rows)
-            return self._begin([np.array(row) for row in rows], self._max_length)
+            return self._prefill([np.array(row) for row in rows], self._max_length)
         return self._logits(ids)
 
     def reorder(self, rows: np.ndarray) -> None:
@@ -194,20 +194,20 @@ class _Cached:
     def _contexts(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
         """Which tokens of the sources count, (B, 1, 1, S), and each block's keys and values."""
         assert self._encoder is not None
-        memory, counts = self._encoder(ops.convert_to_tensor(ids), training=False)
-        return counts[:, None, None], [block.context_cache(memory) for block in self._blocks]
+        memory, padding_mask = self._encoder(ops.convert_to_tensor(ids), training=False)
+        return padding_mask[:, None, None], [block.context_cache(memory) for block in self._blocks]
 
     def _step(self, arrays: Any, caches: Any) -> tuple[Tensor, Any]:
         *arrays, sources = arrays
-        context_visible, contexts = sources or (None, [None] * len(self._blocks))
+        context_mask, contexts = sources or (None, [None] * len(self._blocks))
         ids, start, padding = (ops.convert_to_tensor(array) for array in arrays)
         places = start + ops.arange(ids.shape[1], dtype="int32")  # (T,)
         positions = ops.maximum(places[None] - padding[:, None], 0)  # (B, T)
         keys = ops.arange(caches[0][0].shape[2], dtype="int32")  # (capacity,)
         # Not what is yet to come, and not the padding; which sees itself, so as to see something.
-        visible = (keys <= places[:, None])[None] & (keys >= padding[:, None])[:, None]
-        visible = visible | (keys == places[:, None])[None]
-        visible = visible[:, None]  # (B, 1, T, capacity)
+        attention_mask = (keys <= places[:, None])[None] & (keys >= padding[:, None])[:, None]
+        attention_mask = attention_mask | (keys == places[:, None])[None]
+        attention_mask = attention_mask[:, None]  # (B, 1, T, capacity)
 
         def write(cache: Tensor, new: Tensor) -> Tensor:
             return backend.write(cache, new, start)
@@ -221,7 +221,13 @@ class _Cached:
             elif isinstance(layer, TransformerBlock):
                 number = len(kept)
                 x, cache = layer.step(
-                    x, caches[number], write, visible, positions, contexts[number], context_visible
+                    x,
+                    caches[number],
+                    write,
+                    attention_mask,
+                    positions,
+                    contexts[number],
+                    context_mask,
                 )
                 kept.append(cache)
                 if layer is self._blocks[-1]:
@@ -233,7 +239,7 @@ class _Cached:
         return ops.cast(x[:, -1], "float32"), kept
 
 
-def reads_sources(model: keras.Model) -> bool:
+def is_encoder_decoder(model: keras.Model) -> bool:
     """Whether it is an encoder-decoder, such as a `transformer`."""
     return len(model.inputs) == 2
 
@@ -259,9 +265,9 @@ def max_length(model: keras.Model) -> int:
     return min(found)
 
 
-def reader(model: keras.Model) -> Any:
+def decoder_for(model: keras.Model) -> Any:
     """One that reads on by itself; the compiled steps are the model's, which compiles them once."""
     if "_reader" not in vars(model):
         cached = any(isinstance(layer, TransformerBlock) for layer in model.layers)
-        vars(model)["_reader"] = _Cached(model) if cached else _Recurrent(model)
+        vars(model)["_reader"] = KVCacheDecoder(model) if cached else RecurrentDecoder(model)
     return copy.copy(vars(model)["_reader"])

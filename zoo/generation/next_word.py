@@ -16,7 +16,7 @@ from keras import ops
 from scipy.special import log_softmax
 
 from zoo.backends import backend
-from zoo.datasets.tokenizer import Vocabulary, check_ids
+from zoo.datasets.tokenizer import Tokenizer, check_ids
 from zoo.generation import decoding
 
 Tensor = Any
@@ -42,12 +42,12 @@ def next_token(model: keras.Model) -> Predict:
         A function of N tuples of ids to (N, V) float64. It raises ValueError if one is empty or
         holds an id outside the vocabulary.
     """
-    stepper = decoding.stepwise(model)
+    stepper = decoding.with_explicit_states(model)
 
     def step(*arrays: Tensor) -> Any:
         return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
 
-    forward = backend.forward(stepper, step)
+    forward = backend.inference_function(stepper, step)
     zeros = decoding.initial_states(stepper, _ROWS)
     known: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
 
@@ -83,7 +83,7 @@ def next_token(model: keras.Model) -> Predict:
 
 def next_words(
     predict: Predict,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     prompt: str,
     count: int = 5,
     tolerance: float = 5e-3,
@@ -132,7 +132,7 @@ def next_words(
         answers = np.exp(predict([ids for _, _, ids, _ in taken]))
         for (negative, _, ids, begun), probabilities in zip(taken, answers):
             left[begun] += negative
-            probabilities[vocabulary.BEGIN] = 0  # another work: there is no next word
+            probabilities[vocabulary.BOS] = 0  # another work: there is no next word
             if ids == start and _head(prompt[-1]):
                 probabilities[~ends_word] = 0
                 probabilities /= probabilities.sum()

@@ -16,7 +16,7 @@ from keras import ops
 from scipy.special import softmax
 
 from zoo import random
-from zoo.generation.decoding import max_length, reader, reads_sources
+from zoo.generation.decoding import decoder_for, is_encoder_decoder, max_length
 from zoo.layers.core import Embedding
 from zoo.validation import check_sizes
 
@@ -55,7 +55,9 @@ def stream(
             vocabulary, other than a source for each prompt of a `transformer`, `max_new_tokens` or
             `top_k` below 1, `temperature` below 0, or `top_p` outside (0, 1].
     """
-    reading, (ids, source_ids), max_new_tokens = prepared(model, prompts, sources, max_new_tokens)
+    decoder, (ids, source_ids), max_new_tokens = prepare_generation(
+        model, prompts, sources, max_new_tokens
+    )
     check_sizes(top_k=1 if top_k is None else top_k)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"`temperature` must be 0 or more. Received: temperature={temperature}")
@@ -65,17 +67,17 @@ def stream(
 
     def drawn() -> Iterator[np.ndarray]:
         running = np.ones(len(ids), bool)
-        logits = reading.begin(ids, max_new_tokens, source_ids)
+        logits = decoder.prefill(ids, max_new_tokens, source_ids)
         for number in range(max_new_tokens):
             uniform = np.zeros(len(ids))
             if temperature:
                 uniform = random.uniform(random.fold_in(key, number), len(ids))
-            chosen = choose(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
+            chosen = sample_tokens(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
             yield np.where(running, chosen, -1).astype(np.int32)
             running &= ~np.isin(chosen, list(stop_tokens))
             if not running.any() or number + 1 == max_new_tokens:
                 return
-            logits = reading.read(chosen[:, None])
+            logits = decoder.decode(chosen[:, None])
 
     return drawn()
 
@@ -98,14 +100,14 @@ def generate(
     return [row[row >= 0] for row in drawn]
 
 
-def prepared(
+def prepare_generation(
     model: keras.Model, prompts: Sequence[Any], sources: Sequence[Any] | None, max_new_tokens: int
 ) -> tuple[Any, tuple[list[np.ndarray], list[np.ndarray] | None], int]:
     """A reader, what it is to read, and how many tokens may follow; or a ValueError."""
     check_sizes(max_new_tokens=max_new_tokens)
     ids = _checked_ids("prompts", prompts, int(model.output.shape[-1]))
     source_ids = None
-    if reads_sources(model):
+    if is_encoder_decoder(model):
         count = 0 if sources is None else len(sources)
         if sources is None or count != len(ids):
             raise ValueError(
@@ -119,11 +121,11 @@ def prepared(
             "`sources` are read by an encoder-decoder only. Received: "
             f"{len(sources)} sources for {model.name}"
         )
-    reading = reader(model)
-    reading.check(ids, source_ids)
-    if reads_sources(model):
+    decoder = decoder_for(model)
+    decoder.check(ids, source_ids)
+    if is_encoder_decoder(model):
         max_new_tokens = min(max_new_tokens, max_length(model) + 1 - max(map(len, ids)))
-    return reading, (ids, source_ids), max_new_tokens
+    return decoder, (ids, source_ids), max_new_tokens
 
 
 def _checked_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.ndarray]:
@@ -145,7 +147,7 @@ def _checked_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.
     return [ids.astype(np.int32) for ids in checked]
 
 
-def choose(
+def sample_tokens(
     logits: np.ndarray,
     uniform: np.ndarray,
     temperature: float = 1.0,

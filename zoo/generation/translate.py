@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import keras
 
-from zoo.datasets.tokenizer import Vocabulary
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation.beam_search import beam_search
 
 
 def translate(
     model: keras.Model,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     texts: Sequence[str],
     num_beams: int = 4,
     batch_size: int = 32,
@@ -38,8 +38,8 @@ def translate(
         batch = [order[min(first + i, len(order) - 1)] for i in range(batch_size)]
         longest = len(sources[batch[-1]])
         written = beam_search(
-            model, [[Vocabulary.BEGIN]] * batch_size, longest + longest // 2 + 10, num_beams,
-            stop_tokens=[Vocabulary.BEGIN], sources=[sources[place] for place in batch],
+            model, [[Tokenizer.BOS]] * batch_size, longest + longest // 2 + 10, num_beams,
+            stop_tokens=[Tokenizer.BOS], sources=[sources[place] for place in batch],
         )  # fmt: skip
         found |= {place: vocabulary.decode(ids).strip() for place, ids in zip(batch, written)}
     return [found[place] for place in range(len(sources))]

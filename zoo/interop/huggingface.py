@@ -25,7 +25,7 @@ from zoo.generation.decoding import max_length
 from zoo.layers.attention import Positions
 from zoo.layers.transformer_block import TransformerBlock
 from zoo.models.gpt import gpt
-from zoo.training.checkpoints import atomic_write, misfits
+from zoo.training.checkpoints import atomic_write, find_mismatches
 
 Arrays = dict[str, np.ndarray]
 
@@ -88,7 +88,7 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Mode
     tensors = list(_tensors(model, kind))
     if _is_tied(model):
         arrays.pop("lm_head.weight", None)
-    wrong = misfits(arrays, {tensor.name: tensor.shape for tensor in tensors})
+    wrong = find_mismatches(arrays, {tensor.name: tensor.shape for tensor in tensors})
     if wrong:
         raise ValueError(f"`folder` {folder} does not fit its config.json: {'; '.join(wrong)}")
     for tensor in tensors:

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import safetensors.numpy
 
-from zoo.training.checkpoints import atomic_write, misfits
+from zoo.training.checkpoints import atomic_write, find_mismatches
 
 Arrays = dict[str, np.ndarray]
 
@@ -96,7 +96,9 @@ def load(model: keras.Model, state: Mapping[str, np.ndarray] | str | os.PathLike
             ) from error
     parts = list(_parts(model))
     arrays = {name: np.asarray(array) for name, array in state.items()}
-    wrong = misfits(arrays, {name: shape for part in parts for name, shape in part.shapes.items()})
+    wrong = find_mismatches(
+        arrays, {name: shape for part in parts for name, shape in part.shapes.items()}
+    )
     if wrong:
         raise ValueError(f"`state` does not fit {model.name}: {'; '.join(wrong)}")
     for part in parts:

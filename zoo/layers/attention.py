@@ -25,7 +25,7 @@ import numpy as np
 from keras import ops
 
 from zoo.backends import backend
-from zoo.layers.core import projection, run
+from zoo.layers.core import call_built, dense_projection
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # keys and values so far, (B, num_kv_heads, capacity, head_dim) each
@@ -183,19 +183,19 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         width = input_shape[-1]
         self.head_dim = width // self.num_heads
         narrow = self.num_kv_heads * self.head_dim
-        self.query_projection = projection(self, "query", width, width, self.stddev)
-        self.key_projection = projection(self, "key", width, narrow, self.stddev)
-        self.value_projection = projection(self, "value", width, narrow, self.stddev)
-        self.output_projection = projection(self, "output", width, width, self.output_stddev)
+        self.query_projection = dense_projection(self, "query", width, width, self.stddev)
+        self.key_projection = dense_projection(self, "key", width, narrow, self.stddev)
+        self.value_projection = dense_projection(self, "value", width, narrow, self.stddev)
+        self.output_projection = dense_projection(self, "output", width, width, self.output_stddev)
 
     def call(
-        self, x: Tensor, context: Tensor | None = None, counts: Tensor | None = None
+        self, x: Tensor, context: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """Attends to `context`, (B, S, hidden_dim), or to x; where `counts`, (B, S), is true."""
+        """Attends to `context`, (B, S, hidden_dim), or to x; where `padding_mask`, (B, S), is true."""
         query = self.queries(x)
         keys, values = self.keys_and_values(x if context is None else context)
-        visible = None if counts is None else counts[:, None, None, :]
-        return self.attend(query, keys, values, visible, self.causal)
+        attention_mask = None if padding_mask is None else padding_mask[:, None, None, :]
+        return self.attend(query, keys, values, attention_mask, self.causal)
 
     def compute_output_shape(self, input_shape: Any, *_: Any, **__: Any) -> Any:
         return input_shape
@@ -204,12 +204,14 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
 
     def queries(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(B, T, hidden_dim) to (B, T, num_heads, head_dim)."""
-        return self._rotated(self._heads(run(self.query_projection, x), self.num_heads), positions)
+        return self._rotated(
+            self._heads(call_built(self.query_projection, x), self.num_heads), positions
+        )
 
     def keys_and_values(self, x: Tensor, positions: Tensor | None = None) -> Cache:
         """(B, S, hidden_dim) to (B, S, num_kv_heads, head_dim) each."""
-        keys = self._heads(run(self.key_projection, x), self.num_kv_heads)
-        values = self._heads(run(self.value_projection, x), self.num_kv_heads)
+        keys = self._heads(call_built(self.key_projection, x), self.num_kv_heads)
+        values = self._heads(call_built(self.value_projection, x), self.num_kv_heads)
         return self._rotated(keys, positions), values
 
     def attend(
@@ -217,23 +219,27 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        visible: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """To (B, T, hidden_dim); `visible`: bool, broadcast to (B, heads, T, S)."""
+        """To (B, T, hidden_dim); `attention_mask`: bool, broadcast to (B, heads, T, S)."""
         maps = asked_for.get()
         if maps is not None:
-            maps[self.path] = self._weights(query, keys, visible, causal)
+            maps[self.path] = self._weights(query, keys, attention_mask, causal)
         scale = self.head_dim**-0.5
-        return self._output(backend.attention(query, keys, values, visible, causal, scale))
+        return self._output(backend.attention(query, keys, values, attention_mask, causal, scale))
 
-    def attend_cache(self, query: Tensor, cache: Cache, visible: Tensor) -> Tensor:
-        """The same to keys and values that are kept; `visible`: (B, 1, T, S) bool."""
-        return self._output(backend.cached_attention(query, *cache, visible, self.head_dim**-0.5))
+    def attend_cache(self, query: Tensor, cache: Cache, attention_mask: Tensor) -> Tensor:
+        """The same to keys and values that are kept; `attention_mask`: (B, 1, T, S) bool."""
+        return self._output(
+            backend.cached_attention(query, *cache, attention_mask, self.head_dim**-0.5)
+        )
 
     def _output(self, mixed: Tensor) -> Tensor:
         shape = ops.shape(mixed)
-        return run(self.output_projection, ops.reshape(mixed, (*shape[:2], shape[2] * shape[3])))
+        return call_built(
+            self.output_projection, ops.reshape(mixed, (*shape[:2], shape[2] * shape[3]))
+        )
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))
@@ -254,15 +260,17 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             turns = [ops.take(table, positions, axis=0)[:, :, None] for table in tables]
         return rotate(x, *turns)
 
-    def _weights(self, query: Tensor, keys: Tensor, visible: Any, causal: bool) -> Tensor:
+    def _weights(self, query: Tensor, keys: Tensor, attention_mask: Any, causal: bool) -> Tensor:
         """(B, heads, T, S): what the fused kernel does not show."""
         keys = ops.repeat(keys, self.num_heads // self.num_kv_heads, axis=2)
         scores = ops.einsum("btnh,bsnh->bnts", query, keys) * self.head_dim**-0.5
         if causal:
             before = ops.tril(ops.ones(scores.shape[-2:], "bool"))
-            visible = before if visible is None else ops.logical_and(visible, before)
-        if visible is not None:
-            scores = ops.where(visible, scores, ops.full_like(scores, -math.inf))
+            attention_mask = (
+                before if attention_mask is None else ops.logical_and(attention_mask, before)
+            )
+        if attention_mask is not None:
+            scores = ops.where(attention_mask, scores, ops.full_like(scores, -math.inf))
         # Keras' softmax warns of a single key.
         weights = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
         return weights / ops.sum(weights, axis=-1, keepdims=True)

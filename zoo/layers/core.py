@@ -53,8 +53,8 @@ class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
     def build(self, input_shape: Any, *_: Any) -> None:
         super().build(input_shape)
 
-    def call(self, inputs: Tensor, told: Tensor | None = None) -> Tensor:
-        return self.activation(backend.group_norm(self, inputs, told))
+    def call(self, inputs: Tensor, scale_shift: Tensor | None = None) -> Tensor:
+        return self.activation(backend.group_norm(self, inputs, scale_shift))
 
     def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
         return input_shape
@@ -91,7 +91,7 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         if not reverse:
-            inputs = backend.checked_ids(inputs, self.input_dim, self.name)
+            inputs = backend.check_token_ids(inputs, self.input_dim, self.name)
         return ops.cast(super().call(inputs, reverse=reverse), self.compute_dtype)
 
     def look_up(self, ids: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
         return super().call(ids)
 
 
-def projection(
+def dense_projection(
     owner: Any, name: str, inputs: int, units: int, stddev: float | None
 ) -> keras.layers.Layer:
     """A built `Dense` within a layer that has `use_bias`, `seed` and `stream`; normal weights."""
@@ -114,7 +114,7 @@ def projection(
     return layer
 
 
-def run(layer: keras.layers.Layer, *inputs: Tensor, **options: Any) -> Tensor:
+def call_built(layer: keras.layers.Layer, *inputs: Tensor, **options: Any) -> Tensor:
     """Calls a layer that is built and lies in another one.
 
     What Keras does around a layer's `call` takes longer than a small one's arithmetic where steps

@@ -39,17 +39,17 @@ Cell = Literal["simple_rnn", "lstm", "gru"]
 # x is W·x + b and h_part U·h + b', for all gates side by side: (B, units · gates).
 
 
-def simple_rnn_gates(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
+def simple_rnn_step(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
     return (ops.tanh(x + h_part),)
 
 
-def lstm_gates(x: Tensor, h_part: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_step(x: Tensor, h_part: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     i, f, g, o = ops.split(x + h_part, 4, axis=-1)
     c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
     return ops.sigmoid(o) * ops.tanh(c), c
 
 
-def gru_gates(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
+def gru_step(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
     x_z, x_r, x_n = ops.split(x, 3, axis=-1)
     h_z, h_r, h_n = ops.split(h_part, 3, axis=-1)
     z = ops.sigmoid(x_z + h_z)
@@ -60,7 +60,7 @@ def gru_gates(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
 # ------------------------------------------------------------------ layers
 
 
-class _OverTime(keras.layers.RNN):  # type: ignore[misc]
+class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
     """What the three layers share: their loop over time is chosen for each backend.
 
     Masked steps leave the state as it is and repeat the output before. The weights are Keras' own;
@@ -127,27 +127,27 @@ class _OverTime(keras.layers.RNN):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
-class SimpleRNN(_OverTime, keras.layers.SimpleRNN):  # type: ignore[misc]
+class SimpleRNN(_FusedRNN, keras.layers.SimpleRNN):  # type: ignore[misc]
     """`keras.layers.SimpleRNN`: (B, T, features) to (B, units) or (B, T, units)."""
 
     kind = "simple_rnn"
-    gates = simple_rnn_gates
+    gates = simple_rnn_step
 
 
 @keras.saving.register_keras_serializable("zoo")
-class LSTM(_OverTime, keras.layers.LSTM):  # type: ignore[misc]
+class LSTM(_FusedRNN, keras.layers.LSTM):  # type: ignore[misc]
     """`keras.layers.LSTM`: (B, T, features) to (B, units) or (B, T, units)."""
 
     kind = "lstm"
-    gates = lstm_gates
+    gates = lstm_step
 
 
 @keras.saving.register_keras_serializable("zoo")
-class GRU(_OverTime, keras.layers.GRU):  # type: ignore[misc]
+class GRU(_FusedRNN, keras.layers.GRU):  # type: ignore[misc]
     """`keras.layers.GRU`: (B, T, features) to (B, units) or (B, T, units)."""
 
     kind = "gru"
-    gates = gru_gates
+    gates = gru_step
 
 
 LAYERS = {"simple_rnn": SimpleRNN, "lstm": LSTM, "gru": GRU}
@@ -190,7 +190,7 @@ def recurrent_layer(
     )
 
 
-def open_gates(model: keras.Model, steps: int) -> None:
+def chrono_initialize(model: keras.Model, steps: int) -> None:
     """Lets each LSTM and GRU layer begin by keeping its state over so many steps.
 
     A forget or update gate's bias becomes log(steps): by itself the gate then keeps

@@ -21,7 +21,7 @@ from keras import ops
 
 from zoo import random
 from zoo.layers.attention import Attention, Cache, heads_first
-from zoo.layers.core import projection, run
+from zoo.layers.core import call_built, dense_projection
 from zoo.validation import check_dropout, check_sizes
 
 Tensor = Any
@@ -83,16 +83,18 @@ class FeedForward(keras.layers.Layer):  # type: ignore[misc]
     def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
         inner = self.intermediate_dim
-        self.up = projection(self, "up", width, inner, self.stddev)
+        self.up = dense_projection(self, "up", width, inner, self.stddev)
         if self.activation == "swiglu":
-            self.gate = projection(self, "gate", width, inner, self.stddev)
-        self.down = projection(self, "down", inner, width, self.output_stddev)
+            self.gate = dense_projection(self, "gate", width, inner, self.stddev)
+        self.down = dense_projection(self, "down", inner, width, self.output_stddev)
 
     def call(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         if self.activation == "swiglu":
-            return run(self.down, activate(run(self.gate, x)) * run(self.up, x))
-        return run(self.down, activate(run(self.up, x)))
+            return call_built(
+                self.down, activate(call_built(self.gate, x)) * call_built(self.up, x)
+            )
+        return call_built(self.down, activate(call_built(self.up, x)))
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -188,20 +190,20 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         self,
         x: Tensor,
         context: Tensor | None = None,
-        counts: Tensor | None = None,
-        context_counts: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
         training: bool = False,
     ) -> Tensor:
-        """`context`: (B, S, hidden_dim); `counts`, `context_counts`: (B, T), (B, S), no padding."""
+        """`context`: (B, S, hidden_dim); `padding_mask`, `context_mask`: (B, T), (B, S), no padding."""
         if context is not None:
             _check_rows(context.shape[0], x.shape[0])
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
-            return run(self.cross_attention, x, context, counts=context_counts)
+            return call_built(self.cross_attention, x, context, padding_mask=context_mask)
 
         def attend(x: Tensor) -> Tensor:
-            return run(self.attention, x, counts=counts)
+            return call_built(self.attention, x, padding_mask=padding_mask)
 
         return self.combine(x, attend, attend_context, training)
 
@@ -216,24 +218,24 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         x = self._add("attention", x, attend, training)
         if self.cross_attention is not None:
             x = self._add("cross_attention", x, attend_context, training)
-        return self._add("feed_forward", x, lambda x: run(self.feed_forward, x), training)
+        return self._add("feed_forward", x, lambda x: call_built(self.feed_forward, x), training)
 
     def _add(self, part: str, x: Tensor, function: Any, training: bool) -> Tensor:
         norm, drop = getattr(self, f"{part}_norm"), getattr(self, f"{part}_dropout", None)
-        added = function(run(norm, x) if self.norm_first else x)
+        added = function(call_built(norm, x) if self.norm_first else x)
         if drop is not None:
-            added = run(drop, added, training=training)
-        return x + added if self.norm_first else run(norm, x + added)
+            added = call_built(drop, added, training=training)
+        return x + added if self.norm_first else call_built(norm, x + added)
 
     def step(
         self,
         x: Tensor,
         cache: Cache,
         write: Callable[[Tensor, Tensor], Tensor],
-        visible: Tensor,
+        attention_mask: Tensor,
         positions: Tensor,
         context: Cache | None = None,
-        context_visible: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """The same in inference mode for the next positions, with keys and values kept.
 
@@ -241,10 +243,10 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             x: (B, T, hidden_dim).
             cache: of the positions before, (B, num_kv_heads, capacity, head_dim) each.
             write: puts new keys or values into one.
-            visible: (B, 1, T, capacity) bool.
+            attention_mask: (B, 1, T, capacity) bool.
             positions: (B, T).
             context: keys and values of the context: `context_cache`.
-            context_visible: (B, 1, 1, S) bool.
+            context_mask: (B, 1, 1, S) bool.
 
         Returns:
             What `call` gives for these positions, and the cache with them in it.
@@ -255,13 +257,13 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             query = self.attention.queries(x, positions)
             new = (heads_first(x) for x in self.attention.keys_and_values(x, positions))
             kept.extend(write(old, added) for old, added in zip(cache, new))
-            return self.attention.attend_cache(query, (kept[0], kept[1]), visible)
+            return self.attention.attend_cache(query, (kept[0], kept[1]), attention_mask)
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
             assert context is not None
             query = self.cross_attention.queries(x)
-            return self.cross_attention.attend_cache(query, context, context_visible)
+            return self.cross_attention.attend_cache(query, context, context_mask)
 
         x = self.combine(x, attend, attend_context)
         return x, (kept[0], kept[1])
@@ -333,7 +335,7 @@ def check_block(
             )
 
 
-def block_count(
+def block_parameter_count(
     hidden_dim: int,
     intermediate_dim: int,
     num_heads: int,

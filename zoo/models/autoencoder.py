@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from zoo.models.unet import Blocks, check_network, residual_count
+from zoo.models.unet import UNetLayers, check_network, residual_parameter_count
 from zoo.registry import register
 from zoo.validation import check_sizes
 
@@ -33,8 +33,8 @@ def _count(
     encoder = conv(input_shape[-1], first) + 2 * last + conv(last, latent_channels)
     decoder = conv(latent_channels, last) + 2 * first + conv(first, input_shape[-1])
     for before, after in zip((first, *channels), channels):
-        encoder += residual_count(before, after)
-        decoder += residual_count(after, after)
+        encoder += residual_parameter_count(before, after)
+        decoder += residual_parameter_count(after, after)
     decoder += sum(conv(upper, lower) for lower, upper in pairwise(channels))
     return encoder + decoder
 
@@ -77,7 +77,7 @@ def autoencoder(
     """
     check_network(input_shape, channels, num_groups)
     check_sizes(latent_channels=latent_channels)
-    blocks = Blocks(seed, dtype, num_groups=num_groups)
+    blocks = UNetLayers(seed, dtype, num_groups=num_groups)
 
     image = keras.Input(input_shape, name="image")
     x = blocks.conv(image, channels[0], "encoder_in")

@@ -25,7 +25,7 @@ from zoo.layers.core import Dense, Embedding
 from zoo.layers.transformer_block import (
     Norm,
     TransformerBlock,
-    block_count,
+    block_parameter_count,
     check_block,
     normalization,
 )
@@ -63,7 +63,7 @@ def _count(
     tie_embeddings: bool,
     **_: object,
 ) -> int:
-    block = block_count(
+    block = block_parameter_count(
         hidden_dim, intermediate_dim or 4 * hidden_dim, num_heads, num_kv_heads, activation,
         norm=norm, use_bias=use_bias,
     )  # fmt: skip

@@ -24,7 +24,7 @@ import keras
 
 from zoo import initializers, random
 from zoo.registry import ImageInput, register
-from zoo.validation import check_dropout, check_sizes, known_activation
+from zoo.validation import check_activation, check_dropout, check_sizes
 
 
 def _count(
@@ -91,7 +91,7 @@ def mlp(
             "`activation` must be one for all hidden layers or one for each. "
             f"Received: activation={tuple(activation)}, hidden_units={hidden_units}"
         )
-    activation = [known_activation(function) for function in activation]
+    activation = [check_activation(function) for function in activation]
     if output_activation not in (None, "sigmoid", "softmax"):
         raise ValueError(
             "`output_activation` must be None (logits), sigmoid or softmax. "

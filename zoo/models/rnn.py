@@ -42,7 +42,9 @@ def _dense(units: int, inputs: int, seed: int, dtype: str | None) -> keras.layer
     )
 
 
-def _stack_count(cell: str, inputs: int, units: int, num_layers: int, directions: int = 1) -> int:
+def _stack_parameter_count(
+    cell: str, inputs: int, units: int, num_layers: int, directions: int = 1
+) -> int:
     gates, biases = GATES_AND_BIASES[cell]
     return sum(
         directions * gates * units * (width + units + biases)
@@ -53,7 +55,7 @@ def _stack_count(cell: str, inputs: int, units: int, num_layers: int, directions
 # ------------------------------------------------------------------ a class for a sequence
 
 
-def _classifier_count(
+def classifier_parameter_count(
     input_shape: Sequence[int | None],
     num_classes: int,
     cell: Cell,
@@ -63,7 +65,7 @@ def _classifier_count(
     **_: object,
 ) -> int:
     directions = 2 if bidirectional else 1
-    stack = _stack_count(cell, input_shape[-1] or 0, units, num_layers, directions)
+    stack = _stack_parameter_count(cell, input_shape[-1] or 0, units, num_layers, directions)
     return stack + (directions * units + 1) * num_classes
 
 
@@ -71,7 +73,7 @@ def _classifier_count(
     section="Réseaux de Neurones Récurrents",
     recipe="recipes/mnist.py",
     parameters="a layer u(i+u+1), LSTM 4u(i+u+1), GRU 3u(i+u+2)",
-    count=_classifier_count,
+    count=classifier_parameter_count,
     images=ImageInput(28, rows=True),
     examples={cell: {"cell": cell} for cell in LAYERS},
 )
@@ -168,7 +170,7 @@ def rnn_classifier(
 # ------------------------------------------------------------------ the next word
 
 
-def _language_model_count(
+def language_model_parameter_count(
     vocabulary_size: int,
     cell: Cell,
     embedding_dim: int,
@@ -176,7 +178,7 @@ def _language_model_count(
     num_layers: int,
     **_: object,
 ) -> int:
-    stack = _stack_count(cell, embedding_dim, units, num_layers)
+    stack = _stack_parameter_count(cell, embedding_dim, units, num_layers)
     return vocabulary_size * embedding_dim + stack + (units + 1) * vocabulary_size
 
 
@@ -184,7 +186,7 @@ def _language_model_count(
     section="Réseaux de Neurones Récurrents",
     recipe="recipes/next_word.py",
     parameters="V·e, a layer as above, (u + 1)·V",
-    count=_language_model_count,
+    count=language_model_parameter_count,
     generates="tokens",
     examples={
         cell: {
@@ -217,7 +219,7 @@ def rnn_language_model(
         num_layers: recurrent layers, each reading the states of the one before.
         dropout: fraction dropped before each layer and before the output, in [0, 1).
         stateful: whether a call goes on where the one before ended, as Keras' recurrent layers
-            do; `layer.reset_state()` begins anew. `zoo.generation.decoding.stepwise` hands the
+            do; `layer.reset_state()` begins anew. `zoo.generation.decoding.with_explicit_states` hands the
             states over instead.
         batch_size: of every batch; a stateful model needs it.
         seed: of the initial weights and the dropout masks; the same on every backend.

@@ -17,7 +17,7 @@ from zoo.layers.core import Embedding
 from zoo.layers.transformer_block import (
     PaddingMask,
     TransformerBlock,
-    block_count,
+    block_parameter_count,
     check_block,
     normalization,
 )
@@ -49,7 +49,7 @@ def text_encoder(
         name: of the model.
 
     Returns:
-        An uncompiled model from ids, (B, L) int, to [tokens (B, L, hidden_dim), counts (B, L) bool,
+        An uncompiled model from ids, (B, L) int, to [tokens (B, L, hidden_dim), padding_mask (B, L) bool,
         true but for padding].
 
     Raises:
@@ -58,7 +58,7 @@ def text_encoder(
     check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
     check_block(hidden_dim, num_heads, None, "gelu", "layer_norm", 0.0, "learned")
     ids = keras.Input((None,), dtype="int32", name="prompt")
-    counts = PaddingMask(PADDING, name="prompt_mask")(ids)
+    padding_mask = PaddingMask(PADDING, name="prompt_mask")(ids)
     x: Any = Embedding(
         vocabulary_size, hidden_dim,
         embeddings_initializer=initializers.Normal(seed, "words", _STDDEV), dtype=dtype,
@@ -69,14 +69,14 @@ def text_encoder(
     for number in range(1, num_layers + 1):
         x = TransformerBlock(
             4 * hidden_dim, "gelu", num_heads, seed=seed, dtype=dtype, name=f"text_block{number}"
-        )(x, counts=counts)
+        )(x, padding_mask=padding_mask)
     x = normalization("layer_norm", 1e-5, dtype, "text_norm")(x)
-    return keras.Model(ids, [x, counts], name=name)
+    return keras.Model(ids, [x, padding_mask], name=name)
 
 
-def text_encoder_count(
+def text_encoder_parameter_count(
     vocabulary_size: int, max_length: int, num_layers: int, num_heads: int, hidden_dim: int
 ) -> int:
     """Parameters, in closed form."""
-    block = block_count(hidden_dim, 4 * hidden_dim, num_heads)
+    block = block_parameter_count(hidden_dim, 4 * hidden_dim, num_heads)
     return (vocabulary_size + max_length + 2) * hidden_dim + num_layers * block

@@ -1,7 +1,7 @@
 """Images from a text: the network reads what it is to see in the noise.
 
-    context, counts = text_encoder(prompt)
-    predicted = unet({image, time, context, counts})
+    context, padding_mask = text_encoder(prompt)
+    predicted = unet({image, time, context, padding_mask})
 
 Trained with and without the prompt, it says how much the prompt matters, and may be made to believe
 that it matters more (classifier-free guidance):
@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 
-from zoo.models.text_encoder import text_encoder, text_encoder_count
+from zoo.models.text_encoder import text_encoder, text_encoder_parameter_count
 from zoo.models.unet import unet
 from zoo.registry import get, register
 
@@ -33,7 +33,9 @@ def _count(
     hidden_dim: int,
     **network: Any,
 ) -> int:
-    text = text_encoder_count(vocabulary_size, max_length, num_layers, num_heads, hidden_dim)
+    text = text_encoder_parameter_count(
+        vocabulary_size, max_length, num_layers, num_heads, hidden_dim
+    )
     return text + get("unet").count(**{**network, "context_dim": hidden_dim})
 
 
@@ -101,8 +103,8 @@ def text_to_image(
     image = keras.Input(input_shape, name="image")
     time = keras.Input((), dtype="int32", name="time")
     prompt = keras.Input((None,), dtype="int32", name="prompt")
-    context, counts = encoder(prompt)
+    context, padding_mask = encoder(prompt)
     predicted = network(
-        {"image": image, "time": time, "context": context, "context_counts": counts}
+        {"image": image, "time": time, "context": context, "context_mask": padding_mask}
     )
     return keras.Model({"image": image, "time": time, "prompt": prompt}, predicted, name=name)

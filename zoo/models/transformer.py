@@ -27,7 +27,7 @@ from zoo.layers.transformer_block import (
     Norm,
     PaddingMask,
     TransformerBlock,
-    block_count,
+    block_parameter_count,
     check_block,
     normalization,
 )
@@ -75,7 +75,7 @@ def _count(
     **_: object,
 ) -> int:
     encoder, decoder = (
-        block_count(
+        block_parameter_count(
             hidden_dim, intermediate_dim or 4 * hidden_dim, num_heads, num_kv_heads, activation,
             cross_attention=cross_attention, norm=norm, use_bias=use_bias,
         )
@@ -234,17 +234,17 @@ def transformer(
     source_embedding = embedding
     if not share_embeddings:
         source_embedding = table(source_vocabulary_size, "source_embedding")
-    counts = PaddingMask(padding, name="source_mask")(source)
+    padding_mask = PaddingMask(padding, name="source_mask")(source)
 
     memory = embedded(source_embedding, source, "encoder")
     for number in range(1, num_layers + 1):
-        memory = block("encoder", number)(memory, counts=counts)
+        memory = block("encoder", number)(memory, padding_mask=padding_mask)
     if norm_first:
         memory = normalization(norm, epsilon, dtype, "encoder_norm")(memory)
 
     x = embedded(embedding, target, "decoder")
     for number in range(1, num_layers + 1):
-        x = block("decoder", number)(x, memory, context_counts=counts)
+        x = block("decoder", number)(x, memory, context_mask=padding_mask)
     if norm_first:
         x = normalization(norm, epsilon, dtype, "decoder_norm")(x)
     if tie_embeddings:

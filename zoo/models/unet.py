@@ -36,13 +36,13 @@ from zoo import initializers, random
 from zoo.backends import backend
 from zoo.layers.attention import sinusoidal_table
 from zoo.layers.core import Conv2D, Dense, GroupNormalization
-from zoo.layers.transformer_block import TransformerBlock, block_count
+from zoo.layers.transformer_block import TransformerBlock, block_parameter_count
 from zoo.registry import register
 from zoo.validation import check_dropout, check_sizes
 
 Tensor = Any
 
-_SMALL = 0.1  # of what is added to something: its weights begin that much smaller
+_RESIDUAL_INIT_SCALE = 0.1  # of what is added to something: its weights begin that much smaller
 HEAD_DIM = 32
 
 
@@ -61,7 +61,7 @@ class TimeEmbedding(keras.layers.Layer):  # type: ignore[misc]
         self._table = sinusoidal_table(num_steps, dim)
 
     def call(self, time: Tensor) -> Tensor:
-        time = backend.checked_ids(time, self.num_steps, self.name)
+        time = backend.check_token_ids(time, self.num_steps, self.name)
         return ops.take(ops.convert_to_tensor(self._table, dtype=self.compute_dtype), time, axis=0)
 
     def compute_output_spec(self, time: Tensor) -> Any:
@@ -75,8 +75,8 @@ class TimeEmbedding(keras.layers.Layer):  # type: ignore[misc]
 class MaskedMean(keras.layers.Layer):  # type: ignore[misc]
     """The mean of the tokens that count: (B, L, dim), (B, L) bool to (B, dim)."""
 
-    def call(self, x: Tensor, counts: Tensor) -> Tensor:
-        weights = ops.cast(counts, x.dtype)[..., None]
+    def call(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+        weights = ops.cast(padding_mask, x.dtype)[..., None]
         return ops.sum(x * weights, axis=1) / ops.sum(weights, axis=1)
 
     def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
@@ -84,7 +84,7 @@ class MaskedMean(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Halve(keras.layers.Layer):  # type: ignore[misc]
+class Downsample(keras.layers.Layer):  # type: ignore[misc]
     """The mean of each two by two pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
 
     def call(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Halve(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Double(keras.layers.Layer):  # type: ignore[misc]
+class Upsample(keras.layers.Layer):  # type: ignore[misc]
     """Each pixel two by two times: (B, H, W, C) to (B, 2·H, 2·W, C).
 
     A convolution follows it. A transposed convolution would reach some pixels more often than their
@@ -130,7 +130,7 @@ class Flatten(keras.layers.Layer):  # type: ignore[misc]
         return (batch, height * width, channels)
 
 
-class Blocks:
+class UNetLayers:
     """Makes the layers that an image goes through; each has a name, and weights of the seed's.
 
     Args:
@@ -147,7 +147,7 @@ class Blocks:
 
     def conv(self, x: Tensor, filters: int, name: str, small: bool = False) -> Tensor:
         """A convolution of 3×3 pixels."""
-        stddev = (_SMALL if small else 1) / (3 * 3 * x.shape[-1]) ** 0.5
+        stddev = (_RESIDUAL_INIT_SCALE if small else 1) / (3 * 3 * x.shape[-1]) ** 0.5
         layer = Conv2D(
             filters, 3, padding="same", data_format="channels_last",
             kernel_initializer=initializers.Normal(self.seed, f"{name}/kernel", stddev),
@@ -160,22 +160,22 @@ class Blocks:
         layer = Dense(units, activation, kernel_initializer=kernel, dtype=self.dtype, name=name)
         return layer(x)
 
-    def norm(self, x: Tensor, name: str, told: Tensor | None = None) -> Tensor:
-        """With a scale and a shift for each channel, told: (B, 2·C), if they are."""
+    def norm(self, x: Tensor, name: str, scale_shift: Tensor | None = None) -> Tensor:
+        """With a scale and a shift for each channel, scale_shift: (B, 2·C), if they are."""
         layer = GroupNormalization(self.num_groups, "silu", dtype=self.dtype, name=name)
-        return layer(x) if told is None else layer(x, told)
+        return layer(x) if scale_shift is None else layer(x, scale_shift)
 
     def halve(self, x: Tensor, name: str) -> Tensor:
-        return Halve(dtype=self.dtype, name=name)(x)
+        return Downsample(dtype=self.dtype, name=name)(x)
 
     def double(self, x: Tensor, filters: int, name: str) -> Tensor:
-        return self.conv(Double(dtype=self.dtype, name=f"{name}_double")(x), filters, name)
+        return self.conv(Upsample(dtype=self.dtype, name=f"{name}_double")(x), filters, name)
 
     def residual(self, x: Tensor, filters: int, name: str, time: Tensor | None = None) -> Tensor:
-        """Two convolutions, added to what came in. `time`: (B, dim), if they are told."""
+        """Two convolutions, added to what came in. `time`: (B, dim), if they are scale_shift."""
         h = self.conv(self.norm(x, f"{name}_norm1"), filters, f"{name}_conv1")
-        told = None if time is None else self.dense(time, 2 * filters, f"{name}_time")
-        h = self.norm(h, f"{name}_norm2", told)
+        scale_shift = None if time is None else self.dense(time, 2 * filters, f"{name}_time")
+        h = self.norm(h, f"{name}_norm2", scale_shift)
         if self.dropout:
             h = random.Dropout(self.dropout, self.seed, dtype=self.dtype, name=f"{name}_dropout")(h)
         h = self.conv(h, filters, f"{name}_conv2", small=True)
@@ -184,7 +184,11 @@ class Blocks:
         return keras.layers.Add(dtype=self.dtype, name=f"{name}_add")([x, h])
 
     def attention(
-        self, x: Tensor, name: str, context: Tensor | None = None, counts: Tensor | None = None
+        self,
+        x: Tensor,
+        name: str,
+        context: Tensor | None = None,
+        padding_mask: Tensor | None = None,
     ) -> Tensor:
         """A transformer's block over the pixels, with attention to a text if there is one."""
         shape, channels = x.shape[1:], x.shape[-1]
@@ -195,20 +199,20 @@ class Blocks:
             2 * channels, "gelu", max(channels // HEAD_DIM, 1),
             cross_attention=context is not None, seed=self.seed, dtype=self.dtype, name=name,
         )  # fmt: skip
-        x = block(x) if context is None else block(x, context, context_counts=counts)
+        x = block(x) if context is None else block(x, context, context_mask=padding_mask)
         return keras.layers.Reshape(shape, dtype=self.dtype, name=f"{name}_reshape")(x)
 
 
-def residual_count(inputs: int, filters: int, time_dim: int = 0) -> int:
+def residual_parameter_count(inputs: int, filters: int, time_dim: int = 0) -> int:
     """Parameters of a residual block, in closed form."""
     norms = 2 * inputs + 2 * filters
     convs = (9 * inputs + 1) * filters + (9 * filters + 1) * filters
-    told = (time_dim + 1) * 2 * filters if time_dim else 0
+    scale_shift = (time_dim + 1) * 2 * filters if time_dim else 0
     skip = (inputs + 1) * filters if inputs != filters else 0
-    return norms + convs + told + skip
+    return norms + convs + scale_shift + skip
 
 
-def _count(
+def parameter_count(
     input_shape: tuple[int, int, int],
     channels: Sequence[int],
     num_blocks: int,
@@ -219,11 +223,13 @@ def _count(
     last = channels[-1]
 
     def block(inputs: int, filters: int) -> int:
-        return residual_count(inputs, filters, time_dim)
+        return residual_parameter_count(inputs, filters, time_dim)
 
     def attention() -> int:
         heads = max(last // HEAD_DIM, 1)
-        found = block_count(last, 2 * last, heads, cross_attention=context_dim is not None)
+        found = block_parameter_count(
+            last, 2 * last, heads, cross_attention=context_dim is not None
+        )
         return found + ((context_dim + 1) * last if context_dim is not None else 0)
 
     total = (channels[0] + 1) * time_dim + (time_dim + 1) * time_dim
@@ -244,7 +250,7 @@ def _count(
     section="Modèles de Diffusion",
     recipe="recipes/diffusion.py",
     parameters="see zoo/models/unet.py",
-    count=_count,
+    count=parameter_count,
     loss="mean_squared_error",
     generates="images",
     examples={
@@ -281,7 +287,7 @@ def unet(
     Returns:
         An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps)} to (B,
         H, W, C). With a `context_dim` it also takes "context", (B, L, context_dim), and
-        "context_counts", (B, L) bool, true where there is a token; one at least of each row.
+        "context_mask", (B, L) bool, true where there is a token; one at least of each row.
 
     Raises:
         ValueError: for a size that is not at least 1, an image that cannot be halved, channels that
@@ -296,24 +302,28 @@ def unet(
             f"The last of `channels` must be a multiple of {HEAD_DIM}, a head's width in "
             f"attention, or less. Received: channels={tuple(channels)}"
         )
-    blocks = Blocks(seed, dtype, dropout, num_groups)
+    blocks = UNetLayers(seed, dtype, dropout, num_groups)
     image = keras.Input(input_shape, name="image")
     time = keras.Input((), dtype="int32", name="time")
     inputs = {"image": image, "time": time}
     text: tuple[Tensor, ...] = ()
     if context_dim is not None:
         inputs["context"] = keras.Input((None, context_dim), name="context")
-        inputs["context_counts"] = keras.Input((None,), dtype="bool", name="context_counts")
-        text = inputs["context"], inputs["context_counts"]
+        inputs["context_mask"] = keras.Input((None,), dtype="bool", name="context_mask")
+        text = inputs["context"], inputs["context_mask"]
 
-    told = TimeEmbedding(num_steps, channels[0], dtype=dtype, name="time_embedding")(time)
-    told = blocks.dense(told, 4 * channels[0], "time1", "silu")
-    told = blocks.dense(told, 4 * channels[0], "time2")
+    time_embedding = TimeEmbedding(num_steps, channels[0], dtype=dtype, name="time_embedding")(time)
+    time_embedding = blocks.dense(time_embedding, 4 * channels[0], "time1", "silu")
+    time_embedding = blocks.dense(time_embedding, 4 * channels[0], "time2")
     if text:
         whole = MaskedMean(dtype=dtype, name="context_mean")(*text)
         whole = blocks.dense(whole, 4 * channels[0], "context_whole")
-        told = keras.layers.Add(dtype=dtype, name="time_and_context")([told, whole])
-    told = keras.layers.Activation("silu", dtype=dtype, name="told")(told)
+        time_embedding = keras.layers.Add(dtype=dtype, name="time_and_context")(
+            [time_embedding, whole]
+        )
+    time_embedding = keras.layers.Activation("silu", dtype=dtype, name="time_activation")(
+        time_embedding
+    )
 
     def attend(x: Tensor, level: int, name: str) -> Tensor:
         return blocks.attention(x, name, *text) if level == len(channels) else x
@@ -324,18 +334,20 @@ def unet(
         if level > 1:
             x = blocks.halve(x, f"down{level}_halve")
         for number in range(1, num_blocks + 1):
-            x = blocks.residual(x, filters, f"down{level}_{number}", told)
+            x = blocks.residual(x, filters, f"down{level}_{number}", time_embedding)
             x = attend(x, level, f"down{level}_{number}_attention")
             kept.append(x)
-    x = blocks.residual(x, last, "middle1", told)
+    x = blocks.residual(x, last, "middle1", time_embedding)
     x = blocks.attention(x, "middle_attention", *text)
-    x = blocks.residual(x, last, "middle2", told)
+    x = blocks.residual(x, last, "middle2", time_embedding)
     for level, filters in reversed(list(enumerate(channels, 1))):
         if level < len(channels):
             x = blocks.double(x, filters, f"up{level}_conv")
         for number in range(1, num_blocks + 1):
             join = keras.layers.Concatenate(dtype=dtype, name=f"up{level}_{number}_join")
-            x = blocks.residual(join([x, kept.pop()]), filters, f"up{level}_{number}", told)
+            x = blocks.residual(
+                join([x, kept.pop()]), filters, f"up{level}_{number}", time_embedding
+            )
             x = attend(x, level, f"up{level}_{number}_attention")
     x = blocks.norm(x, "norm_out")
     return keras.Model(inputs, blocks.conv(x, input_shape[-1], "conv_out", small=True), name=name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from zoo.parity import comparisons, tasks
 from zoo.parity.case import Case
-from zoo.parity.measurements import Evidence
+from zoo.parity.measurements import Measurements
 from zoo.parity.report import Report, Row, RungReport
 from zoo.parity.rungs import RUNGS, Rung
 from zoo.parity.workers import WorkerError, Workers
@@ -116,7 +116,7 @@ class _Check:
         self._workers = workers
         self._progress = progress
         precisions = {precision for rung in self._rungs for precision in rung.precisions}
-        self._evidence = Evidence(
+        self._evidence = Measurements(
             case, folder, workers.names, tuple(sorted(precisions)), results={}, errors={}
         )
         self._gone: dict[tuple[str, str], str] = {}  # workers that died or hung, and how

@@ -12,11 +12,11 @@ import numpy as np
 
 from zoo.evaluation.distance import distance, typical_distance
 from zoo.parity import tasks
-from zoo.parity.measurements import Evidence, Reading, U, growth_of, judge
+from zoo.parity.measurements import Measurement, Measurements, U, growth_of, summarize
 from zoo.parity.report import Row, Status
 
 
-def parameters(evidence: Evidence) -> Iterator[Row]:
+def parameters(evidence: Measurements) -> Iterator[Row]:
     """Names, shapes, types, counts, and the initial weights."""
     precision = evidence.precisions[0]
     names = evidence.done("describe", precision)
@@ -62,25 +62,27 @@ def parameters(evidence: Evidence) -> Iterator[Row]:
         yield Row("closed form", (name,), precision, status, detail=detail)
 
 
-def outputs(precision: str) -> Callable[[Evidence], Iterator[Row]]:
+def outputs(precision: str) -> Callable[[Measurements], Iterator[Row]]:
     """Layer by layer, in the order in which they are called."""
 
-    def compare(evidence: Evidence) -> Iterator[Row]:
+    def compare(evidence: Measurements) -> Iterator[Row]:
         for mode in ("inference", "training"):
             for a, b in combinations(evidence.done("outputs", precision), 2):
                 readings = layer_readings(evidence, mode, a, b, precision)
                 # The measured rounding is in the tolerance: there is no second limit.
-                yield judge(f"{mode} mode", (a, b), precision, readings)
+                yield summarize(f"{mode} mode", (a, b), precision, readings)
 
     return compare
 
 
-def layer_readings(evidence: Evidence, mode: str, a: str, b: str, precision: str) -> list[Reading]:
+def layer_readings(
+    evidence: Measurements, mode: str, a: str, b: str, precision: str
+) -> list[Measurement]:
     """The distance of every layer's output."""
     called, other = (evidence.results["outputs", name, precision][mode] for name in (a, b))
     if [path for path, *_ in called] != [path for path, *_ in other]:
         odd = next((x[0] for x, y in zip(called, other) if x[0] != y[0]), "the last layers")
-        return [Reading(f"{odd} (layers are called in another order)", math.inf, 0.0, 0.0)]
+        return [Measurement(f"{odd} (layers are called in another order)", math.inf, 0.0, 0.0)]
     first, second = (evidence.arrays(mode, name, precision) for name in (a, b))
     own = _own_rounding(evidence, mode) if precision == "float32" else {}
     readings = []
@@ -89,11 +91,11 @@ def layer_readings(evidence: Evidence, mode: str, a: str, b: str, precision: str
         if precision == "float32":
             tolerance = max(8 * U[precision] * growth, 16 * own.get(str(i), 0.0))
         found = distance(first[str(i)], second[str(i)])
-        readings.append(Reading(path, found, tolerance, tolerance))
+        readings.append(Measurement(path, found, tolerance, tolerance))
     return readings
 
 
-def _own_rounding(evidence: Evidence, what: str) -> dict[str, float]:
+def _own_rounding(evidence: Measurements, what: str) -> dict[str, float]:
     """How far float32 is from float64 in each array, on the backend where it is least far.
 
     Ill-conditioned numbers amplify rounding, on all backends alike; a mistake is on one.
@@ -111,24 +113,26 @@ def _own_rounding(evidence: Evidence, what: str) -> dict[str, float]:
 
 
 def _compared(
-    evidence: Evidence,
+    evidence: Measurements,
     task: str,
     what: str,
-    readings: Callable[[str, str, str], list[Reading]],
+    readings: Callable[[str, str, str], list[Measurement]],
 ) -> Iterator[Row]:
     """A row for each pair and precision; float64 is the judge of float32."""
     agrees: dict[tuple[str, str], bool] = {}
     for a, b, precision in sorted(evidence.pairs(task), key=lambda pair: pair[2], reverse=True):
-        row = judge(what, (a, b), precision, readings(a, b, precision), agrees.get((a, b), False))
+        row = summarize(
+            what, (a, b), precision, readings(a, b, precision), agrees.get((a, b), False)
+        )
         if precision == "float64":
             agrees[a, b] = row.status == "agrees"
         yield row
 
 
-def gradients(evidence: Evidence) -> Iterator[Row]:
+def gradients(evidence: Measurements) -> Iterator[Row]:
     """Of the loss by each weight, the last layer's first, as the backward pass goes."""
 
-    def readings(a: str, b: str, precision: str) -> list[Reading]:
+    def readings(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (evidence.arrays("gradients", name, precision) for name in (a, b))
         order, places, growth = _backward_order(evidence, list(first))
         tolerance = evidence.float64
@@ -138,12 +142,12 @@ def gradients(evidence: Evidence) -> Iterator[Row]:
         result = []
         for path in order:
             if path not in second:  # rung 1 says so
-                result.append(Reading(path, math.inf, tolerance, tolerance))
+                result.append(Measurement(path, math.inf, tolerance, tolerance))
                 continue
             x, y = first[path], second[path]
             least = 0.0 if path == "loss" else floor
             off, typical = distance(x, y, least), typical_distance(x, y, least)
-            result.append(Reading(path, off, tolerance, 100 * tolerance, typical))
+            result.append(Measurement(path, off, tolerance, 100 * tolerance, typical))
         return result
 
     yield from _compared(evidence, "gradients", "loss and gradients", readings)
@@ -159,7 +163,7 @@ def _gradient_floor(arrays: dict[str, np.ndarray]) -> float:
     return 0.01 * max((float(np.abs(x).max(initial=0)) for x in finite), default=0.0)
 
 
-def _backward_order(evidence: Evidence, paths: list[str]) -> tuple[list[str], int, float]:
+def _backward_order(evidence: Measurements, paths: list[str]) -> tuple[list[str], int, float]:
     """The loss, then weights from the output on; the most places, and the model's growth."""
     described = evidence.any_result("describe")
     called = (evidence.any_result("outputs") or {}).get("training", [])
@@ -178,7 +182,7 @@ def _backward_order(evidence: Evidence, paths: list[str]) -> tuple[list[str], in
     return ["loss", *sorted(weights, key=position)], places, growth
 
 
-def optimizer_steps(evidence: Evidence) -> Iterator[Row]:
+def optimizer_steps(evidence: Measurements) -> Iterator[Row]:
     """Each optimizer's weights after two steps on the same gradients."""
     names = evidence.any_result("optimizer_steps") or []
     loaded = {
@@ -189,11 +193,13 @@ def optimizer_steps(evidence: Evidence) -> Iterator[Row]:
 
     for optimizer in names:
 
-        def readings(a: str, b: str, precision: str, optimizer: str = optimizer) -> list[Reading]:
+        def readings(
+            a: str, b: str, precision: str, optimizer: str = optimizer
+        ) -> list[Measurement]:
             first, second = loaded[a, precision], loaded[b, precision]
             tolerance = evidence.float64 if precision == "float64" else 32 * U[precision]
             return [
-                Reading(
+                Measurement(
                     key.removeprefix(f"{optimizer}: "),
                     distance(first[key], second[key]) if key in second else math.inf,
                     tolerance,
@@ -206,10 +212,10 @@ def optimizer_steps(evidence: Evidence) -> Iterator[Row]:
         yield from _compared(evidence, "optimizer_steps", optimizer, readings)
 
 
-def training(evidence: Evidence) -> Iterator[Row]:
+def training(evidence: Measurements) -> Iterator[Row]:
     """The losses of training steps from one seed."""
 
-    def readings(a: str, b: str, precision: str) -> list[Reading]:
+    def readings(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (evidence.arrays("losses", name, precision)["losses"] for name in (a, b))
         result = []
         for step, (x, y) in enumerate(zip(first, second), 1):
@@ -217,18 +223,18 @@ def training(evidence: Evidence) -> Iterator[Row]:
             if precision == "float64":
                 tolerance = max(evidence.float64, min(U["float64"] * 2**step, 1e-2))
             found = distance(np.atleast_1d(x), np.atleast_1d(y))
-            result.append(Reading(f"step {step}", found, tolerance, min(100 * tolerance, 0.1)))
+            result.append(Measurement(f"step {step}", found, tolerance, min(100 * tolerance, 0.1)))
         return result
 
     yield from _compared(evidence, "train", f"{evidence.case.steps} losses", readings)
 
 
-def state(evidence: Evidence) -> Iterator[Row]:
+def state(evidence: Measurements) -> Iterator[Row]:
     """What a call in training mode leaves behind: statistics, states, counters."""
     described = evidence.any_result("describe")
     owners = described["owners"] if described else {}
 
-    def readings(a: str, b: str, precision: str) -> list[Reading]:
+    def readings(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (evidence.arrays("state", name, precision) for name in (a, b))
         called = evidence.results["outputs", a, precision]["training"]
         growth = {path: g for (path, *_), g in zip(called, growth_of(called))}
@@ -243,7 +249,7 @@ def state(evidence: Evidence) -> Iterator[Row]:
                 tolerance = max(8 * U[precision] * growth.get(owner, 8.0), measured)
             known = path in first and path in second
             found = distance(first[path], second[path]) if known else math.inf
-            result.append(Reading(path, found, tolerance, 100 * tolerance))
+            result.append(Measurement(path, found, tolerance, 100 * tolerance))
         return result
 
     yield from _compared(evidence, "outputs", "after a call in training mode", readings)
@@ -255,14 +261,14 @@ def state(evidence: Evidence) -> Iterator[Row]:
             yield Row("random streams", (name,), "", "differs", where=where, detail=detail)
 
 
-def samples(evidence: Evidence) -> Iterator[Row]:
+def samples(evidence: Measurements) -> Iterator[Row]:
     """Tokens have to be the same, images near."""
 
-    def readings(a: str, b: str, precision: str) -> list[Reading]:
+    def readings(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (evidence.arrays("samples", name, precision) for name in (a, b))
         tolerance = evidence.float64 if precision == "float64" else 1e-4
         return [
-            Reading(
+            Measurement(
                 key,
                 distance(first[key], second[key]) if key in first and key in second else math.inf,
                 tolerance,
@@ -274,7 +280,7 @@ def samples(evidence: Evidence) -> Iterator[Row]:
     yield from _compared(evidence, "sample", "generated", readings)
 
 
-def checkpoints(evidence: Evidence) -> Iterator[Row]:
+def checkpoints(evidence: Measurements) -> Iterator[Row]:
     """The step after a checkpoint, on each backend, against the run that went on."""
     judged: dict[tuple[str, str, str], bool] = {}
     limits = {  # in float32: the tolerance, and what is rounding if float64 agrees
@@ -291,8 +297,8 @@ def checkpoints(evidence: Evidence) -> Iterator[Row]:
                     tolerance, limit = limits[where.partition(" ")[0]]
                     if precision == "float64":
                         tolerance = limit = evidence.float64
-                    readings.append(Reading(where, off, tolerance, limit))
-                row = judge(
+                    readings.append(Measurement(where, off, tolerance, limit))
+                row = summarize(
                     f"saved on {source}, resumed on {target}",
                     (source, target),
                     precision,
@@ -303,7 +309,7 @@ def checkpoints(evidence: Evidence) -> Iterator[Row]:
                 yield row
 
 
-def variants(evidence: Evidence) -> Iterator[Row]:
+def variants(evidence: Measurements) -> Iterator[Row]:
     """On one backend against eager float32: compiled, in bfloat16, and on the CPU beside a GPU."""
     for name in evidence.done("variants", "float32"):
         if name not in evidence.done("outputs", "float32"):
@@ -321,7 +327,7 @@ def variants(evidence: Evidence) -> Iterator[Row]:
                 continue
             found = evidence.arrays(what, name, "float32")
             readings = [
-                Reading(f"output {key}", distance(array, expected), tolerance, tolerance)
+                Measurement(f"output {key}", distance(array, expected), tolerance, tolerance)
                 for (key, array), expected in zip(found.items(), eager[-len(found) :])
             ]
-            yield judge(what, (name,), "", readings)
+            yield summarize(what, (name,), "", readings)

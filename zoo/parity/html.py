@@ -24,7 +24,7 @@ def page(reports: Sequence[Report]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = reporting.number
     return environment.from_string(source).render(
-        reports=[(report, _plots(report)) for report in reports], gravest=reporting.gravest
+        reports=[(report, _plots(report)) for report in reports], gravest=reporting.most_severe
     )
 
 

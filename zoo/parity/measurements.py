@@ -28,7 +28,7 @@ FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training 
 
 
 @dataclass(eq=False)
-class Evidence:
+class Measurements:
     """What the workers found out.
 
     Attributes:
@@ -79,7 +79,7 @@ class Evidence:
         return next((r for (t, _, _), r in self.results.items() if t == task), None)
 
 
-class Reading(NamedTuple):
+class Measurement(NamedTuple):
     """A distance measured between two backends, and what is allowed."""
 
     where: str
@@ -89,17 +89,17 @@ class Reading(NamedTuple):
     typical: float | None = None  # what is held against that limit; by default the distance
 
 
-def judge(
+def summarize(
     what: str,
     between: tuple[str, ...],
     precision: str,
-    readings: Iterable[Reading],
+    readings: Iterable[Measurement],
     agrees_in_float64: bool = False,
 ) -> Row:
     """One row of several readings: the first that is at fault, else the farthest."""
     readings = list(readings)
 
-    def status(reading: Reading) -> Status:
+    def status(reading: Measurement) -> Status:
         if reading.distance <= reading.tolerance:
             return "agrees"
         typical = reading.distance if reading.typical is None else reading.typical

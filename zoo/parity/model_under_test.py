@@ -16,7 +16,7 @@ from keras import ops, tree
 from zoo import random
 from zoo.datasets.augmentation import ImageTransform
 from zoo.parity.case import Case
-from zoo.training.checkpoints import settle
+from zoo.training.checkpoints import finalize_layer_state
 
 Tensor = Any
 Arrays = dict[str, np.ndarray]
@@ -26,7 +26,7 @@ BATCHES = 4  # different ones; training goes round
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerRecord:
     """A layer of the model, or the model itself.
 
     Attributes:
@@ -59,7 +59,7 @@ class Part:
         return [variable for variable in held if id(variable) not in known]
 
 
-class Subject:
+class ModelUnderTest:
     """The model of a case, built, with the variables and data that all backends share.
 
     Args:
@@ -123,7 +123,7 @@ class Subject:
                 if value is None or value.shape != tuple(variable.shape) or path in self.generators:
                     value = self.initial[path]
                 variable.assign(ops.convert_to_tensor(value, dtype=variable.dtype))
-        settle(self.model)
+        finalize_layer_state(self.model)
 
     # -------------------------------------------------------------- data
 
@@ -181,9 +181,9 @@ class Subject:
         live = self._drawing()
         return [p.path for p in drew if p not in live], [p.path for p in live]
 
-    def _drawing(self) -> list[Part]:
+    def _drawing(self) -> list[LayerRecord]:
         """The layers in whose call, in training mode, numbers of the backend's own are drawn."""
-        drew: list[Part] = []
+        drew: list[LayerRecord] = []
         stack = [self.parts[-1]]
         with contextlib.ExitStack() as contexts:
             for part in self.parts:
@@ -243,22 +243,22 @@ def _specs(case: Case, model: keras.Model) -> Any:
     )
 
 
-def _parts(model: keras.Model) -> list[Part]:
-    found: dict[int, Part] = {}
+def _parts(model: keras.Model) -> list[LayerRecord]:
+    found: dict[int, LayerRecord] = {}
 
     def walk(layer: keras.layers.Layer, prefix: str, in_loop: bool) -> None:
         for child in layer._flatten_layers(include_self=False, recursive=False):
             if id(child) not in found and not isinstance(child, keras.layers.InputLayer):
-                found[id(child)] = Part(prefix + child.name, child, in_loop)
+                found[id(child)] = LayerRecord(prefix + child.name, child, in_loop)
                 recurrent = isinstance(child, keras.layers.RNN)
                 walk(child, f"{prefix}{child.name}/", in_loop or recurrent)
 
     walk(model, "", False)
-    return [*found.values(), Part(model.name, model, False)]
+    return [*found.values(), LayerRecord(model.name, model, False)]
 
 
 @contextlib.contextmanager
-def _wrapped(part: Part, around: Callable[..., Any]) -> Iterator[None]:
+def _wrapped(part: LayerRecord, around: Callable[..., Any]) -> Iterator[None]:
     """Puts a function around a layer's `call`, which Keras looks up on the instance."""
     before = part.layer.__dict__.get("call")
     call = part.layer.call
@@ -277,7 +277,7 @@ def _wrapped(part: Part, around: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(part: Part, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
+def _watched(part: LayerRecord, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
     """Notes what a layer's `call` gives."""
 
     def noted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -290,7 +290,7 @@ def _watched(part: Part, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stacked(part: Part, stack: list[Part]) -> Iterator[None]:
+def _stacked(part: LayerRecord, stack: list[LayerRecord]) -> Iterator[None]:
     """Keeps the layer on top of the stack while it is called."""
 
     def pushed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -341,7 +341,7 @@ def _in_inference_mode(call: Callable[..., Any]) -> Callable[..., Any]:
     return silenced
 
 
-def _terms(part: Part, args: Sequence[Any]) -> int:
+def _terms(part: LayerRecord, args: Sequence[Any]) -> int:
     """How many products a number of a layer's output is the sum of."""
     recurrent = isinstance(part.layer, keras.layers.RNN)
     weights = part.layer.weights if recurrent else part.variables

@@ -202,14 +202,14 @@ def rung_table(model: str, rungs: Sequence[RungReport]) -> Table:
     """A line a rung: its gravest status and the row nearest to its tolerance."""
     table = Table("rung", "", "result", "distance", "tolerance", "where", title=model)
     for rung in rungs:
-        row = gravest(rung)
+        row = most_severe(rung)
         status = Text(rung.status, style=COLOURS[rung.status])
         cells = (number(row.distance), number(row.tolerance), row.where) if row else ("", "", "")
         table.add_row(str(rung.number), rung.title, status, *cells)
     return table
 
 
-def gravest(rung: RungReport) -> Row | None:
+def most_severe(rung: RungReport) -> Row | None:
     """The first of the gravest rows; among those within tolerance, the one nearest to it."""
     if not rung.rows:
         return None

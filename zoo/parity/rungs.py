@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.parity import comparisons, tasks
-from zoo.parity.measurements import Evidence
+from zoo.parity.measurements import Measurements
 from zoo.parity.report import Row
 
 
@@ -27,7 +27,7 @@ class Rung:
     reason: str
     tasks: tuple[Callable[..., Any], ...]
     precisions: tuple[str, ...]
-    compare: Callable[[Evidence], Iterator[Row]]
+    compare: Callable[[Measurements], Iterator[Row]]
 
 
 _BOTH = ("float32", "float64")

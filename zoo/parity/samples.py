@@ -6,11 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.diffusion.gaussian_diffusion import Process
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.noise_schedule import cosine
 from zoo.diffusion.sampler import Sampler
 from zoo.generation.beam_search import beam_search
-from zoo.generation.decoding import max_length, reads_sources
+from zoo.generation.decoding import is_encoder_decoder, max_length
 from zoo.generation.sampling import generate
 
 
@@ -18,7 +18,7 @@ def tokens(model: keras.Model) -> Mapping[str, Any]:
     """Greedy tokens and drawn ones; a model that reads sources also decodes with a beam search."""
     prompts: list[list[int]] = [[1, 2, 3], [4, 5, 6, 7, 8]]
     options: dict[str, Any] = {}
-    if reads_sources(model):
+    if is_encoder_decoder(model):
         prompts, options = [[1], [1, 4, 6]], {"sources": [[5, 3, 9, 2], [7, 8]]}
     count = 12 if max_length(model) is None else 64  # a recurrent model is compiled step by step
     found: dict[str, Any] = {
@@ -32,15 +32,15 @@ def tokens(model: keras.Model) -> Mapping[str, Any]:
 
 def images(model: keras.Model) -> Mapping[str, Any]:
     """Images of a few steps; a model that reads prompts draws with and without guidance."""
-    sampler = Sampler(model, Process(cosine(20)))
+    sampler = Sampler(model, GaussianDiffusion(cosine(20)))
     if "prompt" not in model.input:
         steps = {f"images, eta {eta:g}": eta for eta in (0.0, 1.0)}
-        return {name: sampler.draw(2, seed=1, steps=5, eta=eta) for name, eta in steps.items()}
+        return {name: sampler.sample(2, seed=1, steps=5, eta=eta) for name, eta in steps.items()}
     prompts = np.array([[1, 3, 2, 0], [1, 4, 0, 0]], np.int32)
     options: dict[str, Any] = {"seed": 1, "steps": 5, "prompts": prompts}
     return {
-        "images": sampler.draw(2, eta=1.0, guidance_scale=1.0, **options),
-        "guided images": sampler.draw(2, negative=prompts[::-1], guidance_scale=3.0, **options),
+        "images": sampler.sample(2, eta=1.0, guidance_scale=1.0, **options),
+        "guided images": sampler.sample(2, negative=prompts[::-1], guidance_scale=3.0, **options),
     }
 
 

@@ -18,7 +18,7 @@ from zoo import backends, random
 from zoo.backends import backend
 from zoo.evaluation.distance import distance
 from zoo.parity.case import Case
-from zoo.parity.model_under_test import BATCHES, Subject, some_of, to_numpy
+from zoo.parity.model_under_test import BATCHES, ModelUnderTest, some_of, to_numpy
 from zoo.training import checkpoints, optimizers, trainer
 
 Tensor = Any
@@ -40,9 +40,9 @@ def _write(folder: Path, what: str, arrays: Mapping[str, Any]) -> None:
 
 def _subject(
     case: Case, folder: Path, policy: str = ""
-) -> tuple[Subject, tuple[list[str], list[str]]]:
+) -> tuple[ModelUnderTest, tuple[list[str], list[str]]]:
     """The model as all backends begin with it, and the layers with no portable randomness."""
-    subject = Subject(case, folder, policy)
+    subject = ModelUnderTest(case, folder, policy)
     subject.load()
     randomness = subject.silence()
     subject.load()
@@ -58,7 +58,7 @@ def prepare(case: Case, folder: Path) -> None:
     Weights are the model's own initial ones; tensors of one number throughout (biases, scales,
     statistics) are moved by up to 0.1, so that every element counts.
     """
-    subject = Subject(case, folder)
+    subject = ModelUnderTest(case, folder)
     weights = {}
     for path, value in subject.initial.items():
         if value.dtype.kind == "f" and value.size and (value == value.flat[0]).all():
@@ -78,7 +78,7 @@ def prepare(case: Case, folder: Path) -> None:
     np.savez(folder / "data.npz", allow_pickle=False, **data)
 
 
-def _inputs(subject: Subject) -> list[np.ndarray]:
+def _inputs(subject: ModelUnderTest) -> list[np.ndarray]:
     case = subject.case
     if case.inputs is not None:
         return [np.concatenate([np.asarray(x)] * BATCHES) for x in tree.flatten(case.inputs)]
@@ -342,7 +342,7 @@ def variants(case: Case, folder: Path) -> None:
     """The outputs in inference mode compiled, with "mixed_bfloat16" layers, and on the CPU."""
     subject, _ = _subject(case, folder)
     count = len(tree.flatten(subject.specs))
-    function = backend.compiled(
+    function = backend.compiled_function(
         subject.model, lambda *arrays: subject.model(subject.inputs(arrays), training=False)
     )
     arrays = [backend.on_device(array) for array in subject.batch()[:count]]

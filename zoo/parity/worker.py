@@ -25,8 +25,8 @@ def serve(floatx: str) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    backend.keep_freed_memory()
-    backend.use_full_precision()
+    backend.keep_malloc_pages()
+    backend.disable_tf32()
     if floatx == "float64":
         backend.keep_float64()
     keras.config.set_floatx(floatx)

@@ -41,7 +41,7 @@ class InMemory:
         return (*self._arrays, indices)
 
 
-def batch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+def shuffled_indices(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The order of an epoch's examples, (examples,) int32."""
     order = random.permutation(random.fold_in(random.key(seed, "order"), epoch), examples)
     return np.asarray(order)

@@ -96,12 +96,12 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
         _assign(path, arrays, dict(_variables(parts)))
         for part in parts.values():
             if isinstance(part, keras.Model):
-                settle(part)
+                finalize_layer_state(part)
         return progress
     return None
 
 
-def settle(model: keras.Model) -> None:
+def finalize_layer_state(model: keras.Model) -> None:
     """Tells layers whose variables were assigned to use them.
 
     `keras.layers.Normalization` and its like keep constants made from their variables, which
@@ -147,7 +147,9 @@ def atomic_write(path: Path) -> Iterator[Any]:
         temporary.unlink(missing_ok=True)
 
 
-def misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def find_mismatches(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """Says of each array that is missing, unknown, misshapen or not numeric what is wrong."""
     wrong = [f"{name} is missing" for name in shapes if name not in arrays]
     for name, array in arrays.items():
@@ -184,7 +186,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _assign(path: Path, arrays: dict[str, np.ndarray], variables: dict[str, Any]) -> None:
     """Assigns all or, if anything does not fit, nothing."""
-    wrong = misfits(arrays, {name: tuple(v.shape) for name, v in variables.items()})
+    wrong = find_mismatches(arrays, {name: tuple(v.shape) for name, v in variables.items()})
     if wrong:
         raise ValueError(f"The checkpoint {path} does not fit this model: {'; '.join(wrong)}")
     for name, variable in variables.items():

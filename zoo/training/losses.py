@@ -134,7 +134,7 @@ def translation_objective(model: keras.Model, smoothing: float = 0.1) -> Objecti
 
 def pair_loss(model: keras.Model) -> Callable[[LengthBuckets], float]:
     """Compiles the mean loss, in nats a token of the translations, their ends included."""
-    forward = backend.forward(model, _losses(model, 0.0, training=False))
+    forward = backend.inference_function(model, _losses(model, 0.0, training=False))
 
     def mean_loss(batches: LengthBuckets) -> float:
         total, count = 0.0, 0.0

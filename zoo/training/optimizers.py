@@ -9,7 +9,9 @@ from zoo.backends import backend
 Tensor = Any
 
 
-def schedule(name: str, learning_rate: float, steps: int, warmup_steps: int = 100) -> Any:
+def learning_rate_schedule(
+    name: str, learning_rate: float, steps: int, warmup_steps: int = 100
+) -> Any:
     """What the learning rate does over a run.
 
     Args:
@@ -41,7 +43,7 @@ def schedule(name: str, learning_rate: float, steps: int, warmup_steps: int = 10
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Adam(backend.AllAtOnce, keras.optimizers.Adam):  # type: ignore[misc, name-defined]
+class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, name-defined]
     """Adam with an L2 penalty, as `torch.optim.Adam(weight_decay=l2)` defines it.
 
     With gradient g of the loss and weight w, at step t:
@@ -74,7 +76,7 @@ class Adam(backend.AllAtOnce, keras.optimizers.Adam):  # type: ignore[misc, name
         **kwargs: Any,
     ):
         if isinstance(learning_rate, int | float):
-            schedule("constant", learning_rate, 0)
+            learning_rate_schedule("constant", learning_rate, 0)
         for argument in ("amsgrad", "weight_decay"):
             if kwargs.get(argument):
                 raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from zoo.training.checkpoints import atomic_write, remove_unfinished
 
 
-class Run:
+class RunDirectory:
     """A run directory, opened for a configuration.
 
     Args:
@@ -61,7 +61,7 @@ class Run:
                 f"{self.path}, which holds other files"
             )
 
-    def begin(self) -> None:
+    def write_config(self) -> None:
         """Makes the directory this configuration's, once the configuration has proved sound."""
         if not (self.path / "config.json").exists():
             self.write("config.json", _json(self._config))
@@ -114,7 +114,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class TrainingConfig:
     """What every recipe that trains with `zoo.training.trainer.fit` can be told."""
 
     seed: int = 0
@@ -132,7 +132,7 @@ class Options:
 _NOT_RESULTS = {"run_dir", "quick", "checkpoint_steps", "deterministic"}
 
 
-def open_run(recipe: str, config: Any, *not_results: str) -> Run:
+def open_run(recipe: str, config: Any, *not_results: str) -> RunDirectory:
     """The run directory of a recipe.
 
     Args:
@@ -147,10 +147,10 @@ def open_run(recipe: str, config: Any, *not_results: str) -> Run:
     path = config.run_dir or Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     ignored = _NOT_RESULTS.union(not_results)
     decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
-    return Run(path, {"recipe": recipe, **decisive})
+    return RunDirectory(path, {"recipe": recipe, **decisive})
 
 
-def fill_in(config: Any, **values: Any) -> None:
+def set_defaults(config: Any, **values: Any) -> None:
     """Gives the fields of a frozen dataclass that are None these values, in its `__post_init__`."""
     for name, value in values.items():
         if getattr(config, name) is None:

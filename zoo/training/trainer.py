@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zoo import backends
 from zoo.backends import Objective, backend
 from zoo.training import checkpoints
-from zoo.training.batches import Examples, batch_order
-from zoo.training.run_directory import Run
+from zoo.training.batches import Examples, shuffled_indices
+from zoo.training.run_directory import RunDirectory
 
 Evaluate = Callable[[], Mapping[str, float]]
 
@@ -88,7 +88,7 @@ def fit(
     optimizer: keras.optimizers.Optimizer,
     objective: Objective,
     data: Examples,
-    run: Run,
+    run: RunDirectory,
     *,
     epochs: int,
     batch_size: int,
@@ -128,7 +128,7 @@ def fit(
     examples = len(data)
     steps_per_epoch = math.ceil(examples / batch_size)
     optimizer.build(model.trainable_variables)
-    run.begin()
+    run.write_config()
     saved = checkpoints.restore(run.checkpoints, model=model, optimizer=optimizer)
     state = State(**saved) if saved else State()
     if saved:
@@ -140,7 +140,7 @@ def fit(
 
     with _interruptible() as interrupted, loop:
         for epoch in range(state.step // steps_per_epoch, epochs):
-            order = batch_order(seed, epoch, examples)
+            order = shuffled_indices(seed, epoch, examples)
             with _progress_bar(console, f"epoch {epoch + 1}/{epochs}", steps_per_epoch) as show:
                 while state.step < (epoch + 1) * steps_per_epoch:
                     batch = state.step % steps_per_epoch
@@ -166,7 +166,7 @@ class _Loop:
         optimizer: keras.optimizers.Optimizer,
         objective: Objective,
         data: Examples,
-        run: Run,
+        run: RunDirectory,
         state: State,
     ):
         self._parts = {"model": model, "optimizer": optimizer}
