@@ -115,7 +115,7 @@ def check_digits(data: ImageDataset) -> None:
 def draw(config: Config, folder: Path, console: Console) -> None:
     """Draws the prompt with a finished run."""
     out = config.out or folder / "prompt.png"
-    pipeline.draw(
+    pipeline.sample_to_file(
         pipeline.DiffusionPipeline.load(folder), [str(config.prompt)], out, console, steps=config.steps,
         guidance_scale=config.guidance_scale, eta=config.eta,
         seed=config.seed if config.prompt_seed is None else config.prompt_seed,

@@ -97,11 +97,11 @@ def test_pictures_are_what_was_asked_for() -> None:
         assert run["samples"] == 1000
         assert run["prompt_accuracy"] >= 0.95
         beyond = {
-            name: run[f"frechet_{name}"] - run["frechet_floor"] for name in ("distance", "ceiling")
+            name: run[f"frechet_{name}"] - run["frechet_real"] for name in ("distance", "noise")
         }
-        assert 10 * beyond["distance"] <= beyond["ceiling"]
+        assert 10 * beyond["distance"] <= beyond["noise"]
     for run in runs:
-        assert run["diversity"] >= 0.5
+        assert run["intra_class_diversity"] >= 0.5
 
 
 def test_diffusion_is_as_fast_as_promised() -> None:

@@ -87,14 +87,14 @@ def draw(
         seed: of the noise; the same image on every backend.
     """
     check_sizes(count=count)
-    found = pipeline.DiffusionPipeline.load(run_dir)
-    if (prompt is None) != (found.vocabulary is None):
+    diffusion = pipeline.DiffusionPipeline.load(run_dir)
+    if (prompt is None) != (diffusion.tokenizer is None):
         raise ValueError(
             f"`prompt` must be given to a model that reads prompts, and to no other. Received: "
-            f"prompt={prompt!r} for {found.model.name}"
+            f"prompt={prompt!r} for {diffusion.model.name}"
         )
-    pipeline.draw(
-        found, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
+    pipeline.sample_to_file(
+        diffusion, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
         guidance_scale=guidance_scale, negative_prompt=negative_prompt, eta=eta, seed=seed,
     )  # fmt: skip
 
@@ -122,12 +122,12 @@ def main(arguments: Sequence[str]) -> int | None:
         "generate": generate,
         "draw": draw,
         "check": command.Check,
-        "report": command.rewrite,
+        "report": command.write_page,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, args=arguments, prog="python -m zoo", description=__doc__
     )
-    return command.run(chosen) if isinstance(chosen, command.Check) else None
+    return command.run_check(chosen) if isinstance(chosen, command.Check) else None
 
 
 if __name__ == "__main__":

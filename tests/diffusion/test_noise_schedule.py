@@ -1,4 +1,4 @@
-"""Schedules: their tables, and what they refuse."""
+"""Tests of the noise schedules: their tables, and invalid arguments."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SCHEDULES = pytest.mark.parametrize(
 
 
 @SCHEDULES
-def test_noise_takes_over_step_by_step(schedule: NoiseSchedule) -> None:
+def test_noise_schedule_tables_are_consistent(schedule: NoiseSchedule) -> None:
     for table in (schedule.betas, schedule.alphas_cumprod, schedule.signal, schedule.sigma):
         assert table.dtype == np.float64
         assert table.shape == (len(schedule),)
@@ -27,48 +27,47 @@ def test_noise_takes_over_step_by_step(schedule: NoiseSchedule) -> None:
     np.testing.assert_allclose(np.cumprod(1 - schedule.betas), schedule.alphas_cumprod, rtol=1e-12)
 
 
-def test_rescaling_keeps_the_first_step_and_leaves_nothing_at_the_end() -> None:
+def test_rescale_zero_terminal_snr_keeps_first_step() -> None:
     for schedule in (linear(), cosine()):
         rescaled = schedule.rescale_zero_terminal_snr()
         assert not schedule.has_zero_terminal_snr
         assert rescaled.has_zero_terminal_snr
-        assert rescaled.alphas_cumprod[0] == pytest.approx(
-            schedule.alphas_cumprod[0], rel=1e-12
-        )
+        assert rescaled.alphas_cumprod[0] == pytest.approx(schedule.alphas_cumprod[0], rel=1e-12)
         assert rescaled.snr[-1] == 0
-        # Moved and stretched: the signal is a linear function of what it was.
-        slope, offset = np.polyfit(schedule.signal, rescaled.signal, 1)
-        np.testing.assert_allclose(
-            rescaled.signal, slope * schedule.signal + offset, atol=1e-12
-        )
+        # Shifted and scaled: the new signal is a linear function of the original one.
+        scale, shift = np.polyfit(schedule.signal, rescaled.signal, 1)
+        np.testing.assert_allclose(rescaled.signal, scale * schedule.signal + shift, atol=1e-12)
 
 
-def test_tables_cannot_be_changed() -> None:
+def test_noise_schedule_tables_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         linear().betas[0] = 1
 
 
 @pytest.mark.parametrize(
-    ("make", "problem"),
+    ("make", "message"),
     [
         (lambda: make_schedule("square"), "`kind` must be one of linear, cosine. Received: kind=s"),
         (lambda: make_schedule(steps=0), "`steps` must be a whole number of at least 1"),
         (
             lambda: make_schedule(steps=1, zero_terminal_snr=True),
-            "`steps` must be at least 2 to be rescale_zero_terminal_snr. Received: steps=1",
+            "`steps` must be at least 2 with `zero_terminal_snr`. Received: steps=1",
         ),
         (
             lambda: NoiseSchedule(np.array([0.5, 1.5])),
             r"`betas` must lie in \[0, 1\]. Received: 1.5 at step 2",
         ),
-        (lambda: NoiseSchedule(np.zeros((2, 2))), "must be a row of one number at least"),
         (
-            lambda: linear(10, first=0.0),
-            r"signal to noise ratio is infinite. Received: betas\[0\]=0.0, which leaves "
-            "alpha_bar=1 after step 1",
+            lambda: NoiseSchedule(np.zeros((2, 2))),
+            r"must be a one-dimensional array of at least one number. Received: shape=\(2, 2\)",
+        ),
+        (
+            lambda: linear(10, beta_start=0.0),
+            r"signal-to-noise ratio is infinite. Received: betas\[0\]=0.0, which leaves "
+            "alphas_cumprod=1 after step 1",
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: object, problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
+def test_noise_schedule_rejects_invalid_arguments(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""A trained model with all it needs to draw: what it draws, and its files."""
+"""Tests of the diffusion pipeline: sampling, saving and loading."""
 
 from pathlib import Path
 from typing import Any
@@ -12,43 +12,45 @@ from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
 from zoo.diffusion.prompts import WordTokenizer
 from zoo.training.run_directory import RunDirectory
 
-ABOUT = DiffusionSpec(num_steps=20)
+SPEC = DiffusionSpec(num_steps=20)
 
 
 @pytest.fixture(scope="module")
-def painter() -> DiffusionPipeline:
-    vocabulary = WordTokenizer(["a seven", "the digit 3"])
+def pipeline() -> DiffusionPipeline:
+    tokenizer = WordTokenizer(["a seven", "the digit 3"])
     model = text_to_image(
-        len(vocabulary), vocabulary.max_length, hidden_dim=16, input_shape=(8, 8, 1),
+        len(tokenizer), tokenizer.max_length, hidden_dim=16, input_shape=(8, 8, 1),
         channels=(8, 16), num_steps=20,
     )  # fmt: skip
-    return DiffusionPipeline(model, ABOUT, vocabulary)
+    return DiffusionPipeline(model, SPEC, tokenizer)
 
 
-def test_it_draws_what_is_asked_for(painter: DiffusionPipeline) -> None:
-    seen: list[tuple[int, float]] = []
-    images = painter.generate(
+def test_sample_returns_one_image_for_each_prompt(pipeline: DiffusionPipeline) -> None:
+    calls: list[tuple[int, float]] = []
+    images = pipeline.sample(
         ["a seven", "the digit 3", "seven"], steps=4, seed=1, batch_size=2,
-        show=lambda first, x, x0: seen.append((first, float(np.abs(x - x0).max()))),
+        callback_on_step_end=lambda first, x, x0: calls.append(
+            (first, float(np.abs(x - x0).max()))
+        ),
     )  # fmt: skip
     assert images.shape == (3, 8, 8, 1)
     assert np.abs(images).max() <= 1
-    assert [first for first, _ in seen] == [0, 0, 0, 0, 2, 2, 2, 2]
-    assert seen[0][1] > 0.1
-    assert seen[3][1] < 1e-6  # at the end there is no noise left
-    again = painter.generate(["a seven"], steps=4, seed=1)
-    np.testing.assert_allclose(again[0], images[0], atol=1e-5)
-    away = painter.generate(["a seven"], steps=4, seed=1, negative_prompt="the digit 3")
-    assert np.abs(away - again).max() > 1e-4
+    assert [first for first, _ in calls] == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert calls[0][1] > 0.1
+    assert calls[3][1] < 1e-6  # the last step leaves no noise
+    repeated = pipeline.sample(["a seven"], steps=4, seed=1)
+    np.testing.assert_allclose(repeated[0], images[0], atol=1e-5)
+    negative = pipeline.sample(["a seven"], steps=4, seed=1, negative_prompt="the digit 3")
+    assert np.abs(negative - repeated).max() > 1e-4
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("arguments", "message"),
     [
         ({"prompts": ["a dog"]}, "unknown words: dog. The vocabulary is 3, a, digit, seven, the"),
-        ({"prompts": ["a seven", ""]}, "must have a word at least.*at index 1"),
-        ({"prompts": []}, "a list of one text at least"),
-        ({"prompts": 3}, "a list of one text at least. Received: 3"),
+        ({"prompts": ["a seven", ""]}, "must have at least one word.*at index 1"),
+        ({"prompts": []}, "a list of at least one text"),
+        ({"prompts": 3}, "a list of at least one text. Received: 3"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
         ({"negative_prompt": "a cat"}, "unknown words: cat"),
         ({"steps": 21}, r"`steps` must lie in 1..20.* Received: steps=21"),
@@ -58,47 +60,49 @@ def test_it_draws_what_is_asked_for(painter: DiffusionPipeline) -> None:
         ({"seed": -1}, r"`seed` must be an integer in \[0, 2\*\*32\). Received: seed=-1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
-    painter: DiffusionPipeline, arguments: dict[str, Any], problem: str
+def test_sample_rejects_invalid_arguments(
+    pipeline: DiffusionPipeline, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=problem):
-        painter.generate(**{"prompts": ["a seven"], "steps": 2, **arguments})
+    with pytest.raises(ValueError, match=message):
+        pipeline.sample(**{"prompts": ["a seven"], "steps": 2, **arguments})
 
 
-def finished(painter: DiffusionPipeline, folder: Path) -> Path:
+def save_finished_run(pipeline: DiffusionPipeline, folder: Path) -> Path:
     run = RunDirectory(folder, {})
     run.write_config()
-    painter.save(run)
+    pipeline.save(run)
     run.write_metrics({})
     return folder
 
 
-def test_it_is_written_and_read(painter: DiffusionPipeline, tmp_path: Path) -> None:
-    again = DiffusionPipeline.load(finished(painter, tmp_path / "run"))
+def test_load_restores_saved_pipeline(pipeline: DiffusionPipeline, tmp_path: Path) -> None:
+    restored = DiffusionPipeline.load(save_finished_run(pipeline, tmp_path / "run"))
     options: dict[str, Any] = {"prompts": ["a seven", "3"], "steps": 3, "seed": 2}
-    np.testing.assert_allclose(again.generate(**options), painter.generate(**options), atol=1e-6)
-    assert again.about == painter.about
+    np.testing.assert_allclose(restored.sample(**options), pipeline.sample(**options), atol=1e-6)
+    assert restored.spec == pipeline.spec
 
 
-def test_one_without_a_text_draws_so_many_in_the_latent_space(tmp_path: Path) -> None:
-    coder = autoencoder((8, 8, 1), (8, 16), latent_channels=2)
-    latents = LatentScaler(coder, (0.5, -0.5), (2.0, 3.0))
-    painter = DiffusionPipeline(unet((4, 4, 2), (8,), num_steps=20), ABOUT, latents=latents)
-    images = painter.generate(3, steps=3)
+def test_unconditional_latent_pipeline_samples_and_is_restored(tmp_path: Path) -> None:
+    model = autoencoder((8, 8, 1), (8, 16), latent_channels=2)
+    latent_scaler = LatentScaler(model, (0.5, -0.5), (2.0, 3.0))
+    pipeline = DiffusionPipeline(
+        unet((4, 4, 2), (8,), num_steps=20), SPEC, latent_scaler=latent_scaler
+    )
+    images = pipeline.sample(3, steps=3)
     assert images.shape == (3, 8, 8, 1)
-    again = DiffusionPipeline.load(finished(painter, tmp_path / "run"))
-    np.testing.assert_allclose(again.generate(3, steps=3), images, atol=1e-5)
-    with pytest.raises(ValueError, match=r"must be a number of images.*reads no texts"):
-        painter.generate(["a seven"])
+    restored = DiffusionPipeline.load(save_finished_run(pipeline, tmp_path / "run"))
+    np.testing.assert_allclose(restored.sample(3, steps=3), images, atol=1e-5)
+    with pytest.raises(ValueError, match=r"must be a number of images.*without a text encoder"):
+        pipeline.sample(["a seven"])
     with pytest.raises(ValueError, match="negative_prompt='a dog'"):
-        painter.generate(3, negative_prompt="a dog")
+        pipeline.sample(3, negative_prompt="a dog")
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model.weights.h5", "diffusion.json"])
-def test_a_directory_without_a_finished_run_is_refused(
-    painter: DiffusionPipeline, tmp_path: Path, name: str
+def test_load_rejects_directory_without_finished_run(
+    pipeline: DiffusionPipeline, tmp_path: Path, name: str
 ) -> None:
-    folder = finished(painter, tmp_path / "run")
+    folder = save_finished_run(pipeline, tmp_path / "run")
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"must hold a finished run.*which has no {name}"):
         DiffusionPipeline.load(folder)

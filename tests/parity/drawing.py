@@ -33,7 +33,7 @@ def trained(steps: int) -> tuple[list[float], list[np.ndarray]]:
     optimizer = Adam(2e-3, global_clipnorm=1.0)
     optimizer.build(model.trainable_variables)
     prompts = np.stack([VOCABULARY.encode(prompts) for prompts in prompts_by_class()])
-    objective = diffusion_objective(model, DiffusionSpec().process(), 0, prompts)
+    objective = diffusion_objective(model, DiffusionSpec().make_diffusion(), 0, prompts)
     step = backend.train_step(model, optimizer, objective)
     arrays = [backend.on_device(array) for array in (data.x_train, data.y_train)]
     order = batches.shuffled_indices(0, 0, steps * BATCH)
@@ -50,4 +50,4 @@ def drawn(weights: list[np.ndarray], options: dict[str, Any]) -> np.ndarray:
     model = small_model()
     for variable, value in zip(model.trainable_variables, weights):
         variable.assign(value)
-    return DiffusionPipeline(model, DiffusionSpec(), VOCABULARY).generate(PROMPTS, **options)
+    return DiffusionPipeline(model, DiffusionSpec(), VOCABULARY).sample(PROMPTS, **options)

@@ -64,8 +64,8 @@ def test_it_learns_draws_and_judges(finished: tuple[Path, dict, str]) -> None:
     }  # fmt: skip
     assert {name: metrics[name] for name in expected} == expected
     assert 0 <= metrics["prompt_accuracy"] <= 1
-    assert metrics["diversity"] > 0
-    for name in ("frechet_distance", "frechet_floor", "frechet_ceiling", "test_loss"):
+    assert metrics["intra_class_diversity"] > 0
+    for name in ("frechet_distance", "frechet_real", "frechet_noise", "test_loss"):
         assert metrics[name] > 0
     assert metrics["examples_per_second"] > 0
     assert f"{metrics['prompt_accuracy']:.1%} of the images are what was asked for" in output
@@ -114,7 +114,7 @@ def test_the_command_line_draws(
         ([], "`prompt` must be given to a model that reads prompts.*prompt=None"),
         (["--prompt", "7", "--steps", "1001"], r"`steps` must lie in 1..1000"),
         (["--prompt", "7", "--count", "0"], "`count` must be a whole number of at least 1"),
-        (["--prompt", "7", "--steps", "1", "--out", "seven.doc"], "`out` must end like an image"),
+        (["--prompt", "7", "--steps", "1", "--out", "seven.doc"], "`out` must have the suffix"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -141,8 +141,8 @@ def test_it_goes_on_where_it_was_interrupted(
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
     options: dict[str, Any] = {"prompts": ["a seven"], "steps": 4}
     np.testing.assert_allclose(
-        DiffusionPipeline.load(tmp_path / "run").generate(**options),
-        DiffusionPipeline.load(folder).generate(**options),
+        DiffusionPipeline.load(tmp_path / "run").sample(**options),
+        DiffusionPipeline.load(folder).sample(**options),
         atol=1e-3,
     )
 
@@ -221,17 +221,17 @@ def test_a_latent_image_is_halved_once_less(quick: bool) -> None:
         ({"samples": 0}, "`samples` must be a whole number of at least 1"),
         ({"out": Path("seven.png")}, "`prompt` must be given for `negative_prompt`, `out`"),
         ({"negative_prompt": "dog"}, "`prompt` must be given for `negative_prompt`, `out`"),
-        ({"prompt": "7", "out": Path("seven.doc")}, "`out` must end like an image.*seven.doc"),
+        ({"prompt": "7", "out": Path("seven.doc")}, "`out` must have the suffix.*seven.doc"),
         ({"prompt": "7", "prompt_seed": -1}, "`seed` must be an integer"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
         ({"min_snr_gamma": -1.0}, "`min_snr_gamma` must be above 0"),
-        ({"prompt": ""}, "`prompt` must have a word at least"),
+        ({"prompt": ""}, "`prompt` must have at least one word"),
         ({"prompt": "a purple cat"}, "unknown words: purple, cat"),
         ({"negative_prompt": "dog", "prompt": "7"}, "unknown words: dog"),
         ({"steps": 1001}, r"`steps` must lie in 1..1000"),
         ({"eta": 2.0}, r"`eta` must lie in \[0, 1\]"),
         ({"guidance_scale": -1.0}, "Received: guidance_scale=-1.0"),
-        ({"prediction": "noise", "zero_terminal_snr": True}, "must be v or x0 with a schedule"),
+        ({"prediction": "noise", "zero_terminal_snr": True}, "must be v or x0 for a schedule"),
         ({"classifier": Path("nowhere")}, "`classifier` must hold a finished run.*config.json"),
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
     ],

@@ -19,9 +19,9 @@ from zoo.diffusion.companions import HELD_OUT, train_classifier, train_latents
 from zoo.diffusion.gaussian_diffusion import check_gamma
 from zoo.diffusion.losses import diffusion_loss, diffusion_objective, ema_momentum, ema_weights
 from zoo.diffusion.metrics import FeatureExtractor, evaluate_samples, to_uint8
-from zoo.diffusion.pipeline import COLUMNS, DiffusionPipeline, DiffusionSpec, Show
+from zoo.diffusion.pipeline import COLUMNS, DiffusionPipeline, DiffusionSpec
 from zoo.diffusion.prompts import WordTokenizer
-from zoo.diffusion.sampler import check_guidance, coefficients
+from zoo.diffusion.sampler import StepCallback, check_guidance, coefficients
 from zoo.evaluation import plots as evaluation_plots
 from zoo.models.autoencoder import autoencoder
 from zoo.training import batches, trainer
@@ -182,7 +182,7 @@ def train(
         shape = tuple(coder.get_layer("encoder").output.shape[1:])
     model = build(input_shape=shape, **settings.network)
     # What these refuse, they refuse before anything is written.
-    coefficients(settings.about.process(), settings.steps, settings.eta)
+    coefficients(settings.about.make_diffusion(), settings.steps, settings.eta)
     check_guidance(guidance_scale)
     rate_over_steps("constant", settings.learning_rate, 0)
     if _known(settings.samples) < 2 * data.num_classes:
@@ -260,14 +260,14 @@ class _Order:
         count: int,
         steps: int,
         console: Console | None = None,
-        show: Show | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The classes that were asked for, (count,), and (count, H, W, C) uint8."""
         classes = np.arange(count) % self.num_classes
-        images = painter.generate(
+        images = painter.sample(
             count if self.prompts is None else self.prompts.ask(classes), steps,
             self.guidance_scale, self.settings.seed, self.settings.eta, batch_size=PREVIEWS,
-            console=console, show=show,
+            console=console, callback_on_step_end=callback_on_step_end,
         )  # fmt: skip
         return classes, to_uint8(images)
 
@@ -281,15 +281,16 @@ def _train_painter(
     console: Console,
 ) -> trainer.State:
     """Afterwards the model's weights are their averages."""
-    model, process = painter.model, painter.sampler.process
+    model, process = painter.model, painter.sampler.diffusion
     epochs = _known(settings.epochs)
     steps_per_epoch = -(-len(data.x_train) // _known(settings.batch_size))
     steps = epochs * steps_per_epoch
     rate = rate_over_steps("warmup_cosine", settings.learning_rate, steps)
     optimizer = Adam(rate, global_clipnorm=1.0, use_ema=True, ema_momentum=ema_momentum(steps))
     images, held_out = data.x_train, data.x_test[:HELD_OUT]
-    if painter.latents is not None:
-        images, held_out = painter.latents.encode(images), painter.latents.encode(held_out)
+    if painter.latent_scaler is not None:
+        images = painter.latent_scaler.encode(images)
+        held_out = painter.latent_scaler.encode(held_out)
     prompts = None if order.prompts is None else order.prompts.ids
     asked = None if prompts is None else prompts[data.y_test[:HELD_OUT], 0]
     loss = diffusion_loss(model, process, held_out, asked)
@@ -324,8 +325,8 @@ def _summary(scores: Mapping[str, float | None]) -> str:
     return (
         ("" if asked is None else f"{asked:.1%} of the images are what was asked for. ")
         + f"Fréchet distance {scores['frechet_distance']:.2f}, of real images "
-        f"{scores['frechet_floor']:.2f}, of noise {scores['frechet_ceiling']:.2f}; "
-        f"{scores['diversity'] or 0:.2f} times as varied as real images"
+        f"{scores['frechet_real']:.2f}, of noise {scores['frechet_noise']:.2f}; "
+        f"{scores['intra_class_diversity'] or 0:.2f} times as varied as real images"
     )
 
 

@@ -1,9 +1,9 @@
-"""The forward process, and three ways to say what a noisy image hides.
+"""Gaussian diffusion: the forward process, and three parametrisations of its reverse.
 
     x_t = signal_t·x_0 + sigma_t·noise             signal² + sigma² = 1
 
-A network that sees x_t may predict the noise, the image x_0, or v = signal_t·noise - sigma_t·x_0.
-With x_t, each gives the other two:
+A network that receives x_t may predict the noise, the image x_0, or the velocity
+v = signal_t·noise - sigma_t·x_0. Together with x_t, each determines the other two:
 
     x_0 = signal_t·x_t - sigma_t·v        noise = sigma_t·x_t + signal_t·v
 
@@ -23,18 +23,18 @@ Prediction = Literal["noise", "x0", "v"]
 
 
 class GaussianDiffusion:
-    """The forward process of a schedule, and what is predicted of it.
+    """The forward process of a noise schedule, and the quantity that the network predicts.
 
-    Images are (B, H, W, C), of about unit variance or in [-1, 1]; t is (B,) int, an index of the
-    schedule's tables: 0 is the first step, T - 1 the last.
+    Images are (B, H, W, C), of about unit variance or in [-1, 1]. Timesteps t are (B,) int,
+    indices into the schedule's tables: 0 is the first step, T - 1 the last.
 
     Args:
-        schedule: how fast an image is lost.
-        prediction: what the network says: "noise", "x0" or "v".
+        schedule: Noise schedule of the forward process.
+        prediction: Quantity that the network predicts: "noise", "x0" or "v".
 
     Raises:
-        ValueError: for another `prediction`, or "noise" of a schedule that leaves nothing of the
-            image, where it does not say what the image was.
+        ValueError: if `prediction` is unknown, or is "noise" for a schedule with a terminal
+            signal-to-noise ratio of 0, where the noise does not determine the image.
     """
 
     def __init__(self, schedule: NoiseSchedule, prediction: str = "v"):
@@ -45,58 +45,57 @@ class GaussianDiffusion:
             )
         if prediction == "noise" and schedule.has_zero_terminal_snr:
             raise ValueError(
-                "`prediction` must be v or x0 with a schedule that ends at a signal to noise ratio "
-                "of 0, where the noise does not tell the image. Received: prediction=noise"
+                "`prediction` must be v or x0 for a schedule with a terminal signal-to-noise "
+                "ratio of 0, where the noise does not determine the image. "
+                "Received: prediction=noise"
             )
         self.schedule = schedule
         self.prediction = prediction
 
-    # -------------------------------------------------------------- forward
+    # -------------------------------------------------------------- forward process
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t, the first t + 1 steps at once."""
-        x0, noise = self._checked(x0, t, noise)
-        signal, sigma = self._ratios(x0, t)
+        """Samples x_t given x_0: the first t + 1 steps at once."""
+        x0, noise = self._check_batch(x0, t, noise)
+        signal, sigma = self._signal_and_sigma(x0, t)
         return signal * x0 + sigma * noise
 
     def q_sample_step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """One step of the chain: x_t from x_(t-1), or from x_0 at t = 0."""
-        x, noise = self._checked(x, t, noise)
+        """Samples x_t given x_(t-1), or given x_0 at t = 0: one step of the forward process."""
+        x, noise = self._check_batch(x, t, noise)
         betas = self.schedule.betas
         return _at(np.sqrt(1 - betas), t, x) * x + _at(np.sqrt(betas), t, x) * noise
 
-    # -------------------------------------------------------------- what is hidden
+    # -------------------------------------------------------------- prediction
 
     def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the network is to predict of x_t."""
-        x0, noise = self._checked(x0, t, noise)
+        """The network's training target at x_t: the noise, x_0 or v."""
+        x0, noise = self._check_batch(x0, t, noise)
         if self.prediction == "noise":
             return noise
         if self.prediction == "x0":
             return x0
-        signal, sigma = self._ratios(x0, t)
+        signal, sigma = self._signal_and_sigma(x0, t)
         return signal * noise - sigma * x0
 
-    def predict_x0_and_noise(
-        self, x: Tensor, t: Tensor, predicted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """x_0 and the noise, from x_t and the network's prediction of it.
+    def predict_x0_and_noise(self, x: Tensor, t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the predicted x_0 and noise from x_t and the network's output.
 
-        At a signal to noise ratio of 0, "x0" does not tell v but does tell the noise: it is x_t.
+        At a signal-to-noise ratio of 0, x_t is the noise, so an "x0" network still gives both.
         """
-        x, predicted = self._checked(x, t, predicted)
-        signal, sigma = self._ratios(x, t)
+        x, output = self._check_batch(x, t, output)
+        signal, sigma = self._signal_and_sigma(x, t)
         if self.prediction == "noise":
-            return (x - sigma * predicted) / signal, predicted
+            return (x - sigma * output) / signal, output
         if self.prediction == "x0":
-            return predicted, (x - signal * predicted) / sigma
-        return signal * x - sigma * predicted, sigma * x + signal * predicted
+            return output, (x - signal * output) / sigma
+        return signal * x - sigma * output, sigma * x + signal * output
 
     def min_snr_weights(self, t: Tensor, min_snr_gamma: float) -> Tensor:
-        """Of each image's loss, (B,), such that no ratio above gamma counts more.
+        """Min-SNR weight of each image's loss, (B,), which clips the SNR at gamma.
 
-        The loss on x_0 has the weight min(SNR, gamma); those on the noise and on v, which are SNR
-        and SNR + 1 times as large for the same mistake, have as much less.
+        The loss on x_0 has the weight min(SNR, gamma). For the same error, the losses on the noise
+        and on v are SNR and SNR + 1 times as large; their weights are divided by these factors.
         """
         snr = self.schedule.snr
         clipped = np.minimum(snr, min_snr_gamma)
@@ -105,13 +104,17 @@ class GaussianDiffusion:
 
     # -------------------------------------------------------------- tables
 
-    def _ratios(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _signal_and_sigma(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return _at(self.schedule.signal, t, x), _at(self.schedule.sigma, t, x)
 
-    def _checked(self, x: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _check_batch(self, x: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Converts images and noise to tensors of one dtype, once their shapes have been checked.
+
+        `t` is checked only where its values are known, as a NumPy array.
+        """
         if tuple(x.shape) != tuple(noise.shape) or t.shape[0] != x.shape[0]:
             raise ValueError(
-                "Images, `t` and noise must be of one batch, and noise of the images' shape. "
+                "Images and noise must have the same shape, and `t` one timestep for each image. "
                 f"Received: images {tuple(x.shape)}, t {tuple(t.shape)}, noise "
                 f"{tuple(noise.shape)}"
             )
@@ -127,7 +130,7 @@ class GaussianDiffusion:
 
 
 def check_gamma(min_snr_gamma: float | None) -> None:
-    """Raises ValueError unless it is None or above 0."""
+    """Raises ValueError unless `min_snr_gamma` is None or above 0."""
     if min_snr_gamma is not None and not min_snr_gamma > 0:
         raise ValueError(
             f"`min_snr_gamma` must be above 0. Received: min_snr_gamma={min_snr_gamma}"
@@ -139,5 +142,5 @@ def _take(table: np.ndarray, t: Tensor, dtype: Any) -> Tensor:
 
 
 def _at(table: np.ndarray, t: Tensor, x: Tensor) -> Tensor:
-    """(B, 1, 1, 1): each image's number of a table."""
+    """The table's value at each image's timestep, (B, 1, 1, 1), in the dtype of `x`."""
     return ops.reshape(_take(table, t, x.dtype), (-1, *(1 for _ in x.shape[1:])))

@@ -1,4 +1,4 @@
-"""The latent space of an autoencoder, scaled to unit variance."""
+"""The latent space of an autoencoder, standardised to zero mean and unit variance."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +15,12 @@ Tensor = Any
 
 
 class LatentScaler:
-    """To and from the latents of an autoencoder, each channel of mean 0 and variance 1.
+    """Encodes images to standardised latents, each channel of mean 0 and variance 1, and back.
 
     Args:
-        model: the autoencoder.
-        mean, std: of each channel's latents.
+        model: Autoencoder with the layers "encoder" and "decoder".
+        mean: Mean of each latent channel.
+        std: Standard deviation of each latent channel.
     """
 
     def __init__(self, model: keras.Model, mean: Sequence[float], std: Sequence[float]):
@@ -33,23 +34,35 @@ class LatentScaler:
 
     @classmethod
     def from_images(cls, model: keras.Model, images: np.ndarray) -> "LatentScaler":
-        """With the mean and deviation of the latents of images, (N, H, W, C) uint8."""
-        plain = cls(model, (0.0,), (1.0,)).encode(images).astype(np.float64)
-        mean, std = plain.mean(axis=(0, 1, 2)), plain.std(axis=(0, 1, 2))
+        """Builds a scaler from the latents of sample images.
+
+        Args:
+            model: Autoencoder with the layers "encoder" and "decoder".
+            images: Images that the mean and standard deviation are computed from,
+                (N, H, W, C) uint8.
+        """
+        latents = cls(model, (0.0,), (1.0,)).encode(images).astype(np.float64)
+        mean, std = latents.mean(axis=(0, 1, 2)), latents.std(axis=(0, 1, 2))
         return cls(model, mean.tolist(), std.tolist())
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W, C) uint8 to (N, h, w, latent_channels) in Keras' floatx."""
+        """Encodes images, (N, H, W, C) uint8, to (N, h, w, latent_channels) in Keras' floatx.
+
+        Raises:
+            ValueError: if `images` are not (N, H, W, C) uint8.
+        """
         check_images(images)
         latents = _in_batches(self._encode, images)
         return np.asarray((latents - self.mean) / self.std, keras.config.floatx())
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """And back, to numbers in about [-1, 1]."""
-        plain = latents * self.std + self.mean
-        return _in_batches(self._decode, plain.astype(keras.config.floatx()))
+        """Decodes latents, (N, h, w, latent_channels), to images of about [-1, 1]."""
+        unscaled = latents * self.std + self.mean
+        return _in_batches(self._decode, unscaled.astype(keras.config.floatx()))
 
 
-def _in_batches(forward: Callable[..., Tensor], rows: np.ndarray, size: int = 256) -> np.ndarray:
-    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
-    return np.concatenate([ops.convert_to_numpy(forward(part)) for part in parts])
+def _in_batches(
+    function: Callable[..., Tensor], array: np.ndarray, batch_size: int = 256
+) -> np.ndarray:
+    batches = [array[first : first + batch_size] for first in range(0, len(array), batch_size)]
+    return np.concatenate([ops.convert_to_numpy(function(batch)) for batch in batches])

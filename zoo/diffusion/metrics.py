@@ -1,9 +1,9 @@
-"""How good drawn images are, in the eyes of a classifier that recipes/mnist.py has trained.
+"""Metrics of sampled images, computed with a classifier trained by recipes/mnist.py.
 
-prompt_accuracy     the share that it takes for what was asked for
-frechet_distance    how far the images are from real ones, as clouds of the classifier's features:
-                    |mean_1 - mean_2|² + trace(C_1 + C_2 - 2·(C_1·C_2)^½)
-diversity           how far two images of a class are apart, as a part of what real ones are
+prompt_accuracy         fraction of the images that the classifier assigns to their prompt's class
+frechet_distance        Fréchet distance between the classifier's features of sampled and real
+                        images: |mean_1 - mean_2|² + trace(C_1 + C_2 - 2·(C_1·C_2)^½)
+intra_class_diversity   mean distance between two images of a class, divided by that of real images
 
 Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
 Equilibrium", 2017 (the distance).
@@ -24,12 +24,12 @@ from zoo.evaluation import classification
 
 
 class FeatureExtractor:
-    """A classifier that looks at images.
+    """A classifier that gives its features and class predictions of images.
 
     Args:
-        model: from images to logits by a dense layer, its last.
-        transform: what it takes for an image.
-        size: height and width of it.
+        model: Classifier from images to logits, whose last layer is dense.
+        transform: Transform from uint8 images to the classifier's input.
+        size: Height and width of the classifier's input.
     """
 
     def __init__(self, model: keras.Model, transform: ImageTransform, size: int):
@@ -42,10 +42,14 @@ class FeatureExtractor:
 
     @classmethod
     def load(cls, folder: Path, data: ImageDataset) -> "FeatureExtractor":
-        """From the directory of a finished run of recipes/mnist.py on the same data.
+        """Loads the classifier of a finished run of recipes/mnist.py.
+
+        Args:
+            folder: Run directory.
+            data: Data set that the classifier was trained on.
 
         Raises:
-            ValueError: if it holds no such run, or one on other data.
+            ValueError: if `folder` holds no such run, or a run on another data set.
         """
         for name in ("config.json", "metrics.json", "model.weights.h5"):
             if not (folder / name).exists():
@@ -61,103 +65,140 @@ class FeatureExtractor:
             )
         classifier = registry.get_classifier(config["model"])
         shape = classifier.images.shape(data.x_train.shape[-1])
-        given = {} if classifier.images.channels else {"input_shape": shape}
-        model = classifier.build(num_classes=data.num_classes, **given)
+        arguments = {} if classifier.images.channels else {"input_shape": shape}
+        model = classifier.build(num_classes=data.num_classes, **arguments)
         model.load_weights(folder / "model.weights.h5")
         metrics = json.loads((folder / "metrics.json").read_text())
         transform = ImageTransform(metrics["mean"], metrics["std"], shape=shape)
         return cls(model, transform, classifier.images.size)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W, C) uint8 to what the last layer sees, (N, width) float64."""
+        """Computes the inputs of the last layer, (N, width) float64.
+
+        Args:
+            images: Images, (N, H, W, C) uint8; resized where the classifier's input differs.
+
+        Raises:
+            ValueError: if `images` are of another shape or dtype.
+        """
         check_images(images)
         if images.shape[1:3] != (self._size, self._size):
             images = resize(images, self._size)
         return self._features(images)
 
-    def classes(self, features: np.ndarray) -> np.ndarray:
-        """(N,): what it takes the images for."""
+    def classify(self, features: np.ndarray) -> np.ndarray:
+        """Predicts the classes, (N,), from features, (N, width)."""
         return np.asarray((features @ self._kernel + self._bias).argmax(-1))
 
 
 def evaluate_samples(
-    judge: FeatureExtractor, images: np.ndarray, asked: np.ndarray | None, data: ImageDataset
+    extractor: FeatureExtractor,
+    images: np.ndarray,
+    prompt_labels: np.ndarray | None,
+    data: ImageDataset,
 ) -> dict[str, float | None]:
-    """The scores of drawn images, and of real ones and noise for comparison.
+    """Computes the metrics of sampled images, and of real images and noise for comparison.
 
     Args:
-        judge: looks at them.
-        images: (N, H, W, C) uint8.
-        asked: (N,), the class of each image's prompt; None if nothing was asked for.
-        data: the real images: drawn ones are compared with its test images, and so are as many
-            training images of the same classes (the floor) and as much noise (the ceiling).
+        extractor: Feature extractor and classifier.
+        images: Sampled images, (N, H, W, C) uint8.
+        prompt_labels: Class of each image's prompt, (N,); None for an unconditional model.
+        data: Real images. The test images are the reference of the Fréchet distances: of the
+            samples, of as many training images of the same classes, and of as many images of noise.
 
     Returns:
-        `prompt_accuracy`, None if nothing was asked for; `frechet_distance`, `frechet_floor`,
-        `frechet_ceiling`; `diversity`, None if no two images are of a class.
+        `prompt_accuracy`, None for an unconditional model; `frechet_distance`, `frechet_real`,
+        `frechet_noise`; `intra_class_diversity`, None if no two images have the same class.
+
+    Raises:
+        ValueError: if `data` has no image of one of the classes.
     """
-    test = judge.features(data.x_test)
-    drawn = judge.features(images)
-    classes = judge.classes(drawn)
-    labels = classes if asked is None else asked
+    test = extractor.features(data.x_test)
+    sampled = extractor.features(images)
+    classes = extractor.classify(sampled)
+    labels = classes if prompt_labels is None else prompt_labels
     normal = noise(0, "nothing but noise", images.shape[1:], range(len(images)))
     real = {
-        part: getattr(data, f"x_{part}")[first_of_each(getattr(data, f"y_{part}"), labels)]
+        part: getattr(data, f"x_{part}")[indices_of_labels(getattr(data, f"y_{part}"), labels)]
         for part in ("train", "test")
     }
     return {
-        "prompt_accuracy": None if asked is None else float((classes == asked).mean()),
-        "frechet_distance": frechet_distance(drawn, test),
-        "frechet_floor": frechet_distance(judge.features(real["train"]), test),
-        "frechet_ceiling": frechet_distance(judge.features(to_uint8(normal)), test),
-        "diversity": intra_class_diversity(images, real["test"], labels),
+        "prompt_accuracy": (
+            None if prompt_labels is None else float((classes == prompt_labels).mean())
+        ),
+        "frechet_distance": frechet_distance(sampled, test),
+        "frechet_real": frechet_distance(extractor.features(real["train"]), test),
+        "frechet_noise": frechet_distance(extractor.features(to_uint8(normal)), test),
+        "intra_class_diversity": intra_class_diversity(images, real["test"], labels),
     }
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Between two clouds of points, (N, width) and (M, width), as normal distributions."""
-    means = [cloud.mean(axis=0) for cloud in (first, second)]
-    covariances = [np.cov(cloud, rowvar=False) for cloud in (first, second)]
-    # The trace of (C_1·C_2)^½ is that of (R·C_2·R)^½, R² = C_1, which is symmetric.
+    """Fréchet distance of two sets of features, each modelled as a normal distribution.
+
+    Args:
+        first: Features of one set, (N, width).
+        second: Features of the other set, (M, width).
+    """
+    means = [features.mean(axis=0) for features in (first, second)]
+    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
+    # The trace of (C_1·C_2)^½ is that of (R·C_2·R)^½ with R² = C_1, which is symmetric.
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     values = np.linalg.eigvalsh(root @ covariances[1] @ root)
-    shared = np.sqrt(np.maximum(values, 0)).sum()
-    apart = np.square(means[0] - means[1]).sum()
-    return float(apart + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * shared)
+    root_trace = np.sqrt(np.maximum(values, 0)).sum()
+    mean_distance = np.square(means[0] - means[1]).sum()
+    traces = np.trace(covariances[0]), np.trace(covariances[1])
+    return float(mean_distance + traces[0] + traces[1] - 2 * root_trace)
 
 
 def intra_class_diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float | None:
-    """How far two images of a class are apart, as a part of what real ones are.
+    """Mean distance between two images of a class, divided by that of real images.
 
     Args:
-        images: (N, H, W, C).
-        real: likewise, of the same classes.
-        labels: (N,), the classes.
+        images: Sampled images, (N, H, W, C).
+        real: Real images of the same classes, (N, H, W, C).
+        labels: Class of each sampled and of each real image, (N,).
 
     Returns:
-        None if no two images are of a class.
+        The ratio, or None if no two images have the same class.
     """
 
-    def spread(images: np.ndarray) -> np.ndarray:
-        rows = images.reshape(len(images), -1).astype(np.float64)
-        return np.concatenate([pdist(rows[labels == label]) for label in np.unique(labels)])
+    def pairwise_distances(images: np.ndarray) -> np.ndarray:
+        pixels = images.reshape(len(images), -1).astype(np.float64)
+        return np.concatenate([pdist(pixels[labels == label]) for label in np.unique(labels)])
 
-    pairs = spread(images)
-    return float(pairs.mean() / spread(real).mean()) if len(pairs) else None
+    distances = pairwise_distances(images)
+    if not len(distances):
+        return None
+    return float(distances.mean() / pairwise_distances(real).mean())
 
 
-def first_of_each(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(N,): for each wanted label the index of the next example that has it."""
-    places = np.empty(len(wanted), np.int64)
+def indices_of_labels(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Selects an example for each wanted label, in turn from the examples of that label.
+
+    Args:
+        labels: Labels of the examples, (M,).
+        wanted: Labels to select examples of, (N,).
+
+    Returns:
+        Indices of the examples, (N,).
+
+    Raises:
+        ValueError: if a wanted label has no example.
+    """
+    indices = np.empty(len(wanted), np.int64)
     for label in np.unique(wanted):
-        found, asked = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
-        if not len(found):
-            raise ValueError(f"There must be an example of each class. Received: none of {label}")
-        places[asked] = np.resize(found, len(asked))
-    return places
+        examples = np.flatnonzero(labels == label)
+        if not len(examples):
+            raise ValueError(
+                f"`labels` must have an example of each class. Received: none of {label}"
+            )
+        selected = wanted == label
+        indices[selected] = np.resize(examples, np.count_nonzero(selected))
+    return indices
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Numbers in [-1, 1] as grey levels, uint8; what lies outside is clipped."""
+    """Converts images in [-1, 1] to uint8; values outside the range are clipped."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

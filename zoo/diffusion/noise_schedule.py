@@ -1,15 +1,16 @@
-"""How much of an image is left after each of T steps of noise.
+"""Noise schedules: the variance of the noise that each of T diffusion steps adds.
 
-Step t keeps sqrt(1 - beta_t) of what the step before left, and adds sqrt(beta_t) of noise. With
+Step t scales the image by sqrt(1 - beta_t) and adds noise of variance beta_t. With
 
     alpha_bar_t = (1 - beta_1)·...·(1 - beta_t)
 
-the first t steps at once are x_t = sqrt(alpha_bar_t)·x_0 + sqrt(1 - alpha_bar_t)·noise, of a signal
-to noise ratio of alpha_bar_t/(1 - alpha_bar_t). In the tables step t has the index t - 1.
+the first t steps together give x_t = sqrt(alpha_bar_t)·x_0 + sqrt(1 - alpha_bar_t)·noise, whose
+signal-to-noise ratio (SNR) is alpha_bar_t/(1 - alpha_bar_t). In the tables, step t has the index
+t - 1.
 
 Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020 (linear); Nichol and Dhariwal,
 "Improved Denoising Diffusion Probabilistic Models", 2021 (cosine); Lin et al., "Common Diffusion
-Noise Schedules and Sample Steps are Flawed", 2023 (no signal left at the end).
+Noise Schedules and Sample Steps are Flawed", 2023 (zero terminal SNR).
 """
 
 import math
@@ -25,17 +26,17 @@ Kind = Literal["linear", "cosine"]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The tables of a schedule, in float64.
+    """The tables of a noise schedule, read-only and in float64.
 
     Attributes:
-        betas: (T,), the share of noise that each step adds, in [0, 1].
-        alphas_cumprod: (T,), the share of the image's variance that is left.
-        signal: (T,), its square root.
-        sigma: (T,), the noise's: sqrt(1 - alphas_cumprod).
-        snr: (T,), the signal to noise ratio.
+        betas: (T,), the noise variance that each step adds, in [0, 1].
+        alphas_cumprod: (T,), the fraction of the image's variance that is left after each step.
+        signal: (T,), the factor of the image in x_t, sqrt(alphas_cumprod).
+        sigma: (T,), the factor of the noise in x_t, sqrt(1 - alphas_cumprod).
+        snr: (T,), the signal-to-noise ratio.
 
     Raises:
-        ValueError: for betas outside [0, 1], or so small that the ratio is infinite.
+        ValueError: if a beta lies outside [0, 1] or the signal-to-noise ratio is infinite.
     """
 
     betas: np.ndarray
@@ -48,21 +49,23 @@ class NoiseSchedule:
         betas = np.asarray(self.betas, np.float64)
         if betas.ndim != 1 or not len(betas):
             raise ValueError(
-                f"`betas` must be a row of one number at least. Received: shape={betas.shape}"
+                "`betas` must be a one-dimensional array of at least one number. "
+                f"Received: shape={betas.shape}"
             )
-        wrong = np.flatnonzero(~((betas >= 0) & (betas <= 1)))
-        if len(wrong):
+        out_of_range = np.flatnonzero(~((betas >= 0) & (betas <= 1)))
+        if len(out_of_range):
+            index = out_of_range[0]
             raise ValueError(
-                f"`betas` must lie in [0, 1]. Received: {betas[wrong[0]]} at step {wrong[0] + 1}"
+                f"`betas` must lie in [0, 1]. Received: {betas[index]} at step {index + 1}"
             )
         alphas_cumprod = np.cumprod(1 - betas)
         noiseless = np.flatnonzero(alphas_cumprod == 1)
         if len(noiseless):
-            step = noiseless[-1]
+            index = noiseless[-1]
             raise ValueError(
-                "A schedule must add noise from its first step on, or the signal to noise ratio is "
-                f"infinite. Received: betas[{step}]={betas[step]}, which leaves alpha_bar=1 after "
-                f"step {step + 1}"
+                "`betas` must add noise from the first step on; otherwise the signal-to-noise "
+                f"ratio is infinite. Received: betas[{index}]={betas[index]}, which leaves "
+                f"alphas_cumprod=1 after step {index + 1}"
             )
         tables = {
             "betas": betas,
@@ -76,78 +79,87 @@ class NoiseSchedule:
             object.__setattr__(self, name, table)
 
     def __len__(self) -> int:
-        """T."""
+        """The number of steps, T."""
         return len(self.betas)
 
     @property
     def has_zero_terminal_snr(self) -> bool:
-        """Whether no signal at all is left after the last step."""
+        """Whether x_T is pure noise: the signal-to-noise ratio of the last step is 0."""
         return bool(self.alphas_cumprod[-1] == 0)
 
     def rescale_zero_terminal_snr(self) -> "NoiseSchedule":
-        """The same shape, moved and stretched so that nothing is left after the last step.
+        """Shifts and scales `signal` so that the last step has a signal-to-noise ratio of 0.
 
-        The first step stays as it is.
+        The first step is unchanged. Source: Lin et al., 2023, algorithm 1.
         """
         first, last = self.signal[0], self.signal[-1]
         alphas_cumprod = ((self.signal - last) * (first / (first - last))) ** 2
         return _from_alphas_cumprod(alphas_cumprod)
 
 
-def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> NoiseSchedule:
-    """Betas rise evenly. The default ends suit 1,000 steps.
+def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+    """Linear schedule: the betas rise linearly. The default ends suit 1,000 steps.
+
+    Args:
+        steps: Number of steps, T.
+        beta_start: Beta of the first step.
+        beta_end: Beta of the last step.
 
     Raises:
         ValueError: if `steps` is not at least 1, or a beta lies outside [0, 1].
     """
     check_sizes(steps=steps)
-    return NoiseSchedule(np.linspace(first, last, steps))
+    return NoiseSchedule(np.linspace(beta_start, beta_end, steps))
 
 
-def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> NoiseSchedule:
-    """The image's share falls as a squared cosine.
+def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+    """Cosine schedule: alpha_bar falls as a squared cosine.
 
     Args:
-        steps: T.
-        offset: of the cosine's argument, so that the first steps are not too small.
-        largest: beta.
+        steps: Number of steps, T.
+        offset: Offset of the cosine's argument, which keeps the first betas from being too small.
+        max_beta: Upper bound of the betas.
 
     Raises:
-        ValueError: if `steps` is not at least 1, or the ratio is infinite.
+        ValueError: if `steps` is not at least 1, or the signal-to-noise ratio is infinite.
     """
     check_sizes(steps=steps)
 
-    def left(t: float) -> float:
+    def alpha_bar(t: float) -> float:
         return math.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
 
-    betas = [min(1 - left((i + 1) / steps) / left(i / steps), largest) for i in range(steps)]
-    return NoiseSchedule(np.array(betas))
+    betas = [1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps) for i in range(steps)]
+    return NoiseSchedule(np.array([min(beta, max_beta) for beta in betas]))
 
 
 def make_schedule(
     kind: str = "cosine", steps: int = 1000, zero_terminal_snr: bool = False
 ) -> NoiseSchedule:
-    """A schedule by its name.
+    """Builds a noise schedule by name.
 
     Args:
-        kind: "linear" or "cosine".
-        steps: T.
-        zero_terminal_snr: whether it is rescale_zero_terminal_snr, so that nothing is left of the image at the end.
+        kind: Name of the schedule, "linear" or "cosine".
+        steps: Number of steps, T.
+        zero_terminal_snr: Whether the schedule is rescaled to a signal-to-noise ratio of 0 at its
+            last step.
 
     Raises:
-        ValueError: for another kind, or `steps` not at least 1 (2 to be rescale_zero_terminal_snr).
+        ValueError: if `kind` is unknown, or `steps` is below 1, or below 2 with
+            `zero_terminal_snr`.
     """
-    known = {"linear": linear, "cosine": cosine}
-    if kind not in known:
-        raise ValueError(f"`kind` must be one of {', '.join(known)}. Received: kind={kind}")
-    made = known[kind](steps)
-    if zero_terminal_snr and steps < 2:
+    builders = {"linear": linear, "cosine": cosine}
+    if kind not in builders:
+        raise ValueError(f"`kind` must be one of {', '.join(builders)}. Received: kind={kind}")
+    schedule = builders[kind](steps)
+    if not zero_terminal_snr:
+        return schedule
+    if steps < 2:
         raise ValueError(
-            f"`steps` must be at least 2 to be rescale_zero_terminal_snr. Received: steps={steps}"
+            f"`steps` must be at least 2 with `zero_terminal_snr`. Received: steps={steps}"
         )
-    return made.rescale_zero_terminal_snr() if zero_terminal_snr else made
+    return schedule.rescale_zero_terminal_snr()
 
 
 def _from_alphas_cumprod(alphas_cumprod: np.ndarray) -> NoiseSchedule:
-    before = np.concatenate([[1.0], alphas_cumprod[:-1]])
-    return NoiseSchedule(1 - alphas_cumprod / before)
+    previous = np.concatenate([[1.0], alphas_cumprod[:-1]])
+    return NoiseSchedule(1 - alphas_cumprod / previous)

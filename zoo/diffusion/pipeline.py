@@ -1,11 +1,11 @@
-"""A trained model with all it needs to draw.
+"""Diffusion pipeline: a trained model, its sampler, tokenizer and autoencoder, ready to sample.
 
-painter = Painter.load("runs/digits")
-images = painter.generate(["a handwritten seven", "the digit 3"], steps=50, seed=3)
+pipeline = DiffusionPipeline.load("runs/digits")
+images = pipeline.sample(["a handwritten seven", "the digit 3"], steps=50, seed=3)
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,26 @@ from zoo.diffusion.latents import LatentScaler
 from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.noise_schedule import make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
-from zoo.diffusion.sampler import Sampler
+from zoo.diffusion.sampler import Sampler, StepCallback
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import check_sizes
 
 Tensor = Any
-Show = Callable[[int, np.ndarray, np.ndarray], None]
 
-COLUMNS = 10  # of images side by side
+COLUMNS = 10  # images in a row of a grid
 _FILES = ("metrics.json", "model.json", "model.weights.h5", "diffusion.json")
 
 
 @dataclass(frozen=True)
 class DiffusionSpec:
-    """What a model was trained with.
+    """The forward process and the prediction that a model is trained with.
 
     Attributes:
-        schedule, num_steps, zero_terminal_snr: see `zoo.diffusion.noise_schedule.make_schedule`.
-        prediction: see `zoo.diffusion.gaussian_diffusion.GaussianDiffusion`.
+        schedule: Name of the noise schedule, "cosine" or "linear".
+        num_steps: Number of steps of the schedule, T.
+        zero_terminal_snr: Whether the schedule is rescaled to a signal-to-noise ratio of 0 at its
+            last step.
+        prediction: Quantity that the network predicts: "noise", "x0" or "v".
     """
 
     schedule: str = "cosine"
@@ -47,35 +49,41 @@ class DiffusionSpec:
     zero_terminal_snr: bool = False
     prediction: str = "v"
 
-    def process(self) -> GaussianDiffusion:
+    def make_diffusion(self) -> GaussianDiffusion:
+        """Builds the forward process.
+
+        Raises:
+            ValueError: if an attribute is invalid, or `prediction` is "noise" with
+                `zero_terminal_snr`.
+        """
         schedule = make_schedule(self.schedule, self.num_steps, self.zero_terminal_snr)
         return GaussianDiffusion(schedule, self.prediction)
 
 
 class DiffusionPipeline:
-    """Draws with a model; it is compiled once.
+    """Samples images from prompts; the sampling step is compiled once.
 
     Args:
-        model: a `text_to_image`, or a `unet`.
-        about: what it was trained with.
-        vocabulary: of its prompts, if it reads any.
-        latents: whose latents its images are, if they are.
+        model: A `text_to_image` model or a `unet`.
+        spec: Forward process and prediction that the model was trained with.
+        tokenizer: Tokenizer of the prompts of a `text_to_image` model; None for a `unet`.
+        latent_scaler: Scaler and autoencoder of a model of latents; None for a model of pixels.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        about: DiffusionSpec,
-        vocabulary: WordTokenizer | None = None,
-        latents: LatentScaler | None = None,
+        spec: DiffusionSpec,
+        tokenizer: WordTokenizer | None = None,
+        latent_scaler: LatentScaler | None = None,
     ):
         self.model = model
-        self.about = about
-        self.vocabulary = vocabulary
-        self.latents = latents
-        self.sampler = Sampler(model, about.process(), clip=latents is None)
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.latent_scaler = latent_scaler
+        self.sampler = Sampler(model, spec.make_diffusion(), clip=latent_scaler is None)
 
-    def generate(
+    def sample(
         self,
         prompts: Sequence[str] | int,
         steps: int = 50,
@@ -85,96 +93,110 @@ class DiffusionPipeline:
         negative_prompt: str = "",
         batch_size: int = 64,
         console: Console | None = None,
-        show: Show | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> np.ndarray:
-        """Draws an image for each prompt.
+        """Samples one image for each prompt.
 
         Args:
-            prompts: texts; or, for a model that reads none, how many images.
-            steps: how often the network is asked, 1..T.
-            guidance_scale: 0 does not ask for the prompt, 1 asks for it, more insists.
-            seed: of all noise; the same images on every backend, up to rounding. Which noise an
-                image is made of depends on its place among the prompts.
-            eta: 0 for DDIM, 1 for DDPM's steps, or between.
-            negative_prompt: what the images are not to be.
-            batch_size: images that are drawn side by side.
-            console: where a bar shows how far it is.
-            show: is called after each step with the number of the batch's first image, the batch as
-                it is by then, and what the network takes it for, (B, H, W, C) each.
+            prompts: Texts, or the number of images for a model without a text encoder.
+            steps: Number of sampling steps, 1..T.
+            guidance_scale: Weight of classifier-free guidance: 0 ignores the prompt, 1 follows
+                the model's own prediction, larger values follow the prompt more closely.
+            seed: Seed of all noise. The images are the same on every backend, up to rounding; the
+                noise of an image depends on the index of its prompt.
+            eta: Amount of fresh noise: 0 for DDIM, 1 for DDPM, or between.
+            negative_prompt: Text of what the images are not to show.
+            batch_size: Number of images that are sampled together.
+            console: Console for a progress bar; None for no bar.
+            callback_on_step_end: Function called after each step with the index of the batch's
+                first image, x_t and the predicted x_0, each (B, H, W, C) and decoded to pixels.
 
         Returns:
             (N, H, W, C), in [-1, 1].
 
         Raises:
-            ValueError: for no prompts, one that is empty or has unknown words, `steps` outside
-                1..T, `guidance_scale` below 0, or `eta` outside [0, 1]; the text says which.
+            ValueError: if `prompts` is empty, or a prompt is empty or has unknown words; if
+                `steps` lies outside 1..T, `guidance_scale` is below 0, or `eta` lies outside
+                [0, 1].
         """
         check_sizes(batch_size=batch_size)
-        if self.vocabulary is None:
+        if self.tokenizer is None:
             if not isinstance(prompts, int) or negative_prompt:
                 raise ValueError(
-                    "`prompts` must be a number of images and `negative_prompt` empty, for this "
-                    f"model reads no texts. Received: {prompts!r}, "
+                    "`prompts` must be a number of images and `negative_prompt` empty for a "
+                    f"model without a text encoder. Received: {prompts!r}, "
                     f"negative_prompt={negative_prompt!r}"
                 )
-            count, texts = prompts, {}
+            count, token_ids = prompts, {}
         else:
-            texts = self.encoded(prompts, negative_prompt)
-            count = len(texts["prompts"])
+            token_ids = self.encode_prompts(prompts, negative_prompt)
+            count = len(token_ids["prompts"])
         batches = -(-count // batch_size)
         with Progress(console=console, transient=True, disable=console is None) as progress:
-            task = progress.add_task("drawing", total=steps * batches)
+            task = progress.add_task("sampling", total=steps * batches)
 
-            def after_a_step(first: int, *images: Tensor) -> None:
+            def on_step_end(first: int, *images: Tensor) -> None:
                 progress.advance(task)
-                if show is not None:
-                    show(first, *(self._decoded(keras.ops.convert_to_numpy(x)) for x in images))
+                if callback_on_step_end is not None:
+                    arrays = (keras.ops.convert_to_numpy(x) for x in images)
+                    callback_on_step_end(first, *(self._to_pixels(array) for array in arrays))
 
-            drawn = self.sampler.sample(
+            images = self.sampler.sample(
                 count, guidance_scale=guidance_scale, seed=seed, steps=steps, eta=eta,
-                batch_size=batch_size, show=after_a_step, **texts,
+                batch_size=batch_size, callback_on_step_end=on_step_end, **token_ids,
             )  # fmt: skip
-        return self._decoded(drawn)
+        return self._to_pixels(images)
 
-    def encoded(self, prompts: Any, negative_prompt: str = "") -> dict[str, np.ndarray]:
-        """The ids of prompts and of as many negative ones.
+    def encode_prompts(self, prompts: Any, negative_prompt: str = "") -> dict[str, np.ndarray]:
+        """Encodes prompts and as many copies of the negative prompt.
+
+        Args:
+            prompts: Non-empty list of texts.
+            negative_prompt: Text of what the images are not to show.
+
+        Returns:
+            Token ids, (N, L) int32 each, as the sampler's arguments "prompts" and
+            "negative_prompts".
 
         Raises:
-            ValueError: for no prompts, one that is empty, or unknown words.
+            ValueError: if `prompts` is empty, or a prompt is empty or has unknown words.
         """
-        assert self.vocabulary is not None
+        assert self.tokenizer is not None
         check_prompts(prompts)
         return {
-            "prompts": self.vocabulary.encode(prompts),
-            "negative": self.vocabulary.encode([negative_prompt] * len(prompts)),
+            "prompts": self.tokenizer.encode(prompts),
+            "negative_prompts": self.tokenizer.encode([negative_prompt] * len(prompts)),
         }
 
-    def _decoded(self, images: np.ndarray) -> np.ndarray:
-        if self.latents is not None:
-            images = self.latents.decode(images)
+    def _to_pixels(self, images: np.ndarray) -> np.ndarray:
+        if self.latent_scaler is not None:
+            images = self.latent_scaler.decode(images)
         return np.asarray(np.clip(images, -1, 1))
 
     # -------------------------------------------------------------- files
 
     def save(self, run: RunDirectory) -> None:
-        """Writes what `load` reads into a run directory."""
-        about: dict[str, Any] = dict(vars(self.about))
-        if self.latents is not None:
-            about |= {"latent_mean": self.latents.mean, "latent_std": self.latents.std}
-            run.write("autoencoder.json", self.latents.model.to_json(indent=2).encode())
-            self.latents.model.save_weights(run.path / "autoencoder.weights.h5")
-        if self.vocabulary is not None:
-            run.write("prompts.json", self.vocabulary.to_json())
-        run.write("diffusion.json", (json.dumps(about, indent=2) + "\n").encode())
+        """Saves the pipeline to a run directory, for `load`."""
+        config: dict[str, Any] = dict(vars(self.spec))
+        if self.latent_scaler is not None:
+            autoencoder = self.latent_scaler.model
+            config["latent_mean"] = self.latent_scaler.mean
+            config["latent_std"] = self.latent_scaler.std
+            run.write("autoencoder.json", autoencoder.to_json(indent=2).encode())
+            autoencoder.save_weights(run.path / "autoencoder.weights.h5")
+        if self.tokenizer is not None:
+            run.write("prompts.json", self.tokenizer.to_json())
+        run.write("diffusion.json", (json.dumps(config, indent=2) + "\n").encode())
         run.write("model.json", self.model.to_json(indent=2).encode())
         self.model.save_weights(run.path / "model.weights.h5")
 
     @classmethod
     def load(cls, folder: str | Path) -> "DiffusionPipeline":
-        """From the directory of a finished run.
+        """Loads a pipeline from the directory of a finished run.
 
         Raises:
-            ValueError: if it holds no such run; the text names the file that is missing.
+            ValueError: if `folder` holds no finished diffusion run; the error names the missing
+                file.
         """
         folder = Path(folder)
         for name in _FILES:
@@ -183,39 +205,54 @@ class DiffusionPipeline:
                     "`run_dir` must hold a finished run of recipes/text_to_image.py or "
                     f"recipes/diffusion.py. Received: {folder}, which has no {name}"
                 )
-        about = json.loads((folder / "diffusion.json").read_text())
-        latents = vocabulary = None
-        if "latent_mean" in about:
-            statistics = (tuple(about.pop(f"latent_{name}")) for name in ("mean", "std"))
-            latents = LatentScaler(_model(folder, "autoencoder"), *statistics)
+        config = json.loads((folder / "diffusion.json").read_text())
+        latent_scaler = tokenizer = None
+        if "latent_mean" in config:
+            statistics = (tuple(config.pop(f"latent_{name}")) for name in ("mean", "std"))
+            latent_scaler = LatentScaler(_load_model(folder, "autoencoder"), *statistics)
         if (folder / "prompts.json").exists():
-            vocabulary = WordTokenizer.from_json((folder / "prompts.json").read_bytes())
-        return cls(_model(folder, "model"), DiffusionSpec(**about), vocabulary, latents)
+            tokenizer = WordTokenizer.from_json((folder / "prompts.json").read_bytes())
+        model = _load_model(folder, "model")
+        return cls(model, DiffusionSpec(**config), tokenizer, latent_scaler)
 
 
-def _model(folder: Path, name: str) -> keras.Model:
+def _load_model(folder: Path, name: str) -> keras.Model:
     model = keras.models.model_from_json((folder / f"{name}.json").read_text())
     model.load_weights(folder / f"{name}.weights.h5")
     return model
 
 
 def check_out(out: Path) -> None:
-    """Raises ValueError unless it ends like an image that can be written."""
-    kind = Image.registered_extensions().get(out.suffix.lower())
-    if kind not in Image.SAVE:
-        raise ValueError(f"`out` must end like an image, such as .png. Received: {out}")
+    """Raises ValueError unless the path has the suffix of an image format that Pillow can write."""
+    image_format = Image.registered_extensions().get(out.suffix.lower())
+    if image_format not in Image.SAVE:
+        raise ValueError(
+            f"`out` must have the suffix of an image format, such as .png. Received: {out}"
+        )
 
 
-def draw(
-    painter: DiffusionPipeline,
+def sample_to_file(
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str] | int,
     out: Path,
     console: Console,
     **options: Any,
 ) -> None:
-    """Draws, and writes the images side by side to a file; options as of `Painter.generate`."""
+    """Samples images and saves them as one grid.
+
+    Args:
+        pipeline: Pipeline to sample from.
+        prompts: Texts, or the number of images for a model without a text encoder.
+        out: Path of the image file; its directory is created if necessary.
+        console: Console for the progress bar and the path of the file.
+        **options: Further arguments of `DiffusionPipeline.sample`.
+
+    Raises:
+        ValueError: if `out` has no suffix of an image format, or an argument of
+            `DiffusionPipeline.sample` is invalid.
+    """
     check_out(out)
-    images = to_uint8(painter.generate(prompts, console=console, **options))
+    images = to_uint8(pipeline.sample(prompts, console=console, **options))
     out.parent.mkdir(parents=True, exist_ok=True)
     scale = 8 if len(images) == 1 else 2
     plots.grid(images, min(len(images), COLUMNS), scale).save(out)

@@ -1,4 +1,4 @@
-"""Images side by side, and how they come out of the noise."""
+"""Image grids and GIF animations of sampled images."""
 
 import io
 from collections.abc import Sequence
@@ -13,28 +13,37 @@ _BACKGROUND = 96
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
-    """Images, (N, H, W, C) uint8, row by row.
+    """Arranges images in a grid, row by row.
 
     Args:
-        images: grey (C = 1) or RGB.
-        columns: of the grid.
-        scale: how many pixels wide a pixel is drawn.
+        images: Grey (C = 1) or RGB (C = 3) images, (N, H, W, C) uint8.
+        columns: Number of columns of the grid.
+        scale: Factor by which the grid is enlarged, with nearest-neighbour resampling.
+
+    Raises:
+        ValueError: if `images` are of another shape or dtype.
     """
     check_images(images)
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     shape = rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels
     canvas = np.full(shape, _BACKGROUND, np.uint8)
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
         top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
         canvas[top : top + height, left : left + width] = image
-    drawn = Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
-    return drawn.resize((drawn.width * scale, drawn.height * scale), Image.Resampling.NEAREST)
+    picture = Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+    size = picture.width * scale, picture.height * scale
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def animation(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
-    """A GIF that plays the frames, and stays at the last for two seconds."""
+    """Encodes frames as a looping GIF that shows the last frame for two seconds.
+
+    Args:
+        frames: Frames of the animation, at least one.
+        milliseconds: Duration of each frame but the last.
+    """
     first, *others = (frame.convert("P") for frame in frames)
     durations = [milliseconds] * len(others) + [2000]
     file = io.BytesIO()
@@ -45,6 +54,7 @@ def animation(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
 
 
 def png(image: Image.Image) -> bytes:
+    """Encodes an image as PNG."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -1,7 +1,8 @@
-"""Prompts: what may be asked for, word by word.
+"""Prompts: templates for the digits, and a word tokenizer.
 
-A prompt is a row of ids: 1 first, then a word each, then 0 up to the longest. An empty prompt is
-the 1 alone, and asks for nothing in particular.
+A tokenized prompt is a row of ids: 1 (beginning of sequence, BOS), one id for each word, and 0
+(padding) up to the length of the longest prompt. An empty prompt is the BOS token alone; the model
+then samples unconditionally.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-PADDING, START = 0, 1
+PADDING, BOS = 0, 1
 _WORD = re.compile(r"[^\W_]+")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -30,40 +31,41 @@ PROMPT_TEMPLATES = (
 
 
 def prompts_by_class() -> list[list[str]]:
-    """For each of the ten digits the prompts that ask for it, in words and in figures."""
+    """Prompts for each of the ten digits, as a word and as a numeral, from all templates."""
     return [
-        [phrasing.format(name) for name in (word, str(digit)) for phrasing in PROMPT_TEMPLATES]
+        [template.format(name) for name in (word, str(digit)) for template in PROMPT_TEMPLATES]
         for digit, word in enumerate(DIGITS)
     ]
 
 
 class WordTokenizer:
-    """The words that prompts may have, and their ids.
+    """Word-level tokenizer of prompts; case and punctuation are ignored.
 
     Args:
-        prompts: whose words they are; the longest says how many a prompt may have.
+        prompts: Prompts whose words form the vocabulary. The longest sets `max_length`, the number
+            of tokens in a row, BOS included.
     """
 
     def __init__(self, prompts: Iterable[str]):
-        split = [_words(prompt) for prompt in prompts]
-        self.words = sorted({word for words in split for word in words})
-        self.max_length = 1 + max(map(len, split))
-        self._ids = {word: number for number, word in enumerate(self.words, START + 1)}
+        tokenized = [_split_words(prompt) for prompt in prompts]
+        self.words = sorted({word for words in tokenized for word in words})
+        self.max_length = 1 + max(map(len, tokenized))
+        self._ids = {word: number for number, word in enumerate(self.words, BOS + 1)}
 
     def __len__(self) -> int:
-        """How many ids there are."""
-        return START + 1 + len(self.words)
+        """The vocabulary size: all words, padding and BOS."""
+        return BOS + 1 + len(self.words)
 
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
-        """(N, max_length) int32.
+        """Encodes prompts as token ids, (N, max_length) int32.
 
         Raises:
-            ValueError: for words that are not known, or more than there is room for; the text names
-                them and lists those that are.
+            ValueError: if a prompt has unknown words, or more than `max_length` - 1. The error
+                lists the unknown words and the vocabulary.
         """
         rows = np.full((len(prompts), self.max_length), PADDING, np.int32)
         for row, prompt in zip(rows, prompts):
-            words = _words(prompt)
+            words = _split_words(prompt)
             unknown = [word for word in words if word not in self._ids]
             if unknown:
                 raise ValueError(
@@ -75,40 +77,42 @@ class WordTokenizer:
                     f"`prompt` must have at most {self.max_length - 1} words. Received: "
                     f"{len(words)} in {prompt!r}"
                 )
-            row[: len(words) + 1] = [START, *map(self._ids.__getitem__, words)]
+            row[: len(words) + 1] = [BOS, *map(self._ids.__getitem__, words)]
         return rows
 
     def to_json(self) -> bytes:
+        """Serialises the tokenizer as UTF-8 encoded JSON."""
         content = {"words": self.words, "max_length": self.max_length}
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "WordTokenizer":
-        about = json.loads(content)
-        vocabulary = cls([" ".join(about["words"])])
-        vocabulary.max_length = about["max_length"]
-        return vocabulary
+        """Restores a tokenizer from the output of `to_json`."""
+        config = json.loads(content)
+        tokenizer = cls([" ".join(config["words"])])
+        tokenizer.max_length = config["max_length"]
+        return tokenizer
 
 
 def empty_prompts(count: int, length: int) -> np.ndarray:
-    """(count, length) int32: empty prompts."""
+    """Token ids of empty prompts, (count, length) int32."""
     rows = np.full((count, length), PADDING, np.int32)
-    rows[:, 0] = START
+    rows[:, 0] = BOS
     return rows
 
 
 def check_prompts(prompts: Any) -> None:
-    """Raises ValueError for no prompts, or one without a word."""
-    listed = isinstance(prompts, Sequence) and not isinstance(prompts, str)
-    if not listed or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"`prompts` must be a list of one text at least. Received: {prompts!r}")
-    for number, prompt in enumerate(prompts):
-        if not _words(prompt):
+    """Raises ValueError unless `prompts` is a non-empty list of texts with at least one word."""
+    is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+    if not is_list or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"`prompts` must be a list of at least one text. Received: {prompts!r}")
+    for index, prompt in enumerate(prompts):
+        if not _split_words(prompt):
             raise ValueError(
-                "`prompt` must have a word at least, such as 'a handwritten seven'. Received: "
-                f"{prompt!r} at index {number}"
+                "`prompt` must have at least one word, such as 'a handwritten seven'. Received: "
+                f"{prompt!r} at index {index}"
             )
 
 
-def _words(prompt: str) -> list[str]:
+def _split_words(prompt: str) -> list[str]:
     return _WORD.findall(prompt.lower())
