@@ -1,12 +1,12 @@
-"""The cross-backend check: is a Keras model the same on TensorFlow, PyTorch and JAX?
+"""Cross-backend check: compares a Keras model on TensorFlow, PyTorch and JAX.
 
     from zoo.parity import assert_backends_agree
 
     def test_my_model():
         assert_backends_agree(build_my_model)
 
-One process a backend builds the model, takes the same weights and data, and writes down what it
-gets; `RUNGS` says what is compared and how near is near enough.
+One worker process per backend builds the model, loads the same weights and data, and writes its
+results to files. `RUNGS` lists the comparisons and their tolerances.
 """
 
 from zoo.parity.case import Case as Case

@@ -1,4 +1,4 @@
-"""What is to be checked."""
+"""Configuration of the cross-backend check of one model."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -16,26 +16,29 @@ Loss = Literal["mean_squared_error", "cross_entropy"]
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how it is to be fed.
+    """A model with its inputs, loss and optimizer for the cross-backend check.
 
     Attributes:
-        build: makes the model: a function without arguments, or "package.module:function".
-        name: in the report.
-        input_shape: of one example, for a model that does not say it itself.
-        inputs: arrays to feed, nested as the model takes them; their first axis is the batch. By
-            default they are drawn at random from what the model says of its inputs.
-        loss: "mean_squared_error" against random targets, "cross_entropy" of logits against random
-            labels, or a function of (targets, outputs).
-        optimizer: makes the optimizer that trains; by default the zoo's
-            `Adam(1e-3, l2=1e-4)`.
-        sample: what the model generates: takes the model, returns arrays by name. Integers (tokens)
-            have to be equal.
-        parameters: how many there should be, from the closed form.
-        portable: whether the initial weights are promised to be the same bits everywhere.
-        examples: the batch.
-        length: of input axes that the model leaves open.
-        steps: of training.
-        seed: of inputs, targets and the values that constant weights are moved by.
+        build: Builder of the model: a function without arguments, or "package.module:function".
+        name: Name of the model in the report.
+        input_shape: Shape of one example, for a model that does not define its input shape.
+        inputs: Input arrays, nested as the model takes them; their first axis is the batch. By
+            default random inputs are generated from the model's input specifications.
+        loss: Loss function: "mean_squared_error" with random targets, "cross_entropy" of logits
+            with random labels, or a function of (targets, outputs).
+        optimizer: Function that makes the optimizer; by default `zoo.training.optimizers.Adam`
+            with learning rate 1e-3 and `l2=1e-4`.
+        sample: Sampling function: takes the model and returns generated arrays by name. Integers
+            (tokens) must be equal on all backends.
+        parameters: Expected number of parameters, from a closed formula.
+        portable: Whether the initial weights must have the same bits on every backend.
+        examples: Batch size.
+        length: Size of the input axes that the model leaves undefined, such as time steps.
+        steps: Number of training steps, at least 4.
+        seed: Seed of the inputs, the targets and the offsets of constant weights.
+
+    Raises:
+        ValueError: If a size is too small, `loss` is unknown or `build` is not an address.
     """
 
     build: Callable[[], keras.Model] | str
@@ -58,7 +61,7 @@ class Case:
                 raise ValueError(
                     f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}"
                 )
-        if self.steps < 4:  # three before a checkpoint and one after it
+        if self.steps < 4:  # three before the checkpoint and one after the restore
             raise ValueError(f"`steps` must be at least 4. Received: steps={self.steps}")
         if isinstance(self.loss, str) and self.loss not in Loss.__args__:  # type: ignore[attr-defined]
             raise ValueError(
@@ -77,10 +80,16 @@ class Case:
         arguments: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "Case":
-        """The case of a builder with its arguments, of an address, or of a model of the zoo's.
+        """Creates the case of a builder, of the address of a builder or of a model of the zoo.
 
-        A model of the zoo's is "name" or "name/example", by default its first example. What the zoo
-        promises of its own models is filled in. Other options win.
+        For a model of the zoo the loss, the sampling function, the expected parameter count and
+        `portable` come from the registry.
+
+        Args:
+            model: Builder, "package.module:function", or name of a model of the zoo: "name" for its
+                first example or "name/example".
+            arguments: Keyword arguments of the builder.
+            **options: Attributes of `Case`; they override those from the registry.
         """
         arguments = arguments or {}
         if isinstance(model, str) and ":" in model:
@@ -92,17 +101,17 @@ class Case:
         (name, example), *_ = registry.examples(model).items()
         entry = registry.get(model.partition("/")[0])
         arguments = {**example, **arguments}
-        promised: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "name": name,
             "loss": entry.loss,
             "sample": SAMPLES.get(entry.generates or ""),
             "parameters": entry.count(**arguments),
             "portable": True,
         }
-        return Case(partial(entry.build, **arguments), **{**promised, **options})
+        return Case(partial(entry.build, **arguments), **{**defaults, **options})
 
     def builder(self) -> Callable[[], keras.Model]:
-        """The function that makes the model."""
+        """Returns the function that builds the model."""
         return locate(self.build) if isinstance(self.build, str) else self.build
 
 
@@ -111,17 +120,20 @@ def _build(address: str, arguments: Mapping[str, Any]) -> keras.Model:
 
 
 def locate(address: str) -> Callable[..., Any]:
-    """The function at "package.module:function".
+    """Imports the function at the address "package.module:function".
 
     Raises:
-        ImportError, ValueError: if it is not there; the text says which part.
+        ImportError: If the module cannot be imported.
+        ValueError: If the module has no such attribute or the attribute is not callable.
     """
     module_name, _, name = address.partition(":")
-    found = importlib.import_module(module_name)
-    for part in name.split("."):
-        if not hasattr(found, part):
+    function = importlib.import_module(module_name)
+    for attribute in name.split("."):
+        if not hasattr(function, attribute):
             raise ValueError(f"There is no {name} in {module_name}. Received: {address}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"{address} must be a function that makes a model. Received: {found!r}")
-    return found
+        function = getattr(function, attribute)
+    if not callable(function):
+        raise ValueError(
+            f"{address} must be a function that builds a model. Received: {function!r}"
+        )
+    return function

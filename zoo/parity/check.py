@@ -1,4 +1,4 @@
-"""The check of one model: workers are asked, their answers compared, a report written."""
+"""Cross-backend check of one model: runs the tasks, compares their results, creates the report."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from zoo.parity.workers import WorkerError, Workers
 
 Progress = Callable[[str, Sequence[RungReport]], None]
 
-_AT_ONCE = 2  # workers; much of what they do is single-threaded
+_MAX_CONCURRENT = 2  # workers; much of their work is single-threaded
 
 
 def check(
@@ -35,30 +35,30 @@ def check(
     progress: Progress | None = None,
     **case: Any,
 ) -> Report:
-    """Says whether a Keras model is the same on every backend, and where it begins not to be.
+    """Compares a Keras model on several backends and locates the first differences.
 
     Args:
-        build: makes the model, a function without arguments; or "package.module:function"; or a
-            name that `python -m zoo list` shows. It is called in a process of each backend, so it
-            must not hold on to tensors or layers.
-        rungs: such as "1-6" or "2,4"; see `zoo.parity.RUNGS`.
-        backends: two or three of "tensorflow", "torch", "jax"; by default those installed.
-        workers: processes kept from an earlier check, in place of `backends` and `time_limit`.
-        time_limit: seconds a worker may take for a task.
-        folder: where weights, data and every backend's arrays are kept as NumPy files; by default
-            a temporary folder that is removed.
-        progress: called with a line of text and the rungs that are done.
-        **case: how the model is to be built and fed: `arguments` of the builder, and the attributes
-            of `zoo.parity.Case`.
+        build: Builder of the model: a function without arguments, "package.module:function", or a
+            name that `python -m zoo list` shows. The builder is called in a process of each
+            backend, so it must not refer to tensors or layers.
+        rungs: Numbers of the rungs, such as "1-6" or "2,4"; see `zoo.parity.RUNGS`.
+        backends: Two or three of "tensorflow", "torch", "jax"; by default all installed ones.
+        workers: Workers of an earlier check, which replace `backends` and `time_limit`.
+        time_limit: Time limit of one task, in seconds.
+        folder: Folder in which weights, data and every backend's arrays are kept as NumPy files; by
+            default a temporary folder that is deleted.
+        progress: Callback, called with a line of text and the finished rungs.
+        **case: Arguments of the case: `arguments` of the builder and the attributes of
+            `zoo.parity.Case`, such as `input_shape` and `loss`.
 
     Returns:
-        A report. A worker that fails is a row of it.
+        A report. The failure of a worker is a row of the report.
 
     Raises:
-        ValueError: for an argument that makes no sense; the text says which.
+        ValueError: If an argument is invalid; the text names the argument.
     """
-    chosen = parse_rungs(rungs)
-    subject = Case.of(build, **case)
+    numbers = parse_rungs(rungs)
+    model_case = Case.of(build, **case)
     with contextlib.ExitStack() as stack:
         if workers is None:
             workers = stack.enter_context(Workers(backends, time_limit))
@@ -66,31 +66,37 @@ def check(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zoo-check-"))
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        return _Check(subject, chosen, workers, path, progress or (lambda *_: None)).run()
+        return _Check(model_case, numbers, workers, path, progress or (lambda *_: None)).execute()
 
 
 def assert_backends_agree(build: Any, **arguments: Any) -> Report:
-    """`check` for a test suite.
+    """Asserts that a Keras model agrees on several backends, for use in a test suite.
 
     Args:
-        build: as for `check`.
-        **arguments: likewise.
+        build: Builder of the model: a function without arguments, "package.module:function", or a
+            name that `python -m zoo list` shows.
+        **arguments: Keyword arguments of `check`.
 
     Returns:
-        The report.
+        The report of the check.
 
     Raises:
-        AssertionError: if the backends differ, or a rung could not be checked; the text says which
-            rungs, where and how far.
+        AssertionError: If the backends differ or a rung could not be checked. The text names the
+            rungs, the layers or weights, and the distances.
+        ValueError: If an argument is invalid.
     """
     report = check(build, **arguments)
     if not report.agrees:
-        raise AssertionError("\n".join([f"{report.model} {report.verdict}:", *report.troubles]))
+        raise AssertionError("\n".join([f"{report.model} {report.verdict}:", *report.failures]))
     return report
 
 
 def parse_rungs(text: str | Sequence[int]) -> list[int]:
-    """The numbers in "1-4,7"."""
+    """Parses rung numbers, such as "1-4,7".
+
+    Raises:
+        ValueError: If the text is not a list of rung numbers and ranges.
+    """
     numbers: set[int] = set()
     try:
         for part in text.split(",") if isinstance(text, str) else map(str, text):
@@ -107,39 +113,42 @@ def parse_rungs(text: str | Sequence[int]) -> list[int]:
 
 
 class _Check:
+    """One execution of the check: runs tasks in the workers and compares their results."""
+
     def __init__(
-        self, case: Case, chosen: Sequence[int], workers: Workers, folder: Path, progress: Progress
+        self, case: Case, numbers: Sequence[int], workers: Workers, folder: Path, progress: Progress
     ):
-        self._rungs = [RUNGS[number] for number in chosen]
-        if case.sample is None and 8 in chosen:
-            self._rungs[chosen.index(8)] = dataclasses.replace(RUNGS[8], tasks=())
+        self._rungs = [RUNGS[number] for number in numbers]
+        if case.sample is None and 8 in numbers:
+            self._rungs[numbers.index(8)] = dataclasses.replace(RUNGS[8], tasks=())
         self._workers = workers
         self._progress = progress
         precisions = {precision for rung in self._rungs for precision in rung.precisions}
-        self._evidence = Measurements(
+        self._measurements = Measurements(
             case, folder, workers.names, tuple(sorted(precisions)), results={}, errors={}
         )
-        self._gone: dict[tuple[str, str], str] = {}  # workers that died or hung, and how
+        self._ended: dict[tuple[str, str], str] = {}  # error texts of workers that crashed or hung
         self._reports: dict[int, RungReport] = {}
-        self._comparing = threading.Lock()
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
 
-    def run(self) -> Report:
+    def execute(self) -> Report:
         started = time.perf_counter()
-        evidence = self._evidence
+        measurements = self._measurements
         if self._prepare():
-            first = [tasks.describe, *self._wanted(exclude=(tasks.describe, tasks.resume))]
-            self._everywhere({p: self._of(first, p) for p in evidence.precisions})
-            if tasks.resume in self._wanted():
-                self._everywhere({p: [self._resume(p)] for p in evidence.precisions})
+            first = [tasks.describe, *self._tasks(exclude=(tasks.describe, tasks.resume))]
+            precisions = measurements.precisions
+            self._run_on_all_backends({p: self._tasks_for(first, p) for p in precisions})
+            if tasks.resume in self._tasks():
+                self._run_on_all_backends({p: [self._resume(p)] for p in measurements.precisions})
         self._compare(self._rungs)
         reports = [self._reports[rung.number] for rung in self._rungs]
         return Report(
-            model=evidence.case.name,
+            model=measurements.case.name,
             environments=self._environments(),
             settings={
                 key: value
-                for key, value in _settings(evidence.case).items()
+                for key, value in _settings(measurements.case).items()
                 if key in ("examples", "length", "steps", "seed", "loss")
             },
             notes=tuple(self._notes()),
@@ -149,44 +158,44 @@ class _Check:
             seconds=round(time.perf_counter() - started, 1),
         )
 
-    # -------------------------------------------------------------- asking
+    # -------------------------------------------------------------- tasks
 
     def _prepare(self) -> bool:
-        """Any backend may make the weights and data."""
-        for name in self._evidence.names:
-            self._ask(name, self._evidence.precisions[0], tasks.prepare)
-            if self._evidence.done("prepare", self._evidence.precisions[0]):
+        """Creates the shared weights and data on the first backend where this succeeds."""
+        for name in self._measurements.names:
+            self._run_task(name, self._measurements.precisions[0], tasks.prepare)
+            if self._measurements.done("prepare", self._measurements.precisions[0]):
                 return True
         return False
 
-    def _wanted(self, exclude: Sequence[Any] = ()) -> list[Any]:
-        found = dict.fromkeys(task for rung in self._rungs for task in rung.tasks)
-        return [task for task in found if task not in exclude]
+    def _tasks(self, exclude: Sequence[Any] = ()) -> list[Any]:
+        unique = dict.fromkeys(task for rung in self._rungs for task in rung.tasks)
+        return [task for task in unique if task not in exclude]
 
-    def _of(self, chosen: Sequence[Any], precision: str) -> list[Any]:
-        """The tasks that a rung wants in this precision."""
+    def _tasks_for(self, candidates: Sequence[Any], precision: str) -> list[Any]:
+        """Selects the tasks that a rung needs in this precision."""
         return [
             task
-            for task in chosen
+            for task in candidates
             if task is tasks.describe
             or any(task in rung.tasks and precision in rung.precisions for rung in self._rungs)
         ]
 
-    def _everywhere(self, chosen: dict[str, list[Any]]) -> None:
-        """Each precision's tasks on each backend."""
-        places = [(name, p) for p in chosen for name in self._evidence.names]
+    def _run_on_all_backends(self, selected: dict[str, list[Any]]) -> None:
+        """Runs the selected tasks of each precision on each backend."""
+        workers = [(name, p) for p in selected for name in self._measurements.names]
 
-        def work(place: tuple[str, str]) -> None:
-            for task in chosen[place[1]]:
+        def run_tasks(name: str, precision: str) -> None:
+            for task in selected[precision]:
                 if not self._stopping.is_set():
-                    self._ask(*place, task)
+                    self._run_task(name, precision, task)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            futures = [pool.submit(work, place) for place in places]
+        with ThreadPoolExecutor(_MAX_CONCURRENT) as pool:
+            futures = [pool.submit(run_tasks, *worker) for worker in workers]
             try:
                 for future in futures:
                     future.result()
-            except BaseException:  # Ctrl-C: nobody waits for the rest
+            except BaseException:  # Ctrl-C must not wait for the remaining tasks
                 self._stopping.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):
@@ -195,7 +204,7 @@ class _Check:
                 raise
 
     def _resume(self, precision: str) -> Callable[..., Any]:
-        sources = self._evidence.done("train", precision)
+        sources = self._measurements.done("train", precision)
 
         @functools.wraps(tasks.resume)
         def resume(case: Case, folder: Path) -> Any:
@@ -203,44 +212,44 @@ class _Check:
 
         return resume
 
-    def _ask(self, name: str, precision: str, task: Callable[..., Any]) -> None:
+    def _run_task(self, name: str, precision: str, task: Callable[..., Any]) -> None:
         key = task.__name__, name, precision
-        evidence = self._evidence
-        with self._comparing:
-            if (name, precision) in self._gone:
-                evidence.errors[key] = self._gone[name, precision]
+        measurements = self._measurements
+        with self._lock:
+            if (name, precision) in self._ended:
+                measurements.errors[key] = self._ended[name, precision]
                 return
             done = [self._reports[number] for number in sorted(self._reports)]
             self._progress(f"{name}, {precision}: {task.__name__.replace('_', ' ')}", done)
         result = error = None
         try:
-            result = self._workers[name, precision](task, evidence.case, evidence.folder)
+            result = self._workers[name, precision](task, measurements.case, measurements.folder)
         except WorkerError as raised:
             error = raised
-        with self._comparing:
+        with self._lock:
             if error is None:
-                evidence.results[key] = result
+                measurements.results[key] = result
             else:
-                evidence.errors[key] = str(error)
-                # A compiler that fails says nothing of the rest.
+                measurements.errors[key] = str(error)
+                # A failure of a compiler does not rule out the other tasks.
                 if error.ended and task is not tasks.variants:
-                    self._gone[name, precision] = str(error)
+                    self._ended[name, precision] = str(error)
             self._compare([rung for rung in self._rungs if self._can_be_compared(rung)])
 
-    # -------------------------------------------------------------- answering
+    # -------------------------------------------------------------- comparisons
 
     def _can_be_compared(self, rung: Rung) -> bool:
-        """Whether each of its tasks has come to an end everywhere, in all precisions it runs in."""
-        evidence = self._evidence
+        """Whether all tasks of the rung have finished or failed, on all backends and precisions."""
+        measurements = self._measurements
         return all(
-            (task.__name__, name, precision) in {**evidence.results, **evidence.errors}
-            for precision in evidence.precisions
-            for task in self._of(rung.tasks, precision)
-            for name in evidence.names
+            (task.__name__, name, precision) in {**measurements.results, **measurements.errors}
+            for precision in measurements.precisions
+            for task in self._tasks_for(rung.tasks, precision)
+            for name in measurements.names
         )
 
-    def _compare(self, wanted: Sequence[Rung]) -> None:
-        for rung in wanted:
+    def _compare(self, rungs: Sequence[Rung]) -> None:
+        for rung in rungs:
             if rung.number not in self._reports:
                 rows = tuple(self._rows_or_failure(rung))
                 self._reports[rung.number] = RungReport(rung.number, rung.title, rung.reason, rows)
@@ -248,94 +257,94 @@ class _Check:
     def _rows_or_failure(self, rung: Rung) -> Iterator[Row]:
         try:
             yield from self._rows(rung)
-        except Exception as error:  # models that differ much cannot always be compared
+        except Exception as error:  # models that differ much may not be comparable
             detail = f"could not be compared: {type(error).__name__}: {error}"
-            yield Row(rung.title, self._evidence.names, "", "failed", detail=detail)
+            yield Row(rung.title, self._measurements.names, "", "failed", detail=detail)
 
     def _rows(self, rung: Rung) -> Iterator[Row]:
-        evidence = self._evidence
-        if rung.number == 8 and evidence.case.sample is None:
-            detail = "no `sample` was given: the model generates nothing"
-            yield Row("generated", evidence.names, "", "ruled out", detail=detail)
+        measurements = self._measurements
+        if rung.number == 8 and measurements.case.sample is None:
+            detail = "the case has no `sample` function"
+            yield Row("generated", measurements.names, "", "ruled out", detail=detail)
             return
-        if not evidence.results:
-            for (task, name, precision), error in evidence.errors.items():
+        if not measurements.results:
+            for (task, name, precision), error in measurements.errors.items():
                 yield Row(task, (name,), precision, "failed", detail=error)
             return
-        live, silenced = self._found("live"), self._found("silenced")
-        if (live and rung.number not in (1, 5)) or (silenced and rung.number == 6):
-            detail = "these layers draw numbers of the backend's own generator"
-            where = ", ".join(live or silenced)
-            yield Row(rung.title, evidence.names, "", "ruled out", where=where, detail=detail)
+        in_inference = self._described("random_in_inference")
+        in_training = self._described("random_in_training")
+        if (in_inference and rung.number not in (1, 5)) or (in_training and rung.number == 6):
+            detail = "these layers use the backend's own random generator"
+            where = ", ".join(in_inference or in_training)
+            yield Row(rung.title, measurements.names, "", "ruled out", where=where, detail=detail)
             return
-        wanted = {task.__name__ for task in rung.tasks}
-        for (task, name, precision), error in evidence.errors.items():
-            if task in wanted and precision in rung.precisions:
-                what = task.replace("_", " ")
-                yield Row(what, (name,), precision, "failed", detail=error)
-        yield from rung.compare(evidence)
+        task_names = {task.__name__ for task in rung.tasks}
+        for (task, name, precision), error in measurements.errors.items():
+            if task in task_names and precision in rung.precisions:
+                yield Row(task.replace("_", " "), (name,), precision, "failed", detail=error)
+        yield from rung.compare(measurements)
 
-    def _found(self, what: str) -> list[str]:
-        """What `describe` says on any backend."""
-        found: dict[str, None] = {}
-        for (task, _, _), result in self._evidence.results.items():
+    def _described(self, key: str) -> list[str]:
+        """Returns the layers under a key of the results of `describe`, of all backends."""
+        paths: dict[str, None] = {}
+        for (task, _, _), result in self._measurements.results.items():
             if task == "describe":
-                found |= dict.fromkeys(result[what])
-        return list(found)
+                paths |= dict.fromkeys(result[key])
+        return list(paths)
 
     def _notes(self) -> Iterator[str]:
-        own = "drawn from the backend's own generator"
-        if silenced := self._found("silenced"):
+        source = "random numbers come from the backend's own generator"
+        if in_training := self._described("random_in_training"):
             yield (
-                f"{', '.join(silenced)}: {own} in training, so these layers were put into "
-                "inference mode. Rungs 2, 3, 4, 7 and 9 compare everything else; rung 6, training "
-                "with its randomness, is ruled out. `zoo.random.Dropout` draws the same numbers on "
-                "every backend."
+                f"{', '.join(in_training)}: {source} in training, so the check calls these layers "
+                "in inference mode. Rungs 2, 3, 4, 7 and 9 compare all other layers; rung 6, "
+                "training with random numbers, is ruled out. `zoo.random.Dropout` draws the same "
+                "numbers on every backend."
             )
-        if live := self._found("live"):
+        if in_inference := self._described("random_in_inference"):
             yield (
-                f"{', '.join(live)}: {own} in inference mode, too, so only rungs 1 and 5 can be "
-                "compared. `zoo.random` draws the same numbers on every backend."
+                f"{', '.join(in_inference)}: {source} in inference mode, too, so only rungs 1 and "
+                "5 can be compared. `zoo.random` draws the same numbers on every backend."
             )
-        if single := self._evidence.single:
+        if float32_layers := self._measurements.float32_layers:
             yield (
-                f"{', '.join(single)}: computed in float32 although the model is in float64, so "
-                "float64 cannot tell rounding from a mistake to more digits than float32 has."
+                f"{', '.join(float32_layers)}: computed in float32 in a float64 model, so float64 "
+                "distinguishes rounding from a mistake only to float32 precision."
             )
 
     def _environments(self) -> dict[str, dict[str, str]]:
         return {
             name: result["environment"]
-            for (task, name, _), result in self._evidence.results.items()
+            for (task, name, _), result in self._measurements.results.items()
             if task == "describe"
         }
 
     def _layers(self) -> dict[str, list[tuple[str, float, float]]]:
-        evidence = self._evidence
+        measurements = self._measurements
         return {
             f"{mode} mode, {precision}, {a} and {b}": [
-                (reading.where, reading.distance, reading.tolerance)
-                for reading in comparisons.layer_readings(evidence, mode, a, b, precision)
+                (measurement.where, measurement.distance, measurement.tolerance)
+                for measurement in comparisons.layer_distances(measurements, mode, a, b, precision)
             ]
-            for precision in evidence.precisions
+            for precision in measurements.precisions
             for mode in ("inference", "training")
-            for a, b in combinations(evidence.done("outputs", precision), 2)
+            for a, b in combinations(measurements.done("outputs", precision), 2)
         }
 
     def _curves(self) -> dict[str, dict[str, list[float]]]:
-        evidence = self._evidence
+        measurements = self._measurements
         if (
-            self._found("silenced")
-            or self._found("live")
+            self._described("random_in_training")
+            or self._described("random_in_inference")
             or not any(rung.number == 6 for rung in self._rungs)
         ):
             return {}
         return {
             precision: {
-                name: evidence.arrays("losses", name, precision)["losses"].tolist()
-                for name in evidence.done("train", precision)
+                name: measurements.arrays("losses", name, precision)["losses"].tolist()
+                for name in measurements.done("train", precision)
             }
-            for precision in evidence.precisions
+            for precision in measurements.precisions
         }
 
 

@@ -1,4 +1,4 @@
-"""`python -m zoo check`: the check on the command line, with a live table."""
+"""Command line of the cross-backend check: `python -m zoo check` and `python -m zoo report`."""
 
 import json
 import re
@@ -22,49 +22,55 @@ from zoo.parity.workers import Workers
 
 @dataclass(frozen=True)
 class Check:
-    """Check that models are the same on the backends that are installed.
+    """Compare models on the installed backends.
 
-    The exit status is 0 if they are, 1 if something differs, 2 if something could not be checked.
+    The exit status is 0 if the backends agree, 1 if they differ, and 2 if a comparison could not be
+    made.
     """
 
     model: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names that `list` shows (of rnn_classifier/lstm and its like, also one alone), or
+    """Names of models that `list` shows, names with an example such as rnn_classifier/lstm, or
     package.module:function for a model of your own."""
     all: bool = False
-    """Every model that `list` shows."""
+    """Check every model that `list` shows."""
     rungs: str = "1-10"
-    """What to compare: 1 parameters; 2 and 3 outputs of every layer in float32 and float64;
-    4 gradients; 5 optimizer steps; 6 training; 7 state; 8 generated tokens and images;
-    9 checkpoints; 10 compiled, and bfloat16."""
+    """Numbers of the rungs, such as 1-6 or 2,4: 1 parameters; 2 and 3 outputs of every layer in
+    float32 and float64; 4 gradients; 5 optimizer steps; 6 training; 7 state; 8 generated tokens
+    and images; 9 checkpoints; 10 compiled, and bfloat16."""
     input_shape: str | None = None
-    """Of one example, such as 32,32,3, for a model that does not say it itself."""
+    """Shape of one example, such as 32,32,3, for a model that does not define its input shape."""
     arguments: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
-    """For the function that builds the model, such as '{"num_classes": 10}'."""
+    """Keyword arguments of the function that builds the model, such as '{"num_classes": 10}'."""
     loss: Literal["mean_squared_error", "cross_entropy"] | None = None
-    """Of the outputs against random targets; by default the model's own, else the first."""
+    """Loss of the outputs with random targets; by default the registered loss of a zoo model, else
+    mean_squared_error."""
     backends: str | None = None
-    """Two or three of tensorflow, torch, jax, such as torch,jax; by default all installed."""
+    """Two or three of tensorflow, torch, jax, such as torch,jax; by default all installed ones."""
     examples: int = 4
-    """The batch."""
+    """Batch size."""
     length: int = 8
-    """Of input axes that the model leaves open, such as a sequence's."""
+    """Size of the input axes that the model leaves undefined, such as time steps."""
     steps: int = 10
-    """Of training."""
+    """Number of training steps, at least 4."""
     seed: int = 0
-    """Of inputs and targets."""
+    """Seed of the inputs and targets."""
     time_limit: float = 600.0
-    """Seconds that a worker may take for a task."""
+    """Time limit of one task, in seconds."""
     json: Path | None = None
-    """Write the report here."""
+    """JSON file to which the report is written."""
     html: Path | None = None
-    """Write it here as a page with tables and plots; it opens without a network."""
+    """HTML file to which the report is written, with tables and plots."""
     folder: Path | None = None
-    """Keep weights, data and every backend's arrays here as NumPy files."""
+    """Folder in which weights, data and every backend's arrays are kept as NumPy files."""
 
 
-def run(config: Check) -> int:
-    """Checks, shows, writes; returns the exit status."""
-    # Wrong names are told before anything starts; one of the zoo's stands for all its examples.
+def run_check(config: Check) -> int:
+    """Checks the models, prints the tables, writes the reports and returns the exit status.
+
+    Raises:
+        ValueError: If an argument is invalid or a report cannot be written.
+    """
+    # Invalid names raise before any worker starts. A zoo model without example means all of them.
     names = dict.fromkeys(
         example
         for name in [*config.model, *(registry.models if config.all else ())]
@@ -86,7 +92,7 @@ def run(config: Check) -> int:
     with Workers(backends, config.time_limit) as workers:
         for name in names:
             folder = config.folder / re.sub("[:/]", "-", name) if config.folder else None
-            with _live(console, name) as progress:
+            with _live_table(console, name) as progress:
                 report = check(name, workers=workers, folder=folder, progress=progress, **options)
             console.print(report)
             line = f"{report.model} {report.verdict} ({report.seconds:.0f} s)"
@@ -97,24 +103,24 @@ def run(config: Check) -> int:
             write_json(reports, config.json)
         if config.html is not None:
             config.html.write_text(html.page(reports))
-    except OSError as error:  # which is not that the backends differ
+    except OSError as error:  # must not lead to exit status 1, which means a difference
         raise ValueError(f"Could not write {error.filename}: {error.strerror}") from error
     statuses = {report.exit_status for report in reports}
     return 1 if 1 in statuses else max(statuses)
 
 
-def rewrite(report: tyro.conf.Positional[Path], page: tyro.conf.Positional[Path]) -> None:
-    """Make the HTML page of a report from its JSON.
+def write_page(report: tyro.conf.Positional[Path], page: tyro.conf.Positional[Path]) -> None:
+    """Create the HTML page of a report from its JSON file.
 
     Args:
-        report: a file that `check --json` wrote.
-        page: where the page goes.
+        report: JSON file that `check --json` wrote.
+        page: HTML file to which the page is written.
     """
     page.write_text(html.page(read_json(report)))
 
 
 def _options(config: Check) -> dict[str, Any]:
-    """The arguments of `check`."""
+    """Converts the command line to arguments of `zoo.parity.check`."""
     options: dict[str, Any] = {
         key: getattr(config, key) for key in ("rungs", "examples", "length", "steps", "seed")
     }
@@ -141,8 +147,8 @@ def _options(config: Check) -> dict[str, Any]:
 
 
 @contextmanager
-def _live(console: Console, name: str) -> Iterator[Progress]:
-    """A table that fills up, with a line on what is being done."""
+def _live_table(console: Console, name: str) -> Iterator[Progress]:
+    """Displays a live table of the finished rungs and a line with the current task."""
     with Live(console=console, transient=True, refresh_per_second=8) as live:
 
         def show(text: str, rungs: Sequence[RungReport]) -> None:

@@ -1,7 +1,6 @@
-"""What each rung compares: from the workers' answers to rows of the report.
+"""Comparisons of the rungs: convert the workers' results to rows of the report.
 
-The tolerances are given with the rungs, in `zoo.parity.rungs`; where they come from is said in
-`zoo.parity.measurements`.
+`zoo.parity.rungs` lists the tolerances, `zoo.parity.measurements` explains their derivation.
 """
 
 import math
@@ -12,21 +11,21 @@ import numpy as np
 
 from zoo.evaluation.distance import distance, typical_distance
 from zoo.parity import tasks
-from zoo.parity.measurements import Measurement, Measurements, U, growth_of, summarize
+from zoo.parity.measurements import Measurement, Measurements, U, error_growth, summarize
 from zoo.parity.report import Row, Status
 
 
-def parameters(evidence: Measurements) -> Iterator[Row]:
-    """Names, shapes, types, counts, and the initial weights."""
-    precision = evidence.precisions[0]
-    names = evidence.done("describe", precision)
-    found = {name: evidence.results["describe", name, precision] for name in names}
+def parameters(measurements: Measurements) -> Iterator[Row]:
+    """Compares names, shapes, dtypes, parameter counts and initial weights."""
+    precision = measurements.precisions[0]
+    names = measurements.done("describe", precision)
+    described = {name: measurements.results["describe", name, precision] for name in names}
     for a, b in combinations(names, 2):
-        ours, theirs = found[a]["variables"], found[b]["variables"]
+        ours, theirs = described[a]["variables"], described[b]["variables"]
         for path in [*ours, *(path for path in theirs if path not in ours)]:
             if path not in ours or path not in theirs:
                 detail = f"only on {a if path in ours else b}"
-            elif path in found[a]["generators"]:
+            elif path in described[a]["generators"]:
                 continue
             elif ours[path][0] != theirs[path][0]:
                 detail = f"shape {ours[path][0]} and {theirs[path][0]}"
@@ -39,165 +38,180 @@ def parameters(evidence: Measurements) -> Iterator[Row]:
             yield Row("variables", (a, b), precision, "differs", where=path, detail=detail)
             break
         else:
-            count = f"{len(ours)} variables, {found[a]['parameters']:,} parameters"
+            count = f"{len(ours)} variables, {described[a]['parameters']:,} parameters"
             yield Row("variables", (a, b), precision, "agrees", detail=count)
-        bits = found[a]["digests"], found[b]["digests"]
-        other = [path for path in bits[0] if bits[0][path] != bits[1].get(path)]
-        what = "initial weights"
-        if not other:
-            yield Row(what, (a, b), precision, "agrees", detail="the same bits")
-        elif evidence.case.portable:
-            detail = "not the same bits, which this model promises"
-            yield Row(what, (a, b), precision, "differs", where=other[0], detail=detail)
+        digests, other_digests = described[a]["digests"], described[b]["digests"]
+        unequal = [path for path in digests if digests[path] != other_digests.get(path)]
+        comparison = "initial weights"
+        if not unequal:
+            yield Row(comparison, (a, b), precision, "agrees", detail="the same bits")
+        elif measurements.case.portable:
+            detail = "different bits, although the model is registered as portable"
+            yield Row(comparison, (a, b), precision, "differs", where=unequal[0], detail=detail)
         else:
             detail = (
-                f"{len(other)} tensors come from the backend's own generator; the check gives all "
-                "backends the same weights"
+                f"{len(unequal)} tensors come from the backend's own generator; the check loads "
+                "the same weights on all backends"
             )
-            yield Row(what, (a, b), precision, "ruled out", where=other[0], detail=detail)
-    for name in names if evidence.case.parameters is not None else ():
-        count, expected = found[name]["parameters"], evidence.case.parameters
+            yield Row(comparison, (a, b), precision, "ruled out", where=unequal[0], detail=detail)
+    for name in names if measurements.case.parameters is not None else ():
+        count, expected = described[name]["parameters"], measurements.case.parameters
         status: Status = "agrees" if count == expected else "differs"
         detail = f"{count:,}; the closed form gives {expected:,}"
         yield Row("closed form", (name,), precision, status, detail=detail)
 
 
 def outputs(precision: str) -> Callable[[Measurements], Iterator[Row]]:
-    """Layer by layer, in the order in which they are called."""
+    """Creates the comparison of all layer outputs, in the order of the calls."""
 
-    def compare(evidence: Measurements) -> Iterator[Row]:
+    def compare(measurements: Measurements) -> Iterator[Row]:
         for mode in ("inference", "training"):
-            for a, b in combinations(evidence.done("outputs", precision), 2):
-                readings = layer_readings(evidence, mode, a, b, precision)
-                # The measured rounding is in the tolerance: there is no second limit.
-                yield summarize(f"{mode} mode", (a, b), precision, readings)
+            for a, b in combinations(measurements.done("outputs", precision), 2):
+                distances = layer_distances(measurements, mode, a, b, precision)
+                # The tolerance includes the measured rounding, so there is no second limit.
+                yield summarize(f"{mode} mode", (a, b), precision, distances)
 
     return compare
 
 
-def layer_readings(
-    evidence: Measurements, mode: str, a: str, b: str, precision: str
+def layer_distances(
+    measurements: Measurements, mode: str, a: str, b: str, precision: str
 ) -> list[Measurement]:
-    """The distance of every layer's output."""
-    called, other = (evidence.results["outputs", name, precision][mode] for name in (a, b))
-    if [path for path, *_ in called] != [path for path, *_ in other]:
-        odd = next((x[0] for x, y in zip(called, other) if x[0] != y[0]), "the last layers")
-        return [Measurement(f"{odd} (layers are called in another order)", math.inf, 0.0, 0.0)]
-    first, second = (evidence.arrays(mode, name, precision) for name in (a, b))
-    own = _own_rounding(evidence, mode) if precision == "float32" else {}
-    readings = []
-    for i, ((path, *_), growth) in enumerate(zip(called, growth_of(called))):
-        tolerance = evidence.float64
-        if precision == "float32":
-            tolerance = max(8 * U[precision] * growth, 16 * own.get(str(i), 0.0))
-        found = distance(first[str(i)], second[str(i)])
-        readings.append(Measurement(path, found, tolerance, tolerance))
-    return readings
+    """Measures the distance of every layer's output between two backends.
 
-
-def _own_rounding(evidence: Measurements, what: str) -> dict[str, float]:
-    """How far float32 is from float64 in each array, on the backend where it is least far.
-
-    Ill-conditioned numbers amplify rounding, on all backends alike; a mistake is on one.
+    Args:
+        measurements: Results of all tasks.
+        mode: Mode of the call, "inference" or "training".
+        a: Name of the first backend.
+        b: Name of the second backend.
+        precision: Precision of the workers, "float32" or "float64".
     """
-    least: dict[str, float] = {}
-    for name in evidence.done("outputs", "float32"):
-        if name not in evidence.done("outputs", "float64"):
+    layer_calls, other_calls = (
+        measurements.results["outputs", name, precision][mode] for name in (a, b)
+    )
+    if [path for path, *_ in layer_calls] != [path for path, *_ in other_calls]:
+        pairs = zip(layer_calls, other_calls)
+        path = next((x[0] for x, y in pairs if x[0] != y[0]), "the last layers")
+        return [Measurement(f"{path} (layers are called in another order)", math.inf, 0.0, 0.0)]
+    first, second = (measurements.arrays(mode, name, precision) for name in (a, b))
+    rounding = _rounding_errors(measurements, mode) if precision == "float32" else {}
+    distances = []
+    for i, ((path, *_), growth) in enumerate(zip(layer_calls, error_growth(layer_calls))):
+        tolerance = measurements.float64
+        if precision == "float32":
+            tolerance = max(8 * U[precision] * growth, 16 * rounding.get(str(i), 0.0))
+        relative = distance(first[str(i)], second[str(i)])
+        distances.append(Measurement(path, relative, tolerance, tolerance))
+    return distances
+
+
+def _rounding_errors(measurements: Measurements, kind: str) -> dict[str, float]:
+    """Measures the distance between float32 and float64 of each array, minimal over the backends.
+
+    An ill-conditioned computation amplifies rounding on all backends; a mistake is on one backend.
+    """
+    smallest: dict[str, float] = {}
+    for name in measurements.done("outputs", "float32"):
+        if name not in measurements.done("outputs", "float64"):
             continue
-        single, double = (evidence.arrays(what, name, p) for p in ("float32", "float64"))
+        single, double = (measurements.arrays(kind, name, p) for p in ("float32", "float64"))
         for key in single.keys() & double.keys():
-            off = distance(single[key].astype(np.float64), double[key])
-            if math.isfinite(off):
-                least[key] = min(off, least.get(key, math.inf))
-    return least
+            error = distance(single[key].astype(np.float64), double[key])
+            if math.isfinite(error):
+                smallest[key] = min(error, smallest.get(key, math.inf))
+    return smallest
 
 
-def _compared(
-    evidence: Measurements,
+def _compare_pairs(
+    measurements: Measurements,
     task: str,
-    what: str,
-    readings: Callable[[str, str, str], list[Measurement]],
+    comparison: str,
+    distances: Callable[[str, str, str], list[Measurement]],
 ) -> Iterator[Row]:
-    """A row for each pair and precision; float64 is the judge of float32."""
+    """Yields a row for each pair and precision; float64 decides whether float32 is rounding."""
     agrees: dict[tuple[str, str], bool] = {}
-    for a, b, precision in sorted(evidence.pairs(task), key=lambda pair: pair[2], reverse=True):
+    for a, b, precision in sorted(measurements.pairs(task), key=lambda pair: pair[2], reverse=True):
         row = summarize(
-            what, (a, b), precision, readings(a, b, precision), agrees.get((a, b), False)
+            comparison, (a, b), precision, distances(a, b, precision), agrees.get((a, b), False)
         )
         if precision == "float64":
             agrees[a, b] = row.status == "agrees"
         yield row
 
 
-def gradients(evidence: Measurements) -> Iterator[Row]:
-    """Of the loss by each weight, the last layer's first, as the backward pass goes."""
+def gradients(measurements: Measurements) -> Iterator[Row]:
+    """Compares the loss and its gradients, in the order of the backward pass."""
 
-    def readings(a: str, b: str, precision: str) -> list[Measurement]:
-        first, second = (evidence.arrays("gradients", name, precision) for name in (a, b))
-        order, places, growth = _backward_order(evidence, list(first))
-        tolerance = evidence.float64
+    def distances(a: str, b: str, precision: str) -> list[Measurement]:
+        first, second = (measurements.arrays("gradients", name, precision) for name in (a, b))
+        order, positions, growth = _backward_order(measurements, list(first))
+        tolerance = measurements.float64
         if precision == "float32":
-            tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + places)
-        floor = _gradient_floor(first)
+            tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + positions)
+        min_scale = _min_gradient_scale(first)
         result = []
         for path in order:
-            if path not in second:  # rung 1 says so
+            if path not in second:  # rung 1 reports it
                 result.append(Measurement(path, math.inf, tolerance, tolerance))
                 continue
             x, y = first[path], second[path]
-            least = 0.0 if path == "loss" else floor
-            off, typical = distance(x, y, least), typical_distance(x, y, least)
-            result.append(Measurement(path, off, tolerance, 100 * tolerance, typical))
+            scale = 0.0 if path == "loss" else min_scale
+            relative, typical = distance(x, y, scale), typical_distance(x, y, scale)
+            result.append(Measurement(path, relative, tolerance, 100 * tolerance, typical))
         return result
 
-    yield from _compared(evidence, "gradients", "loss and gradients", readings)
+    yield from _compare_pairs(measurements, "gradients", "loss and gradients", distances)
 
 
-def _gradient_floor(arrays: dict[str, np.ndarray]) -> float:
-    """A hundredth of the largest gradient of all.
+def _min_gradient_scale(arrays: dict[str, np.ndarray]) -> float:
+    """Returns a hundredth of the largest gradient, the smallest divisor of gradient distances.
 
-    It is the least that a gradient's differences are measured against: some are 0 but for rounding,
-    such as that of a bias in front of a normalisation.
+    Some gradients are 0 except for rounding, such as that of a bias before a normalization.
     """
     finite = (x[np.isfinite(x)] for k, x in arrays.items() if k != "loss")
     return 0.01 * max((float(np.abs(x).max(initial=0)) for x in finite), default=0.0)
 
 
-def _backward_order(evidence: Measurements, paths: list[str]) -> tuple[list[str], int, float]:
-    """The loss, then weights from the output on; the most places, and the model's growth."""
-    described = evidence.any_result("describe")
-    called = (evidence.any_result("outputs") or {}).get("training", [])
-    ready = {path: i for i, (path, *_) in enumerate(called)}
+def _backward_order(measurements: Measurements, paths: list[str]) -> tuple[list[str], int, float]:
+    """Sorts the loss and the weights in the order of the backward pass.
+
+    Returns:
+        The sorted paths, the largest number of positions at which a weight is used, and the error
+        growth of the model.
+    """
+    described = measurements.any_result("describe")
+    layer_calls = (measurements.any_result("outputs") or {}).get("training", [])
+    call_numbers = {path: i for i, (path, *_) in enumerate(layer_calls)}
     owners = described["owners"] if described else {}
     weights = [path for path in paths if path != "loss"]
 
     def position(path: str) -> int:
         owner = owners.get(path, "")
-        while owner and owner not in ready:  # a cell stands where its layer does
+        while owner and owner not in call_numbers:  # a cell has the position of its layer
             owner = owner.rpartition("/")[0]
-        return -ready.get(owner, 0)
+        return -call_numbers.get(owner, 0)
 
-    places = max((places for *_, places in called), default=1)
-    growth = growth_of(called)[-1] if called else 8.0
-    return ["loss", *sorted(weights, key=position)], places, growth
+    positions = max((positions for *_, positions in layer_calls), default=1)
+    growth = error_growth(layer_calls)[-1] if layer_calls else 8.0
+    return ["loss", *sorted(weights, key=position)], positions, growth
 
 
-def optimizer_steps(evidence: Measurements) -> Iterator[Row]:
-    """Each optimizer's weights after two steps on the same gradients."""
-    names = evidence.any_result("optimizer_steps") or []
+def optimizer_steps(measurements: Measurements) -> Iterator[Row]:
+    """Compares the weights after two steps of each optimizer with the same gradients."""
+    names = measurements.any_result("optimizer_steps") or []
     loaded = {
-        (name, precision): evidence.arrays("optimizers", name, precision)
-        for precision in evidence.precisions
-        for name in evidence.done("optimizer_steps", precision)
+        (name, precision): measurements.arrays("optimizers", name, precision)
+        for precision in measurements.precisions
+        for name in measurements.done("optimizer_steps", precision)
     }
 
     for optimizer in names:
 
-        def readings(
+        def distances(
             a: str, b: str, precision: str, optimizer: str = optimizer
         ) -> list[Measurement]:
             first, second = loaded[a, precision], loaded[b, precision]
-            tolerance = evidence.float64 if precision == "float64" else 32 * U[precision]
+            tolerance = measurements.float64 if precision == "float64" else 32 * U[precision]
             return [
                 Measurement(
                     key.removeprefix(f"{optimizer}: "),
@@ -209,64 +223,69 @@ def optimizer_steps(evidence: Measurements) -> Iterator[Row]:
                 if key.startswith(f"{optimizer}: ")
             ]
 
-        yield from _compared(evidence, "optimizer_steps", optimizer, readings)
+        yield from _compare_pairs(measurements, "optimizer_steps", optimizer, distances)
 
 
-def training(evidence: Measurements) -> Iterator[Row]:
-    """The losses of training steps from one seed."""
+def training(measurements: Measurements) -> Iterator[Row]:
+    """Compares the losses of training steps from the same seed."""
 
-    def readings(a: str, b: str, precision: str) -> list[Measurement]:
-        first, second = (evidence.arrays("losses", name, precision)["losses"] for name in (a, b))
+    def distances(a: str, b: str, precision: str) -> list[Measurement]:
+        first, second = (
+            measurements.arrays("losses", name, precision)["losses"] for name in (a, b)
+        )
         result = []
         for step, (x, y) in enumerate(zip(first, second), 1):
             tolerance = min(1e-6 * 2**step, 1e-2)
             if precision == "float64":
-                tolerance = max(evidence.float64, min(U["float64"] * 2**step, 1e-2))
-            found = distance(np.atleast_1d(x), np.atleast_1d(y))
-            result.append(Measurement(f"step {step}", found, tolerance, min(100 * tolerance, 0.1)))
+                tolerance = max(measurements.float64, min(U["float64"] * 2**step, 1e-2))
+            relative = distance(np.atleast_1d(x), np.atleast_1d(y))
+            rounding_limit = min(100 * tolerance, 0.1)
+            result.append(Measurement(f"step {step}", relative, tolerance, rounding_limit))
         return result
 
-    yield from _compared(evidence, "train", f"{evidence.case.steps} losses", readings)
+    yield from _compare_pairs(measurements, "train", f"{measurements.case.steps} losses", distances)
 
 
-def state(evidence: Measurements) -> Iterator[Row]:
-    """What a call in training mode leaves behind: statistics, states, counters."""
-    described = evidence.any_result("describe")
+def state(measurements: Measurements) -> Iterator[Row]:
+    """Compares statistics, states and counters after a call in training mode."""
+    described = measurements.any_result("describe")
     owners = described["owners"] if described else {}
 
-    def readings(a: str, b: str, precision: str) -> list[Measurement]:
-        first, second = (evidence.arrays("state", name, precision) for name in (a, b))
-        called = evidence.results["outputs", a, precision]["training"]
-        growth = {path: g for (path, *_), g in zip(called, growth_of(called))}
-        rounding = _own_rounding(evidence, "training") if precision == "float32" else {}
-        own = {path: rounding.get(str(i), 0.0) for i, (path, *_) in enumerate(called)}
+    def distances(a: str, b: str, precision: str) -> list[Measurement]:
+        first, second = (measurements.arrays("state", name, precision) for name in (a, b))
+        layer_calls = measurements.results["outputs", a, precision]["training"]
+        growth = {path: g for (path, *_), g in zip(layer_calls, error_growth(layer_calls))}
+        rounding = _rounding_errors(measurements, "training") if precision == "float32" else {}
+        rounding_by_path = {
+            path: rounding.get(str(i), 0.0) for i, (path, *_) in enumerate(layer_calls)
+        }
         result = []
         for path in [*first, *(path for path in second if path not in first)]:
             owner = owners.get(path, "")
-            tolerance = evidence.float64
+            tolerance = measurements.float64
             if precision == "float32":
-                measured = 16 * own.get(owner, 0.0)
+                measured = 16 * rounding_by_path.get(owner, 0.0)
                 tolerance = max(8 * U[precision] * growth.get(owner, 8.0), measured)
-            known = path in first and path in second
-            found = distance(first[path], second[path]) if known else math.inf
-            result.append(Measurement(path, found, tolerance, 100 * tolerance))
+            common = path in first and path in second
+            relative = distance(first[path], second[path]) if common else math.inf
+            result.append(Measurement(path, relative, tolerance, 100 * tolerance))
         return result
 
-    yield from _compared(evidence, "outputs", "after a call in training mode", readings)
-    for name in evidence.names:
-        result = evidence.results.get(("describe", name, evidence.precisions[0]))
+    yield from _compare_pairs(measurements, "outputs", "after a call in training mode", distances)
+    for name in measurements.names:
+        result = measurements.results.get(("describe", name, measurements.precisions[0]))
         for paths in result["shared streams"] if result else ():
-            detail = "these layers draw the same numbers; give them names or seeds of their own"
+            detail = "these layers draw the same random numbers; give them different names or seeds"
             where = ", ".join(paths)
             yield Row("random streams", (name,), "", "differs", where=where, detail=detail)
 
 
-def samples(evidence: Measurements) -> Iterator[Row]:
-    """Tokens have to be the same, images near."""
+def samples(measurements: Measurements) -> Iterator[Row]:
+    """Compares generated arrays: tokens exactly, images with a tolerance."""
 
-    def readings(a: str, b: str, precision: str) -> list[Measurement]:
-        first, second = (evidence.arrays("samples", name, precision) for name in (a, b))
-        tolerance = evidence.float64 if precision == "float64" else 1e-4
+    def distances(a: str, b: str, precision: str) -> list[Measurement]:
+        first, second = (measurements.arrays("samples", name, precision) for name in (a, b))
+        tolerance = measurements.float64 if precision == "float64" else 1e-4
         return [
             Measurement(
                 key,
@@ -277,57 +296,57 @@ def samples(evidence: Measurements) -> Iterator[Row]:
             for key in {**first, **second}
         ]
 
-    yield from _compared(evidence, "sample", "generated", readings)
+    yield from _compare_pairs(measurements, "sample", "generated", distances)
 
 
-def checkpoints(evidence: Measurements) -> Iterator[Row]:
-    """The step after a checkpoint, on each backend, against the run that went on."""
-    judged: dict[tuple[str, str, str], bool] = {}
-    limits = {  # in float32: the tolerance, and what is rounding if float64 agrees
+def checkpoints(measurements: Measurements) -> Iterator[Row]:
+    """Compares the step after a restored checkpoint with the same step of the original training."""
+    agrees: dict[tuple[str, str, str], bool] = {}
+    limits = {  # in float32: the tolerance, and the rounding limit if float64 agrees
         "loss": (1e-5, 1e-3),
-        # Adam divides a gradient by its size: rounding decides where one is about 0.
+        # Adam divides a gradient by its size, so rounding determines steps of gradients near 0.
         "variable": (1e-5, 1e-1),
         "output": (1e-4, 1e-2),
     }
-    for precision in sorted(evidence.precisions, reverse=True):
-        for target in evidence.done("resume", precision):
-            for source, found in evidence.results["resume", target, precision].items():
-                readings = []
-                for where, off in found:
+    for precision in sorted(measurements.precisions, reverse=True):
+        for target in measurements.done("resume", precision):
+            for source, resumed in measurements.results["resume", target, precision].items():
+                distances = []
+                for where, relative in resumed:
                     tolerance, limit = limits[where.partition(" ")[0]]
                     if precision == "float64":
-                        tolerance = limit = evidence.float64
-                    readings.append(Measurement(where, off, tolerance, limit))
+                        tolerance = limit = measurements.float64
+                    distances.append(Measurement(where, relative, tolerance, limit))
                 row = summarize(
                     f"saved on {source}, resumed on {target}",
                     (source, target),
                     precision,
-                    readings,
-                    judged.get((source, target, "float64"), False),
+                    distances,
+                    agrees.get((source, target, "float64"), False),
                 )
-                judged[source, target, precision] = row.status == "agrees"
+                agrees[source, target, precision] = row.status == "agrees"
                 yield row
 
 
-def variants(evidence: Measurements) -> Iterator[Row]:
-    """On one backend against eager float32: compiled, in bfloat16, and on the CPU beside a GPU."""
-    for name in evidence.done("variants", "float32"):
-        if name not in evidence.done("outputs", "float32"):
+def variants(measurements: Measurements) -> Iterator[Row]:
+    """Compares compiled, bfloat16 and CPU outputs with a backend's own eager float32 outputs."""
+    for name in measurements.done("variants", "float32"):
+        if name not in measurements.done("outputs", "float32"):
             continue
-        called = evidence.results["outputs", name, "float32"]["inference"]
-        eager = list(evidence.arrays("inference", name, "float32").values())
-        rounding = 8 * U["float32"] * growth_of(called)[-1]
+        layer_calls = measurements.results["outputs", name, "float32"]["inference"]
+        eager = list(measurements.arrays("inference", name, "float32").values())
+        rounding = 8 * U["float32"] * error_growth(layer_calls)[-1]
         tolerances = {
             "compiled": rounding,
-            "bfloat16": 4 * 2.0**-9 * math.sqrt(len(called)),
+            "bfloat16": 4 * 2.0**-9 * math.sqrt(len(layer_calls)),
             "CPU": rounding,
         }
-        for what, tolerance in tolerances.items():
-            if not tasks.path_of(evidence.folder, what, name, "float32").exists():
+        for variant, tolerance in tolerances.items():
+            if not tasks.path_of(measurements.folder, variant, name, "float32").exists():
                 continue
-            found = evidence.arrays(what, name, "float32")
-            readings = [
+            arrays = measurements.arrays(variant, name, "float32")
+            distances = [
                 Measurement(f"output {key}", distance(array, expected), tolerance, tolerance)
-                for (key, array), expected in zip(found.items(), eager[-len(found) :])
+                for (key, array), expected in zip(arrays.items(), eager[-len(arrays) :])
             ]
-            yield summarize(what, (name,), "", readings)
+            yield summarize(variant, (name,), "", distances)

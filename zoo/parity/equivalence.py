@@ -1,13 +1,13 @@
-"""Rung 11: are models trained on two backends equally accurate?
+"""Rung 11: equivalence tests of the accuracies of models trained on two backends.
 
-That a test finds no difference says little: with few runs it rarely does. Equivalence is claimed
-the other way round, by two one-sided tests: that the difference is below the margin, and that it is
-above minus the margin. Both hold at 5 % where the 90 % interval of the difference lies within the
-margin.
+A test that does not find a difference is weak evidence, because with few runs it rarely finds one.
+Equivalence is shown by two one-sided tests (TOST) instead: that the difference is below the margin,
+and that it is above minus the margin. Both tests are significant at 5 % if the 90 % confidence
+interval of the difference lies within the margin.
 
-Runs that share their seeds are pairs: what a seed does to its accuracy it does on both backends, so
-the differences are tested and the seeds' own spread drops out. Where a seed means another run on
-each backend the means are tested, with Welch's variances.
+Runs with the same seed are paired: a seed has the same effect on accuracy on both backends, so the
+differences are tested and the variance between seeds cancels. If a seed gives a different run on
+each backend, the means are compared with Welch's test.
 
 Source: Schuirmann, "A comparison of the two one-sided tests procedure", 1987.
 """
@@ -25,22 +25,22 @@ from scipy import stats
 def equivalence(
     first: Sequence[float], second: Sequence[float], margin: float, paired: bool = False
 ) -> dict[str, Any]:
-    """Two one-sided tests on the means of two samples.
+    """Performs two one-sided tests (TOST) on the means of two samples.
 
     Args:
-        first: accuracies in [0, 1], one a seed, at least two.
-        second: likewise.
-        margin: the largest difference that does not matter, above 0.
-        paired: whether numbers in the same place are of the same seed and thus of the same run.
+        first: Accuracies of the first backend in [0, 1], one per seed, at least two.
+        second: Accuracies of the second backend in [0, 1], one per seed, at least two.
+        margin: Equivalence margin: the largest difference that is irrelevant, above 0.
+        paired: Whether the accuracies at the same index have the same seed and thus the same run.
 
     Returns:
-        `difference` of the means, its 90 % `interval`, the `p_value` of the weaker of the two
-        tests, `effect_size` (the difference in standard deviations between seeds, pooled: Cohen's
-        d) and whether the two are `equivalent` at 5 %.
+        A dictionary with the `difference` of the means, its 90 % confidence `interval`, the
+        `p_value` of the weaker test, the `effect_size` (Cohen's d: the difference in pooled
+        standard deviations between seeds) and whether the samples are `equivalent` at 5 %.
 
     Raises:
-        ValueError: for a margin that is not above 0, fewer than two numbers, or pairs of which one
-            is missing.
+        ValueError: If `margin` is not above 0, a sample has fewer than two numbers, or paired
+            samples have different lengths.
     """
     if not margin > 0:
         raise ValueError(f"`margin` must be above 0. Received: margin={margin}")
@@ -77,12 +77,16 @@ def equivalence(
 def compare_accuracies(
     accuracies: Mapping[str, Sequence[float]], margin: float, paired: bool = False
 ) -> dict[str, Any]:
-    """Every two backends' accuracies, as `zoo.parity.Report.accuracy` holds them.
+    """Tests the equivalence of the accuracies of each pair of backends.
 
     Args:
-        accuracies: one a seed, by backend.
-        margin: as for `equivalence`.
-        paired: likewise.
+        accuracies: Accuracies in [0, 1] by backend, one per seed.
+        margin: Equivalence margin: the largest difference that is irrelevant, above 0.
+        paired: Whether the accuracies at the same index have the same seed and thus the same run.
+
+    Returns:
+        A dictionary for `zoo.parity.Report.accuracy`: the accuracies, the margin, and the result
+        of `equivalence` for each pair.
     """
     pairs = [
         {"between": [a, b], **equivalence(accuracies[a], accuracies[b], margin, paired)}

@@ -1,4 +1,4 @@
-"""The report as one page that opens without a network: tables, and plots drawn by matplotlib."""
+"""HTML page of reports: tables and matplotlib plots in one file without external resources."""
 
 import io
 import math
@@ -15,31 +15,31 @@ from zoo.parity.report import Report
 BACKEND_COLOURS = {"tensorflow": "#E69F00", "torch": "#CC3311", "jax": "#0077BB"}
 PAIR_COLOURS = ("#009988", "#AA4499", "#332288")
 
-_LEAST = 1e-18  # where a distance of 0 is drawn on a logarithmic axis
+_SMALLEST = 1e-18  # position of a distance of 0 on a logarithmic axis
 
 
 def page(reports: Sequence[Report]) -> str:
-    """The page of some reports."""
+    """Renders reports as an HTML page."""
     source = resources.files("zoo.parity").joinpath("report.html.j2").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = reporting.number
+    environment.filters["number"] = reporting.format_number
     return environment.from_string(source).render(
-        reports=[(report, _plots(report)) for report in reports], gravest=reporting.most_severe
+        reports=[(report, _plots(report)) for report in reports], most_severe=reporting.most_severe
     )
 
 
 def _plots(report: Report) -> list[tuple[str, markupsafe.Markup]]:
-    """Titles and drawings."""
-    drawn = []
+    """Returns title and SVG element of each plot."""
+    plots = []
     for mode in ("inference", "training"):
         if any(title.startswith(mode) for title in report.layers):
             title = f"Distance by layer, {mode} mode"
-            drawn.append((title, _layers_plot(report, mode)))
+            plots.append((title, _layers_plot(report, mode)))
     if report.curves:
-        drawn.append(("Losses of training from one seed", _curves_plot(report)))
+        plots.append(("Losses of training from one seed", _curves_plot(report)))
     if report.accuracy:
-        drawn.append(("Accuracy of trained models", _accuracy_plot(report)))
-    return drawn
+        plots.append(("Accuracy of trained models", _accuracy_plot(report)))
+    return plots
 
 
 def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
@@ -49,15 +49,15 @@ def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
         titles = [t for t in report.layers if t.startswith(f"{mode} mode, {precision}")]
         for colour, title in zip(PAIR_COLOURS, titles):
             points = report.layers[title]
-            numbers = [max(_drawable(distance), _LEAST) for _, distance, _ in points]
+            numbers = [max(_drawable(distance), _SMALLEST) for _, distance, _ in points]
             pair = title.split(", ")[2]
             axis.plot(numbers, marker=".", color=colour, label=pair)
         points = report.layers[titles[0]]
-        allowed = [tolerance for *_, tolerance in points]
-        axis.plot(allowed, color="#888888", linestyle="--", label="tolerance")
+        tolerances = [tolerance for *_, tolerance in points]
+        axis.plot(tolerances, color="#888888", linestyle="--", label="tolerance")
         step = max(1, len(points) // 24)
-        places = range(0, len(points), step)
-        axis.set_xticks(places, [points[i][0] for i in places], rotation=60, ha="right", fontsize=7)
+        ticks = range(0, len(points), step)
+        axis.set_xticks(ticks, [points[i][0] for i in ticks], rotation=60, ha="right", fontsize=7)
         axis.set_yscale("log")
         axis.set_title(precision)
         axis.set_ylabel("relative distance")
@@ -68,11 +68,8 @@ def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
 def _curves_plot(report: Report) -> markupsafe.Markup:
     figure, (left, right) = _figure(2, height=3.2)
     precision = "float32" if "float32" in report.curves else next(iter(report.curves))
-    styles = {
-        "tensorflow": "-",
-        "torch": "--",
-        "jax": ":",
-    }  # so that equal curves can be told apart
+    # Different line styles keep equal curves visible.
+    styles = {"tensorflow": "-", "torch": "--", "jax": ":"}
     for name, losses in report.curves[precision].items():
         steps = range(1, len(losses) + 1)
         left.plot(
@@ -84,23 +81,26 @@ def _curves_plot(report: Report) -> markupsafe.Markup:
         curves = list(report.curves.get(kind, {}).items())
         first, *others = curves or [("", [])]
         for name, losses in others:
-            off = [max(abs(a / b - 1) if b else 0.0, _LEAST) for a, b in zip(losses, first[1])]
-            steps = range(1, len(off) + 1)
+            distances = [
+                max(abs(a / b - 1) if b else 0.0, _SMALLEST) for a, b in zip(losses, first[1])
+            ]
+            steps = range(1, len(distances) + 1)
             label = f"{name} and {first[0]}, {kind}"
-            right.plot(steps, off, style, marker=".", color=BACKEND_COLOURS[name], label=label)
-    right.set(xlabel="step", ylabel="relative distance", yscale="log", title="how far apart")
+            colour = BACKEND_COLOURS[name]
+            right.plot(steps, distances, style, marker=".", color=colour, label=label)
+    right.set(xlabel="step", ylabel="relative distance", yscale="log", title="distance")
     right.legend(fontsize=8)
     return _svg(figure, f"{report.model}: losses by backend")
 
 
 def _accuracy_plot(report: Report) -> markupsafe.Markup:
-    """Each backend's seeds as points, and the interval of each difference beside the margin."""
+    """Plots each backend's accuracies as points, and the confidence interval of each difference."""
     figure, (left, right) = _figure(2, height=3.0)
     for i, (name, values) in enumerate(report.accuracy["test_accuracy"].items()):
         left.plot([100 * v for v in values], [i] * len(values), "o", color=BACKEND_COLOURS[name])
     names = list(report.accuracy["test_accuracy"])
     left.set_yticks(range(len(names)), names)
-    left.set(xlabel="test accuracy, %", title="one point a seed")
+    left.set(xlabel="test accuracy, %", title="one point per seed")
     left.margins(y=0.4)
     margin = 100 * report.accuracy["margin"]
     pairs = report.accuracy["pairs"]
@@ -111,7 +111,7 @@ def _accuracy_plot(report: Report) -> markupsafe.Markup:
     for edge in (-margin, margin):
         right.axvline(edge, color="#888888", linestyle="--")
     right.set_yticks(range(len(pairs)), [" − ".join(pair["between"]) for pair in pairs])
-    right.set(xlabel="difference, points", title="90 % interval; dashed: the margin")
+    right.set(xlabel="difference, points", title="90 % confidence interval; dashed: margin")
     right.margins(y=0.4)
     return _svg(figure, f"{report.model}: accuracy by backend")
 
@@ -121,7 +121,7 @@ def _drawable(distance: float) -> float:
 
 
 def _figure(columns: int, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # half a second that only a page needs
+    from matplotlib.figure import Figure  # imported late, since the import takes half a second
 
     figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -132,13 +132,13 @@ def _figure(columns: int, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, label: str) -> markupsafe.Markup:
-    """The drawing as an element of the page."""
+    """Converts a figure to an SVG element."""
     import matplotlib
 
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    drawing = text.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
     opening = markupsafe.Markup('<svg role="img" aria-label="{}"').format(label)
-    return opening + markupsafe.Markup(drawing.removeprefix("<svg"))
+    return opening + markupsafe.Markup(svg.removeprefix("<svg"))

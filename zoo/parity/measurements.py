@@ -1,13 +1,13 @@
-"""What the workers answered, and how near is near enough.
+"""Results of the workers, distances between backends, and their tolerances.
 
-`u` is the unit roundoff: 2**-24 in float32, 2**-53 in float64. A sum of n rounded terms is off by
-about u·sqrt(n), relative to its terms, and what one layer is off by, the next one takes in; so a
-layer's tolerance grows with the square root of all the terms summed up to it. Two libraries also
-compute functions such as exp with errors of some u, as if 64 more terms were summed.
+`u` is the unit roundoff: 2**-24 in float32, 2**-53 in float64. A sum of n rounded terms has an
+error of about u·sqrt(n), relative to its terms, and a layer's error propagates to the next layer.
+The tolerance of a layer therefore grows with the square root of all terms summed up to this layer.
+Libraries also compute functions such as exp with errors of some u, as if 64 more terms were summed.
 
-float64 tells rounding from a mistake: there rounding shrinks by 2**-29, and a mistake stays. Where
-float32 goes beyond its tolerance, but not far, and the same numbers agree in float64, the row says
-"rounding".
+float64 distinguishes rounding from a mistake: rounding errors shrink by 2**-29, a mistake does not.
+If a float32 distance exceeds its tolerance moderately and the same arrays agree in float64, the
+status of the row is "rounding".
 """
 
 import math
@@ -29,15 +29,15 @@ FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training 
 
 @dataclass(eq=False)
 class Measurements:
-    """What the workers found out.
+    """Results of all tasks of a check.
 
     Attributes:
-        case: what is checked.
-        folder: where their arrays lie.
-        names: the backends.
-        precisions: those that were run.
-        results: what the tasks returned, by (task, backend, precision).
-        errors: why the others did not, by the same.
+        case: Case that is checked.
+        folder: Folder of the arrays that the workers write.
+        names: Names of the backends.
+        precisions: Precisions of the workers, "float32" and "float64".
+        results: Return values of the finished tasks, by (task, backend, precision).
+        errors: Error texts of the failed tasks, by (task, backend, precision).
     """
 
     case: Case
@@ -48,80 +48,105 @@ class Measurements:
     errors: dict[tuple[str, str, str], str]
 
     def done(self, task: str, precision: str) -> list[str]:
-        """The backends on which a task came to its end."""
+        """Returns the names of the backends on which a task has finished."""
         return [name for name in self.names if (task, name, precision) in self.results]
 
     def pairs(self, task: str) -> Iterator[tuple[str, str, str]]:
-        """(backend, backend, precision) of all that can be compared."""
+        """Yields (backend, backend, precision) of all results of a task that can be compared."""
         for precision in self.precisions:
             for a, b in combinations(self.done(task, precision), 2):
                 yield a, b, precision
 
-    def arrays(self, what: str, name: str, precision: str) -> dict[str, np.ndarray]:
-        with np.load(tasks.path_of(self.folder, what, name, precision)) as file:
+    def arrays(self, kind: str, name: str, precision: str) -> dict[str, np.ndarray]:
+        """Loads a worker's arrays of one kind, such as "gradients", by name."""
+        with np.load(tasks.path_of(self.folder, kind, name, precision)) as file:
             return dict(file)
 
     @property
-    def single(self) -> list[str]:
-        """Layers that compute in float32 in a model that is in float64."""
-        found: dict[str, None] = {}
+    def float32_layers(self) -> list[str]:
+        """Paths of the layers that compute in float32 in a float64 model."""
+        paths: dict[str, None] = {}
         for (task, _, precision), result in self.results.items():
             if task == "describe" and precision == "float64":
-                found |= dict.fromkeys(result["single"])
-        return list(found)
+                paths |= dict.fromkeys(result["float32_layers"])
+        return list(paths)
 
     @property
     def float64(self) -> float:
-        """The tolerance of float64."""
-        return 1e-5 if self.single else FLOAT64
+        """Tolerance of distances in float64."""
+        return 1e-5 if self.float32_layers else FLOAT64
 
     def any_result(self, task: str) -> Any:
+        """Returns the result of a task on any backend, or None."""
         return next((r for (t, _, _), r in self.results.items() if t == task), None)
 
 
 class Measurement(NamedTuple):
-    """A distance measured between two backends, and what is allowed."""
+    """Distance between two backends and its limits.
+
+    Attributes:
+        where: Layer, weight or step that is compared.
+        distance: Relative maximum distance.
+        tolerance: Largest distance that counts as agreement.
+        rounding_limit: Largest typical distance that counts as rounding if float64 agrees.
+        typical: Relative root mean square distance; by default `distance`.
+    """
 
     where: str
     distance: float
     tolerance: float
-    rounding_limit: float  # how far beyond is still rounding if float64 agrees
-    typical: float | None = None  # what is held against that limit; by default the distance
+    rounding_limit: float
+    typical: float | None = None
 
 
 def summarize(
-    what: str,
+    comparison: str,
     between: tuple[str, ...],
     precision: str,
-    readings: Iterable[Measurement],
+    distances: Iterable[Measurement],
     agrees_in_float64: bool = False,
 ) -> Row:
-    """One row of several readings: the first that is at fault, else the farthest."""
-    readings = list(readings)
+    """Summarizes several distances in one row of the report.
 
-    def status(reading: Measurement) -> Status:
-        if reading.distance <= reading.tolerance:
+    The row shows the first distance with the most severe status. If all distances are within their
+    tolerances, the row shows the one that is largest relative to its tolerance.
+
+    Args:
+        comparison: Name of the comparison.
+        between: Names of the backends that are compared.
+        precision: Precision of the compared arrays.
+        distances: Distances of the layers, weights or steps, in order.
+        agrees_in_float64: Whether the same comparison agrees in float64.
+    """
+    distances = list(distances)
+
+    def status(measurement: Measurement) -> Status:
+        if measurement.distance <= measurement.tolerance:
             return "agrees"
-        typical = reading.distance if reading.typical is None else reading.typical
-        if agrees_in_float64 and typical <= reading.rounding_limit:
+        typical = measurement.distance if measurement.typical is None else measurement.typical
+        if agrees_in_float64 and typical <= measurement.rounding_limit:
             return "rounding"
         return "differs"
 
-    if not readings:
-        return Row(what, between, precision, "agrees", detail="nothing to compare")
-    statuses = [status(reading) for reading in readings]
+    if not distances:
+        return Row(comparison, between, precision, "agrees", detail="nothing to compare")
+    statuses = [status(measurement) for measurement in distances]
     worst = max(statuses, key=STATUSES.index)
     if worst == "agrees":
-        shown = max(readings, key=lambda r: r.distance / r.tolerance if r.tolerance else 0.0)
+        shown = max(distances, key=lambda m: m.distance / m.tolerance if m.tolerance else 0.0)
     else:
-        shown = readings[statuses.index(worst)]
-    return Row(what, between, precision, worst, shown.distance, shown.tolerance, shown.where)
+        shown = distances[statuses.index(worst)]
+    return Row(comparison, between, precision, worst, shown.distance, shown.tolerance, shown.where)
 
 
-def growth_of(called: list[tuple[str, int, int]]) -> list[float]:
-    """sqrt of the terms summed up to each layer and in it."""
+def error_growth(layer_calls: list[tuple[str, int, int]]) -> list[float]:
+    """Computes the error growth of each layer: the square root of all terms summed up to the layer.
+
+    Args:
+        layer_calls: Path, number of summed terms and number of positions of each called layer.
+    """
     total, result = 64, []
-    for _, terms, _ in called:
+    for _, terms, _ in layer_calls:
         total += terms
         result.append(math.sqrt(total))
     return result

@@ -1,4 +1,4 @@
-"""The model under check on one backend: its layers and variables by path, fed and watched."""
+"""Model under test on one backend: layers and variables by path, inputs, losses, layer outputs."""
 
 import contextlib
 import functools
@@ -21,17 +21,18 @@ from zoo.training.checkpoints import finalize_layer_state
 Tensor = Any
 Arrays = dict[str, np.ndarray]
 
-ELEMENTS = 2**18  # of each layer's output, so that the files of a large model fit on a disk
-BATCHES = 4  # different ones; training goes round
+ELEMENTS = 2**18  # saved from each layer's output, so that large models fit on a disk
+BATCHES = 4  # different batches; training repeats them
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """A layer of the model, or the model itself.
+    """Layer of the model, or the model itself, with its path.
 
     Attributes:
-        path: the names of the layers it lies in and its own.
-        in_loop: whether it is a recurrent layer's cell, called in a loop that may be compiled.
+        path: Names of the enclosing layers and of the layer, separated by slashes.
+        layer: Keras layer.
+        in_loop: Whether the layer is a recurrent cell, whose loop over time may be compiled.
     """
 
     path: str
@@ -40,64 +41,64 @@ class LayerRecord:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Those of the layer itself, not of the layers in it."""
+        """Variables of the layer without those of its sublayers."""
         layer = self.layer
         generators = [generator.state for generator in layer._seed_generators]
         return [*layer._trainable_variables, *layer._non_trainable_variables, *generators]
 
     @property
-    def hidden_variables(self) -> list[keras.Variable]:
-        """Attributes that `Layer.variables` does not know of, such as a recurrent layer's state."""
-        known = {id(variable) for variable in self.layer.variables}
-        held = [
+    def untracked_variables(self) -> list[keras.Variable]:
+        """Variables missing from `Layer.variables`, such as the states of a recurrent layer."""
+        tracked = {id(variable) for variable in self.layer.variables}
+        attributes = [
             value
             for name, attribute in vars(self.layer).items()
             if not name.startswith("_")
             for value in tree.flatten(attribute)
             if isinstance(value, keras.Variable)
         ]
-        return [variable for variable in held if id(variable) not in known]
+        return [variable for variable in attributes if id(variable) not in tracked]
 
 
 class ModelUnderTest:
-    """The model of a case, built, with the variables and data that all backends share.
+    """Built model of a case with access to its variables, data, losses and layer outputs.
 
     Args:
-        case: what to check.
-        folder: where `weights.npz` and `data.npz` are, or will be.
-        policy: for layers that do not choose their own; by default floatx.
+        case: Configuration of the check.
+        folder: Folder of the shared `weights.npz` and `data.npz`, which may not exist yet.
+        policy: Dtype policy of layers without a dtype of their own; by default floatx.
     """
 
     def __init__(self, case: Case, folder: Path, policy: str = ""):
-        keras.utils.clear_session()  # names count from the beginning
+        keras.utils.clear_session()  # restarts the numbers in layer names
         keras.config.set_dtype_policy(policy or keras.config.floatx())
         self.case = case
         self.folder = folder
-        self.model = _built(case)
+        self.model = _build_model(case)
         self.specs = _specs(case, self.model)
         self.images = image_inputs(case, self.specs)
-        self.parts = _parts(self.model)
+        self.layer_records = _layer_records(self.model)
         self.variables: dict[str, keras.Variable] = {}
-        self.owners: dict[str, str] = {}  # the path of the layer that a variable belongs to
-        owner = {id(v): part.path for part in self.parts for v in part.variables}
+        self.owners: dict[str, str] = {}  # paths of the layers by variable path
+        owner = {id(v): record.path for record in self.layer_records for v in record.variables}
         for variable in self.model.variables:
-            self._enter(variable.path, variable, owner.get(id(variable), ""))
-        for part in self.parts:
-            for number, variable in enumerate(part.hidden_variables):
-                self._enter(f"{part.path}/{variable.name}[{number}]", variable, part.path)
+            self._add_variable(variable.path, variable, owner.get(id(variable), ""))
+        for record in self.layer_records:
+            for i, variable in enumerate(record.untracked_variables):
+                self._add_variable(f"{record.path}/{variable.name}[{i}]", variable, record.path)
         names = {id(variable): path for path, variable in self.variables.items()}
         self.trainable = [names[id(variable)] for variable in self.model.trainable_variables]
-        # A backend's own generator starts from other numbers on each.
+        # The state of a backend's own random generator differs between backends.
         self.generators = {
             names[id(generator.state)]
-            for part in self.parts
-            if not hasattr(part.layer, "random_key")
-            for generator in part.layer._seed_generators
+            for record in self.layer_records
+            if not hasattr(record.layer, "random_key")
+            for generator in record.layer._seed_generators
         }
         self.initial = self.values()
         self._data: Arrays = {}
 
-    def _enter(self, path: str, variable: keras.Variable, owner: str) -> None:
+    def _add_variable(self, path: str, variable: keras.Variable, owner: str) -> None:
         while path in self.variables:
             path += "'"
         self.variables[path] = variable
@@ -106,20 +107,21 @@ class ModelUnderTest:
     # -------------------------------------------------------------- variables
 
     def values(self) -> Arrays:
+        """Returns the values of all variables by path."""
         return {path: to_numpy(variable.value) for path, variable in self.variables.items()}
 
     @property
-    def others(self) -> list[str]:
-        """Paths of what training changes besides the weights: statistics, states, counters."""
-        apart = {*self.trainable, *self.generators}
-        return [path for path in self.variables if path not in apart]
+    def state_paths(self) -> list[str]:
+        """Paths of the variables that hold statistics, states and counters."""
+        excluded = {*self.trainable, *self.generators}
+        return [path for path in self.variables if path not in excluded]
 
     def load(self) -> None:
-        """Sets every variable to what `weights.npz` says."""
+        """Assigns the values in `weights.npz` to the variables."""
         with np.load(self.folder / "weights.npz") as shared:
             for path, variable in self.variables.items():
                 value = shared.get(path, None)
-                # Another shape is for rung 1 to say; a backend's own generator keeps its own state.
+                # Rung 1 reports a different shape. A backend's own generator keeps its state.
                 if value is None or value.shape != tuple(variable.shape) or path in self.generators:
                     value = self.initial[path]
                 variable.assign(ops.convert_to_tensor(value, dtype=variable.dtype))
@@ -128,7 +130,7 @@ class ModelUnderTest:
     # -------------------------------------------------------------- data
 
     def batch(self, number: int = 0) -> list[np.ndarray]:
-        """Inputs and then targets of one batch, flat."""
+        """Returns the inputs and targets of one batch as a flat list."""
         if not self._data:
             with np.load(self.folder / "data.npz") as file:
                 self._data = dict(file)
@@ -139,7 +141,7 @@ class ModelUnderTest:
         return [array.astype(floatx) if array.dtype.kind == "f" else array for array in arrays]
 
     def inputs(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Any:
-        """A batch's inputs as the model takes them. With a key, images are augmented."""
+        """Converts a batch to the model's input structure. With a key, images are augmented."""
         prepared = [
             _pixels(array, key) if i in self.images else ops.convert_to_tensor(array)
             for i, array in enumerate(arrays[: len(tree.flatten(self.specs))])
@@ -147,14 +149,14 @@ class ModelUnderTest:
         return tree.pack_sequence_as(self.specs, prepared)
 
     def outputs(self, training: bool) -> Any:
-        """Of the first batch."""
+        """Computes the model's outputs for the first batch."""
         return self.model(self.inputs(self.batch()), training=training)
 
     def loss(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Tensor:
-        """The mean loss of a batch in training mode, summed over the outputs, and the model's."""
+        """Computes a batch's mean loss in training mode, with the losses that layers add."""
         outputs = tree.flatten(self.model(self.inputs(arrays, key), training=True))
         targets = map(ops.convert_to_tensor, arrays[len(arrays) - len(outputs) :])
-        total = sum(self.model.losses)  # regularizers, and what layers add
+        total = sum(self.model.losses)  # regularizers and `add_loss`
         for target, output in zip(targets, outputs):
             total = total + ops.mean(self._losses(target, output))
         return total
@@ -168,56 +170,58 @@ class ModelUnderTest:
 
     # -------------------------------------------------------------- layers
 
-    def silence(self) -> tuple[list[str], list[str]]:
-        """Puts layers that draw a backend's own numbers in training into inference mode for good.
+    def disable_backend_randomness(self) -> tuple[list[str], list[str]]:
+        """Switches layers that use the backend's random generator to inference mode permanently.
 
         Returns:
-            Their paths, and those of layers that draw in inference mode, too.
+            Paths of the layers that are random in training mode only, and paths of the layers that
+            are random in inference mode, too.
         """
-        drew = self._drawing()
-        for part in drew:
-            if "training" in inspect.signature(part.layer.call).parameters:
-                part.layer.__dict__["call"] = _in_inference_mode(part.layer.call)
-        live = self._drawing()
-        return [p.path for p in drew if p not in live], [p.path for p in live]
+        random_layers = self._random_layers()
+        for record in random_layers:
+            if "training" in inspect.signature(record.layer.call).parameters:
+                record.layer.__dict__["call"] = _in_inference_mode(record.layer.call)
+        in_inference = self._random_layers()
+        in_training = [record.path for record in random_layers if record not in in_inference]
+        return in_training, [record.path for record in in_inference]
 
-    def _drawing(self) -> list[LayerRecord]:
-        """The layers in whose call, in training mode, numbers of the backend's own are drawn."""
-        drew: list[LayerRecord] = []
-        stack = [self.parts[-1]]
+    def _random_layers(self) -> list[LayerRecord]:
+        """Returns the layers that use the backend's random generator in training mode."""
+        random_layers: list[LayerRecord] = []
+        stack = [self.layer_records[-1]]
         with contextlib.ExitStack() as contexts:
-            for part in self.parts:
-                if not part.in_loop:
-                    contexts.enter_context(_stacked(part, stack))
-            contexts.enter_context(_noted_draws(lambda: drew.append(stack[-1])))
+            for record in self.layer_records:
+                if not record.in_loop:
+                    contexts.enter_context(_on_stack(record, stack))
+            contexts.enter_context(_observed_draws(lambda: random_layers.append(stack[-1])))
             self.outputs(training=True)
-        return [part for part in self.parts if part in drew]
+        return [record for record in self.layer_records if record in random_layers]
 
-    def record(self, training: bool) -> list[tuple[str, int, np.ndarray]]:
-        """Every layer's output on the first batch, in the order in which they are ready.
+    def layer_outputs(self, training: bool) -> list[tuple[str, int, np.ndarray]]:
+        """Computes every layer's output for the first batch, in the order of computation.
 
         Returns:
-            For each the layer's path, how many terms are summed up in each number, the numbers.
+            For each output its layer's path, the number of terms summed in each element, the array.
         """
-        seen: list[tuple[str, int, Any]] = []
+        calls: list[tuple[str, int, Any]] = []
         with contextlib.ExitStack() as stack:
-            for part in self.parts:
-                if not part.in_loop:
-                    stack.enter_context(_watched(part, seen))
+            for record in self.layer_records:
+                if not record.in_loop:
+                    stack.enter_context(_outputs_recorded(record, calls))
             self.outputs(training)
-        records: list[tuple[str, int, np.ndarray]] = []
-        calls: dict[str, int] = {}
-        for path, terms, outputs in seen:
-            calls[path] = calls.get(path, 0) + 1
-            name = path if calls[path] == 1 else f"{path} (call {calls[path]})"
+        arrays: list[tuple[str, int, np.ndarray]] = []
+        call_counts: dict[str, int] = {}
+        for path, terms, outputs in calls:
+            count = call_counts[path] = call_counts.get(path, 0) + 1
+            name = path if count == 1 else f"{path} (call {count})"
             for number, output in enumerate(tree.flatten(outputs)):
                 array = _concrete(output)
                 if array is not None:
-                    records.append((name if number == 0 else f"{name}[{number}]", terms, array))
-        return records
+                    arrays.append((name if number == 0 else f"{name}[{number}]", terms, array))
+        return arrays
 
 
-def _built(case: Case) -> keras.Model:
+def _build_model(case: Case) -> keras.Model:
     model = case.builder()()
     if not isinstance(model, keras.Model):
         raise TypeError(f"`build` must return a keras.Model. Received: {model!r}")
@@ -238,146 +242,142 @@ def _specs(case: Case, model: keras.Model) -> Any:
     if case.input_shape is not None:
         return keras.KerasTensor((None, *case.input_shape))
     raise ValueError(
-        "The model does not say what its inputs are. Give `input_shape`, the shape of one example, "
+        "The model does not define its inputs. Give `input_shape`, the shape of one example, "
         f"or `inputs`, arrays. Received: {model.name} without either"
     )
 
 
-def _parts(model: keras.Model) -> list[LayerRecord]:
-    found: dict[int, LayerRecord] = {}
+def _layer_records(model: keras.Model) -> list[LayerRecord]:
+    """Returns the records of all layers by depth-first search, and of the model itself."""
+    records: dict[int, LayerRecord] = {}
 
     def walk(layer: keras.layers.Layer, prefix: str, in_loop: bool) -> None:
         for child in layer._flatten_layers(include_self=False, recursive=False):
-            if id(child) not in found and not isinstance(child, keras.layers.InputLayer):
-                found[id(child)] = LayerRecord(prefix + child.name, child, in_loop)
+            if id(child) not in records and not isinstance(child, keras.layers.InputLayer):
+                records[id(child)] = LayerRecord(prefix + child.name, child, in_loop)
                 recurrent = isinstance(child, keras.layers.RNN)
                 walk(child, f"{prefix}{child.name}/", in_loop or recurrent)
 
     walk(model, "", False)
-    return [*found.values(), LayerRecord(model.name, model, False)]
+    return [*records.values(), LayerRecord(model.name, model, False)]
 
 
 @contextlib.contextmanager
-def _wrapped(part: LayerRecord, around: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function around a layer's `call`, which Keras looks up on the instance."""
-    before = part.layer.__dict__.get("call")
-    call = part.layer.call
+def _call_wrapped(record: LayerRecord, around: Callable[..., Any]) -> Iterator[None]:
+    """Wraps a layer's `call` in a function; Keras looks `call` up on the instance."""
+    instance_call = record.layer.__dict__.get("call")
+    call = record.layer.call
 
     @functools.wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return around(call, *args, **kwargs)
 
-    part.layer.__dict__["call"] = wrapped
+    record.layer.__dict__["call"] = wrapped
     try:
         yield
     finally:
-        del part.layer.__dict__["call"]
-        if before is not None:
-            part.layer.__dict__["call"] = before
+        del record.layer.__dict__["call"]
+        if instance_call is not None:
+            record.layer.__dict__["call"] = instance_call
 
 
 @contextlib.contextmanager
-def _watched(part: LayerRecord, seen: list[tuple[str, int, Any]]) -> Iterator[None]:
-    """Notes what a layer's `call` gives."""
+def _outputs_recorded(record: LayerRecord, calls: list[tuple[str, int, Any]]) -> Iterator[None]:
+    """Appends path, summed terms and outputs of each call of a layer to `calls`."""
 
-    def noted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call_and_append(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         outputs = call(*args, **kwargs)
-        seen.append((part.path, _terms(part, args), outputs))
+        calls.append((record.path, _terms(record, args), outputs))
         return outputs
 
-    with _wrapped(part, noted):
+    with _call_wrapped(record, call_and_append):
         yield
 
 
 @contextlib.contextmanager
-def _stacked(part: LayerRecord, stack: list[LayerRecord]) -> Iterator[None]:
-    """Keeps the layer on top of the stack while it is called."""
+def _on_stack(record: LayerRecord, stack: list[LayerRecord]) -> Iterator[None]:
+    """Keeps the layer on top of the stack during its calls."""
 
-    def pushed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        stack.append(part)
+    def call_on_stack(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        stack.append(record)
         try:
             return call(*args, **kwargs)
         finally:
             stack.pop()
 
-    with _wrapped(part, pushed):
+    with _call_wrapped(record, call_on_stack):
         yield
 
 
 @contextlib.contextmanager
-def _noted_draws(note: Callable[[], None]) -> Iterator[None]:
-    """Notes every draw from the backend's own generator; all of Keras' go through this module."""
+def _observed_draws(on_draw: Callable[[], None]) -> Iterator[None]:
+    """Calls `on_draw` for each use of the backend's random functions, which Keras' layers share."""
     module = keras.src.backend.random
-    names = (
-        "normal uniform categorical randint truncated_normal dropout shuffle gamma binomial beta"
-    )
-    before = {name: getattr(module, name) for name in names.split()}
+    kinds = "normal uniform categorical randint truncated_normal dropout shuffle gamma binomial"
+    functions = {name: getattr(module, name) for name in [*kinds.split(), "beta"]}
 
-    def noted(draw: Callable[..., Any]) -> Callable[..., Any]:
-        def draw_and_note(*args: Any, **kwargs: Any) -> Any:
-            note()
-            return draw(*args, **kwargs)
+    def observed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        on_draw()
+        return function(*args, **kwargs)
 
-        return draw_and_note
-
-    for name, draw in before.items():
-        setattr(module, name, noted(draw))
+    for name, function in functions.items():
+        setattr(module, name, functools.partial(observed, function))
     try:
         yield
     finally:
-        for name, draw in before.items():
-            setattr(module, name, draw)
+        for name, function in functions.items():
+            setattr(module, name, function)
 
 
 def _in_inference_mode(call: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(call)
 
     @functools.wraps(call)
-    def silenced(*args: Any, **kwargs: Any) -> Any:
+    def inference_call(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.arguments["training"] = False
         return call(*bound.args, **bound.kwargs)
 
-    return silenced
+    return inference_call
 
 
-def _terms(part: LayerRecord, args: Sequence[Any]) -> int:
-    """How many products a number of a layer's output is the sum of."""
-    recurrent = isinstance(part.layer, keras.layers.RNN)
-    weights = part.layer.weights if recurrent else part.variables
+def _terms(record: LayerRecord, args: Sequence[Any]) -> int:
+    """Returns the number of terms that are summed in each element of a layer's output."""
+    recurrent = isinstance(record.layer, keras.layers.RNN)
+    weights = record.layer.weights if recurrent else record.variables
     fan_in = max((math.prod(weight.shape[:-1]) for weight in weights), default=1)
     shapes = [x.shape for x in tree.flatten(args) if hasattr(x, "shape") and len(x.shape) > 1]
     if recurrent and shapes:
         return int(fan_in * shapes[0][1])
-    # Normalisation, softmax and their like sum along an axis.
+    # Layers such as normalization and softmax sum along an axis.
     return int(max(fan_in, *(shape[-1] for shape in shapes), 1))
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy, since PyTorch's arrays share the tensor's memory. NumPy has no bfloat16."""
+    """Copies a tensor, since PyTorch's arrays share its memory. NumPy has no bfloat16."""
     array = np.array(ops.convert_to_numpy(tensor))
     return array if array.dtype.kind in "fiub" else array.astype(np.float32)
 
 
-def some_of(array: np.ndarray) -> np.ndarray:
-    """The array, or `ELEMENTS` of it at places drawn at random, the same on every backend."""
+def subsample(array: np.ndarray) -> np.ndarray:
+    """Samples at most `ELEMENTS` elements of an array, the same ones on every backend."""
     if array.size <= ELEMENTS:
         return array
     return array.ravel()[np.random.default_rng(0).integers(0, array.size, ELEMENTS)]
 
 
 def _concrete(output: Any) -> np.ndarray | None:
-    """None for what is not a tensor, or one that a compiler is still tracing."""
+    """Returns a tensor's values, or None for a tracer and for anything but a tensor."""
     if not keras.ops.is_tensor(output):
         return None
     try:
         return to_numpy(output)
-    except Exception:  # each backend has its own error for a tracer
+    except Exception:  # the error of a tracer depends on the backend
         return None
 
 
 def image_inputs(case: Case, specs: Any) -> set[int]:
-    """The inputs that the check draws as images: (B, H, W, 1 or 3), float."""
+    """Returns the indices of image inputs: float, with shape (B, H, W, 1) or (B, H, W, 3)."""
     if case.inputs is not None:
         return set()
     return {
@@ -390,7 +390,7 @@ def image_inputs(case: Case, specs: Any) -> set[int]:
 
 
 def _pixels(images: Tensor, key: random.Key | None) -> Tensor:
-    """uint8 images, augmented if there is a key, as numbers of about unit variance."""
+    """Scales uint8 images to about unit variance; with a key, images are augmented first."""
     images = ops.convert_to_tensor(images)
     if key is not None:
         rotation = 10.0 if images.shape[1] == images.shape[2] else 0.0

@@ -1,4 +1,4 @@
-"""What a check found: rows, their order of gravity, JSON and back, a table."""
+"""Report of a check: rows, statuses in order of severity, JSON serialization, table."""
 
 import json
 import math
@@ -13,14 +13,9 @@ from rich.text import Text
 
 Status = Literal["agrees", "rounding", "ruled out", "failed", "differs"]
 
-STATUSES: tuple[Status, ...] = (
-    "ruled out",
-    "agrees",
-    "rounding",
-    "failed",
-    "differs",
-)  # by gravity
-COLOURS = {
+# From the least to the most severe.
+STATUSES: tuple[Status, ...] = ("ruled out", "agrees", "rounding", "failed", "differs")
+STATUS_COLOURS = {
     "agrees": "green",
     "rounding": "yellow",
     "ruled out": "dim",
@@ -31,21 +26,21 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.
+    """Row of the report: the result of one comparison.
 
     Attributes:
-        what: is compared.
-        between: the backends, two of them or one.
-        precision: "float32", "float64", or empty where it does not matter.
-        status: "agrees"; "rounding" (beyond the tolerance, but float64 agrees); "differs"; "ruled
-            out" (cannot be asked of this model); "failed" (could not be found out).
-        distance: measured, relative to the largest number; None where there is none to measure.
-        tolerance: for it.
-        where: the layer, weight or step with this distance; the first that differs if one does.
-        detail: in words.
+        comparison: Name of the comparison, such as "inference mode" or "initial weights".
+        between: Names of the compared backends, two or one.
+        precision: "float32", "float64", or empty if the precision is irrelevant.
+        status: "agrees"; "rounding" (the distance exceeds its tolerance, but float64 agrees);
+            "differs"; "ruled out" (not applicable to this model); "failed" (an error occurred).
+        distance: Relative maximum distance; None for comparisons without a distance.
+        tolerance: Largest distance that counts as agreement.
+        where: Layer, weight or step of this distance; the first that differs, if one does.
+        detail: Description of the result in words.
     """
 
-    what: str
+    comparison: str
     between: tuple[str, ...]
     precision: str
     status: Status
@@ -55,19 +50,27 @@ class Row:
     detail: str = ""
 
     def __str__(self) -> str:
-        """One line, such as an assertion shows."""
-        text = f"{self.what}, {' and '.join(self.between)}"
+        """Formats the row in one line."""
+        text = f"{self.comparison}, {' and '.join(self.between)}"
         text += f", {self.precision}" if self.precision else ""
         text += f": {self.status}"
         if self.distance is not None:
-            text += f", {number(self.distance)} apart (tolerance {number(self.tolerance)})"
+            distance, tolerance = format_number(self.distance), format_number(self.tolerance)
+            text += f", distance {distance} (tolerance {tolerance})"
         text += f" at {self.where}" if self.where else ""
         return text + (f": {self.detail}" if self.detail else "")
 
 
 @dataclass(frozen=True)
 class RungReport:
-    """The rows of one rung."""
+    """Rows of one rung.
+
+    Attributes:
+        number: Number of the rung.
+        title: Title of the rung.
+        reason: Tolerances of the rung and their reasons.
+        rows: Results of the comparisons.
+    """
 
     number: int
     title: str
@@ -76,24 +79,25 @@ class RungReport:
 
     @property
     def status(self) -> Status:
-        """The gravest of its rows."""
+        """Most severe status of the rows."""
         return max((row.status for row in self.rows), key=STATUSES.index, default="ruled out")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a check.
+    """Report of a check.
 
     Attributes:
-        model: its name.
-        environments: of each backend: versions and device.
-        settings: seed, batch and the like.
-        notes: what a reader has to know, such as layers whose randomness cannot be compared.
-        rungs: in order.
-        layers: distance and tolerance by layer, for each "inference, float32, torch and jax".
-        curves: losses by backend, for each precision.
-        accuracy: of trained models, for each backend and seed, where that was measured.
-        seconds: the check took.
+        model: Name of the model.
+        environments: Versions and device of each backend.
+        settings: Settings of the case, such as seed and batch size.
+        notes: Restrictions of the check, such as layers whose randomness cannot be compared.
+        rungs: Reports of the rungs, in order.
+        layers: Path, distance and tolerance of the layers, for each mode, precision and pair of
+            backends, such as "inference mode, float32, torch and jax".
+        curves: Training losses by precision and backend.
+        accuracy: Result of `compare_accuracies` for trained models; empty if not measured.
+        seconds: Duration of the check, in seconds.
     """
 
     model: str
@@ -108,30 +112,30 @@ class Report:
 
     @property
     def rows(self) -> list[Row]:
-        """Of all rungs."""
+        """Rows of all rungs."""
         return [row for rung in self.rungs for row in rung.rows]
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing differs and nothing failed."""
+        """Whether no row differs and no row failed."""
         return self.exit_status == 0
 
     @property
     def exit_status(self) -> int:
-        """0 if the backends agree, 1 if something differs, 2 if something could not be checked."""
+        """0 if the backends agree, 1 if a row differs, 2 if a comparison could not be made."""
         statuses = {row.status for row in self.rows}
         return 1 if "differs" in statuses else 2 if "failed" in statuses else 0
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """Result of the check in words."""
         if self.exit_status == 2:
             return "could not be checked wholly"
         return ("agrees", "differs")[self.exit_status]
 
     @property
-    def troubles(self) -> list[str]:
-        """A line for each row that differs or failed."""
+    def failures(self) -> list[str]:
+        """One line for each row that differs or failed."""
         return [
             f"rung {rung.number} ({rung.title}): {row}"
             for rung in self.rungs
@@ -140,13 +144,13 @@ class Report:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold; infinite distances become the word."""
+        """Converts the report to types that JSON supports; infinite distances become strings."""
         result: dict[str, Any] = _plain({**asdict(self), "verdict": self.verdict})
         return result
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Report":
-        """The way back."""
+        """Creates a report from the result of `as_dict`."""
         data = {key: value for key, value in data.items() if key != "verdict"}
         rungs = [
             RungReport(
@@ -161,12 +165,14 @@ class Report:
             for rung in data["rungs"]
         ]
         layers = {
-            title: [(path, float(found), float(allowed)) for path, found, allowed in points]
+            title: [
+                (path, float(distance), float(tolerance)) for path, distance, tolerance in points
+            ]
             for title, points in data["layers"].items()
         }
         curves = {
-            precision: {name: [float(loss) for loss in losses] for name, losses in found.items()}
-            for precision, found in data["curves"].items()
+            precision: {name: [float(loss) for loss in losses] for name, losses in curve.items()}
+            for precision, curve in data["curves"].items()
         }
         notes = tuple(data["notes"])
         return Report(
@@ -189,28 +195,30 @@ class Report:
 
 
 def write_json(reports: Sequence[Report], path: Path) -> None:
-    """Writes reports, which `read_json` reads."""
+    """Writes reports to a JSON file."""
     path.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
 
 
 def read_json(path: Path) -> list[Report]:
-    """The reports in a file of `write_json`."""
+    """Reads the reports from a file that `write_json` wrote."""
     return [Report.from_dict(data) for data in json.loads(path.read_text())]
 
 
 def rung_table(model: str, rungs: Sequence[RungReport]) -> Table:
-    """A line a rung: its gravest status and the row nearest to its tolerance."""
+    """Creates a table of the rungs with the most severe row of each."""
     table = Table("rung", "", "result", "distance", "tolerance", "where", title=model)
     for rung in rungs:
         row = most_severe(rung)
-        status = Text(rung.status, style=COLOURS[rung.status])
-        cells = (number(row.distance), number(row.tolerance), row.where) if row else ("", "", "")
+        status = Text(rung.status, style=STATUS_COLOURS[rung.status])
+        cells = ("", "", "")
+        if row:
+            cells = (format_number(row.distance), format_number(row.tolerance), row.where)
         table.add_row(str(rung.number), rung.title, status, *cells)
     return table
 
 
 def most_severe(rung: RungReport) -> Row | None:
-    """The first of the gravest rows; among those within tolerance, the one nearest to it."""
+    """Returns the first of the most severe rows; within tolerance, the one nearest to it."""
     if not rung.rows:
         return None
     rows = [row for row in rung.rows if row.status == rung.status]
@@ -223,8 +231,8 @@ def most_severe(rung: RungReport) -> Row | None:
     return max(rows, key=nearness)
 
 
-def number(value: float | None) -> str:
-    """Short: two digits are as much as a distance means."""
+def format_number(value: float | None) -> str:
+    """Formats a distance with two digits, since further digits of a distance are meaningless."""
     return "" if value is None else f"{value:.1e}" if value else "0"
 
 
@@ -234,7 +242,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no word for it
+        return str(value)  # JSON has no infinity
     return value
 
 

@@ -1,4 +1,4 @@
-"""The ladder: what is compared on each rung, with which tolerance and why."""
+"""Rungs of the cross-backend check: comparisons with their tolerances and reasons."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from zoo.parity.report import Row
 
 @dataclass(frozen=True)
 class Rung:
-    """A kind of comparison.
+    """Kind of comparison.
 
     Attributes:
-        number: on the ladder.
-        title: what is compared.
-        reason: the tolerance, and why.
-        tasks: what it needs of a worker.
-        precisions: of the workers.
-        compare: makes its rows.
+        number: Number of the rung; higher rungs depend on more of the model's computation.
+        title: Title of the rung.
+        reason: Tolerances of the rung and their reasons.
+        tasks: Tasks of the workers whose results the rung compares.
+        precisions: Precisions of the workers, "float32" and "float64".
+        compare: Comparison function, which yields the rows of the report.
     """
 
     number: int
@@ -39,7 +39,7 @@ RUNGS = {
         Rung(
             1,
             "parameters",
-            "Names, shapes and counts are equal or not.",
+            "Names, shapes and counts must be equal.",
             (tasks.describe,),
             _SINGLE,
             comparisons.parameters,
@@ -47,9 +47,10 @@ RUNGS = {
         Rung(
             2,
             "outputs of every layer, float32",
-            "8·u·sqrt(64 + all terms summed up to the layer), or 16 times what float32 is off from "
-            "float64 on the backend where that is least: the layer's own conditioning. Of an "
-            "output with more than 262,144 numbers, so many are compared, drawn at random.",
+            "8·u·sqrt(64 + all terms summed up to the layer), or 16 times the distance between "
+            "float32 and float64 on the backend with the smallest distance, which measures the "
+            "layer's conditioning. At most 262,144 elements of an output are compared, sampled at "
+            "random.",
             (tasks.outputs,),
             _SINGLE,
             comparisons.outputs("float32"),
@@ -57,8 +58,8 @@ RUNGS = {
         Rung(
             3,
             "outputs of every layer, float64",
-            "1e-10: rounding is below 1e-12 even where float32 is off by 1e-3; a mistake stays. "
-            "1e-5 where a layer computes in float32 whatever the model is in.",
+            "1e-10: rounding is below 1e-12 even where the float32 error is 1e-3; a mistake does "
+            "not shrink. 1e-5 if a layer computes in float32 in a float64 model.",
             (tasks.outputs,),
             _DOUBLE,
             comparisons.outputs("float64"),
@@ -66,9 +67,9 @@ RUNGS = {
         Rung(
             4,
             "loss and gradients",
-            "float32: 8·u·sqrt(64 + 2·terms + places a weight is used at), and 100 times that "
+            "float32: 8·u·sqrt(64 + 2·terms + positions a weight is used at), and 100 times that "
             "for the root mean square if float64 agrees to 1e-10: a near tie in a maximum, or a "
-            "number next to the kink of a ReLU, sends a few gradients elsewhere (measured: up to "
+            "value at the kink of a ReLU, changes the path of a few gradients (measured: up to "
             "0.08 in MobileNetV2).",
             (tasks.describe, tasks.outputs, tasks.gradients),
             _BOTH,
@@ -77,10 +78,10 @@ RUNGS = {
         Rung(
             5,
             "optimizer steps",
-            "float32: 32·u of the largest weight, since nothing is summed in two steps of given "
-            "gradients, and up to 256 times that if float64 agrees: TensorFlow's fused Adam "
-            "forms 1 - 0.999 in float32, off by 1e-5, and where gradient and penalty cancel, "
-            "dividing what is left by its size amplifies its rounding (measured: 1.7e-5).",
+            "float32: 32·u of the largest weight, since two steps with given gradients contain no "
+            "long sums, and up to 256 times that if float64 agrees: TensorFlow's fused Adam "
+            "computes 1 - 0.999 in float32 with an error of 1e-5, and where gradient and penalty "
+            "cancel, dividing the rest by its size amplifies its rounding (measured: 1.7e-5).",
             (tasks.optimizer_steps,),
             _BOTH,
             comparisons.optimizer_steps,
@@ -88,8 +89,8 @@ RUNGS = {
         Rung(
             6,
             "training from one seed",
-            "float32: 1e-6·2^step, since each step about doubles what the last was off by, at most "
-            "0.01, and up to 100 times that, at most 0.1, if float64 agrees to 1e-10.",
+            "float32: 1e-6·2^step, since each step about doubles the distance, at most 0.01; and "
+            "up to 100 times that, at most 0.1, if float64 agrees to 1e-10.",
             (tasks.train,),
             _BOTH,
             comparisons.training,
@@ -97,7 +98,8 @@ RUNGS = {
         Rung(
             7,
             "state",
-            "Counters are equal; statistics and states as the outputs of their layer.",
+            "Counters must be equal; the tolerance of statistics and states is that of their "
+            "layer's outputs.",
             (tasks.describe, tasks.outputs),
             _BOTH,
             comparisons.state,
@@ -105,26 +107,27 @@ RUNGS = {
         Rung(
             8,
             "generated tokens and images",
-            "Tokens are equal; images 1e-4 in float32, 1e-10 in float64.",
+            "Tokens must be equal; images 1e-4 in float32, 1e-10 in float64.",
             (tasks.sample,),
             _BOTH,
             comparisons.samples,
         ),
         Rung(
             9,
-            "checkpoints: saved here, resumed there",
+            "checkpoints saved on one backend, restored on another",
             "float64: 1e-10. float32: loss and variables 1e-5, outputs 1e-4; and, if float64 "
-            "agrees, 1e-3, 0.1 and 1e-2: Adam divides a gradient by its size, so rounding decides "
-            "a weight's step where its gradient is about 0.",
+            "agrees, 1e-3, 0.1 and 1e-2: Adam divides a gradient by its size, so rounding "
+            "determines the step of a weight whose gradient is about 0.",
             (tasks.train, tasks.resume),
             _BOTH,
             comparisons.checkpoints,
         ),
         Rung(
             10,
-            "compiled, bfloat16, CPU beside GPU",
-            "Against eager float32 on the same backend. Compiled, CPU: as rung 2. bfloat16: "
-            "4·2^-9·sqrt(layers), since its unit roundoff is 2^-9.",
+            "compiled, bfloat16, CPU against GPU",
+            "Against eager float32 on the same backend. Compiled and CPU: 8·u·sqrt(64 + all terms "
+            "summed in the model), as for rung 2. bfloat16: 4·2^-9·sqrt(layers), since its unit "
+            "roundoff is 2^-9.",
             (tasks.outputs, tasks.variants),
             _SINGLE,
             comparisons.variants,

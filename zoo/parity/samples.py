@@ -1,4 +1,4 @@
-"""What a model of the zoo generates in the cross-backend check, by the kind that it registers."""
+"""Sampling functions of the cross-backend check, by the kind of data that a model generates."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,23 +15,23 @@ from zoo.generation.sampling import generate
 
 
 def tokens(model: keras.Model) -> Mapping[str, Any]:
-    """Greedy tokens and drawn ones; a model that reads sources also decodes with a beam search."""
+    """Generates tokens by greedy decoding, sampling and, for encoder-decoders, beam search."""
     prompts: list[list[int]] = [[1, 2, 3], [4, 5, 6, 7, 8]]
     options: dict[str, Any] = {}
     if is_encoder_decoder(model):
         prompts, options = [[1], [1, 4, 6]], {"sources": [[5, 3, 9, 2], [7, 8]]}
     count = 12 if max_length(model) is None else 64  # a recurrent model is compiled step by step
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "greedy tokens": generate(model, prompts, count, temperature=0.0, **options),
-        "drawn tokens": generate(model, prompts, count, seed=1, **options),
+        "sampled tokens": generate(model, prompts, count, seed=1, **options),
     }
     if options:
-        found["tokens of a beam"] = beam_search(model, prompts, 12, **options)
-    return found
+        arrays["beam search tokens"] = beam_search(model, prompts, 12, **options)
+    return arrays
 
 
 def images(model: keras.Model) -> Mapping[str, Any]:
-    """Images of a few steps; a model that reads prompts draws with and without guidance."""
+    """Samples images in five steps; a model with prompts also with classifier-free guidance."""
     sampler = Sampler(model, GaussianDiffusion(cosine(20)))
     if "prompt" not in model.input:
         steps = {f"images, eta {eta:g}": eta for eta in (0.0, 1.0)}
@@ -40,7 +40,9 @@ def images(model: keras.Model) -> Mapping[str, Any]:
     options: dict[str, Any] = {"seed": 1, "steps": 5, "prompts": prompts}
     return {
         "images": sampler.sample(2, eta=1.0, guidance_scale=1.0, **options),
-        "guided images": sampler.sample(2, negative=prompts[::-1], guidance_scale=3.0, **options),
+        "guided images": sampler.sample(
+            2, negative_prompts=prompts[::-1], guidance_scale=3.0, **options
+        ),
     }
 
 

@@ -18,7 +18,7 @@ from zoo import backends, random
 from zoo.backends import backend
 from zoo.evaluation.distance import distance
 from zoo.parity.case import Case
-from zoo.parity.model_under_test import BATCHES, ModelUnderTest, some_of, to_numpy
+from zoo.parity.model_under_test import BATCHES, ModelUnderTest, subsample, to_numpy
 from zoo.training import checkpoints, optimizers, trainer
 
 Tensor = Any
@@ -44,7 +44,7 @@ def _subject(
     """The model as all backends begin with it, and the layers with no portable randomness."""
     subject = ModelUnderTest(case, folder, policy)
     subject.load()
-    randomness = subject.silence()
+    randomness = subject.disable_backend_randomness()
     subject.load()
     return subject, randomness
 
@@ -129,10 +129,10 @@ def _targets(case: Case, number: int, shape: Sequence[int]) -> np.ndarray:
 
 def describe(case: Case, folder: Path) -> dict[str, Any]:
     """The model's variables, and what the check has to know of its layers."""
-    subject, (silenced, live) = _subject(case, folder)
+    subject, (random_in_training, random_in_inference) = _subject(case, folder)
     weights = set(subject.trainable)
     keys: dict[bytes, list[str]] = {}
-    for part in subject.parts:
+    for part in subject.layer_records:
         if hasattr(part.layer, "random_key"):
             keys.setdefault(np.asarray(part.layer.random_key).tobytes(), []).append(part.path)
     return {
@@ -149,11 +149,11 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
             if value.dtype.kind == "f"
         },
         "generators": sorted(subject.generators),
-        "silenced": silenced,
-        "live": live,
-        "single": [
+        "random_in_training": random_in_training,
+        "random_in_inference": random_in_inference,
+        "float32_layers": [
             part.path
-            for part in subject.parts
+            for part in subject.layer_records
             if part.layer.compute_dtype != keras.config.floatx()
             and not isinstance(part.layer, keras.Model)
         ],
@@ -172,13 +172,13 @@ def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
     called = {}
     for mode in ("inference", "training"):
         subject.load()
-        records = subject.record(training=mode == "training")
-        _write(folder, mode, {str(i): some_of(array) for i, (_, _, array) in enumerate(records)})
+        records = subject.layer_outputs(training=mode == "training")
+        _write(folder, mode, {str(i): subsample(array) for i, (_, _, array) in enumerate(records)})
         called[mode] = [
             (path, terms, math.prod(array.shape[:-1])) for path, terms, array in records
         ]
     values = subject.values()
-    _write(folder, "state", {path: values[path] for path in subject.others})
+    _write(folder, "state", {path: values[path] for path in subject.state_paths})
     return called
 
 
@@ -249,7 +249,7 @@ def optimizer_steps(case: Case, folder: Path) -> list[str]:
             step(*given)
         step.sync()
         for path, weight in zip(subject.trainable, weights):
-            arrays[f"{name}: {path}"] = some_of(to_numpy(weight.value))
+            arrays[f"{name}: {path}"] = subsample(to_numpy(weight.value))
     _write(folder, "optimizers", arrays)
     return list(choices)
 
@@ -326,8 +326,8 @@ def _after_a_step(run: _Training, loss: float) -> Arrays:
         for path, value in subject.values().items()
         if path not in subject.generators
     }
-    for path, _, array in subject.record(training=False):
-        arrays[f"output of {path}"] = some_of(array)
+    for path, _, array in subject.layer_outputs(training=False):
+        arrays[f"output of {path}"] = subsample(array)
     return arrays
 
 
@@ -356,4 +356,4 @@ def variants(case: Case, folder: Path) -> None:
 
 
 def _numbered(outputs: Any) -> Arrays:
-    return {str(i): some_of(to_numpy(x)) for i, x in enumerate(tree.flatten(outputs))}
+    return {str(i): subsample(to_numpy(x)) for i, x in enumerate(tree.flatten(outputs))}

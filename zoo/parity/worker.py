@@ -1,7 +1,7 @@
-"""A process that does tasks on one backend: `python -m zoo.parity.worker FLOATX`.
+"""Worker process that runs tasks on one backend: `python -m zoo.parity.worker FLOATX`.
 
-Tasks come in on standard input and answers go out on what was standard output, both pickled.
-Whatever the code under check prints goes to standard error.
+The worker receives pickled tasks on standard input and sends pickled results to the original
+standard output. Output that the tasks print is redirected to standard error.
 """
 
 import os
@@ -17,13 +17,17 @@ import keras
 
 from zoo.backends import backend
 
-_LAST_CALLS = 3  # that an answer quotes
+_LAST_CALLS = 3  # of the traceback, quoted in an error
 
 
 def serve(floatx: str) -> None:
-    """Answers tasks until standard input ends."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "wb")
+    """Runs tasks until standard input is closed.
+
+    Args:
+        floatx: Keras' default float type, "float32" or "float64".
+    """
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     backend.keep_malloc_pages()
     backend.disable_tf32()
@@ -35,24 +39,25 @@ def serve(floatx: str) -> None:
             task: bytes = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(cloudpickle.dumps(_answer(task)), answers)
-        answers.flush()
+        pickle.dump(cloudpickle.dumps(_run_task(task)), results)
+        results.flush()
 
 
-def _end_with(parent: int) -> None:
-    """Ends the process when its parent is gone, whatever it is doing."""
+def _exit_with_parent(parent: int) -> None:
+    """Ends this process when its parent process ends, also during a task."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def _answer(task: bytes) -> tuple[bool, Any]:
+def _run_task(task: bytes) -> tuple[bool, Any]:
+    """Returns (True, result), or (False, error text with the end of the traceback)."""
     try:
-        return True, pickle.loads(task)()  # a function of no arguments
+        return True, pickle.loads(task)()  # a function without arguments
     except Exception as error:
-        what = "".join(traceback.format_exception_only(error)).strip()
+        message = "".join(traceback.format_exception_only(error)).strip()
         last = "".join(traceback.format_tb(error.__traceback__)[-_LAST_CALLS:]).rstrip()
-        return False, f"{what}\n{last}"
+        return False, f"{message}\n{last}"
 
 
 if __name__ == "__main__":

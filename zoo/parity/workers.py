@@ -1,4 +1,4 @@
-"""One process a backend and precision, watched from outside."""
+"""Worker processes, one per backend and precision, and their supervision."""
 
 import collections
 import contextlib
@@ -22,10 +22,10 @@ _LAST_LINES = 12
 
 
 class WorkerError(RuntimeError):
-    """A task could not be done: it raised, or its process died, hung or ran out of memory.
+    """Failure of a task: an exception, a crash, a timeout or a lack of memory.
 
     Attributes:
-        ended: whether the process is gone.
+        ended: Whether the worker process has ended.
     """
 
     def __init__(self, text: str, ended: bool):
@@ -34,13 +34,13 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A process in which Keras runs on one backend. It starts with its first task.
+    """Worker process that runs Keras on one backend. The first task starts the process.
 
     Args:
-        backend: a name of `zoo.backends.NAMES`.
-        floatx: "float32" or "float64", what models are made of there unless they say otherwise.
-        time_limit: seconds that a task may take.
-        environment: more variables for the process.
+        backend: Name of the backend, one of `zoo.backends.NAMES`.
+        floatx: Keras' default float type in the process, "float32" or "float64".
+        time_limit: Time limit of one task, in seconds.
+        environment: Additional environment variables of the process.
     """
 
     def __init__(
@@ -56,48 +56,54 @@ class Worker:
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function in the process and waits for what it returns.
+        """Calls a function in the worker process and returns its result.
+
+        Args:
+            function: Function to call; it is pickled with the objects that it refers to.
+            *arguments: Positional arguments of the function.
 
         Raises:
-            WorkerError: the text is one line, or a line and the last lines that the process wrote.
+            ValueError: If the function or an argument cannot be pickled.
+            WorkerError: If the function raises, the process ends or the time limit is exceeded. The
+                text may include the last lines of the process' standard error.
         """
-        task = _portable(lambda: function(*arguments), function)
+        task = _pickled(lambda: function(*arguments), function)
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
         process = self._process
         assert process is not None
         assert process.stdin is not None
-        # A process that is stuck reads nothing, and the pipe holds little.
+        # A process that hangs does not read its input, and the pipe's buffer is small.
         threading.Thread(target=_send, args=(task, process.stdin), daemon=True).start()
         try:
-            answer = self._answers.get(timeout=self.time_limit)
+            pickled = self._results.get(timeout=self.time_limit)
         except queue.Empty:
-            text = self._with_last_lines(f"No answer within {self.time_limit:g} s; it was ended")
+            text = self._with_last_lines(f"No result within {self.time_limit:g} s; process ended")
             self.close()
             raise WorkerError(text, ended=True) from None
-        except BaseException:  # Ctrl-C: nothing is left running
+        except BaseException:  # Ctrl-C must not leave the process running
             self.close()
             raise
-        if answer is None:
-            text = self._with_last_lines(_how_it_ended(process.wait()))
+        if pickled is None:
+            text = self._with_last_lines(_exit_message(process.wait()))
             self.close()
             raise WorkerError(text, ended=True)
         try:
-            good, result = pickle.loads(answer)
+            succeeded, result = pickle.loads(pickled)
         except Exception as error:
-            text = f"The answer cannot be read here: {type(error).__name__}: {error}"
+            text = f"The result cannot be unpickled: {type(error).__name__}: {error}"
             raise WorkerError(text, ended=False) from error
-        if not good:
+        if not succeeded:
             raise WorkerError(result, ended=False)
         return result
 
     def _start(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._answers = queue.SimpleQueue()
+        self._results = queue.SimpleQueue()
         environment = {
             **os.environ,
             "KERAS_BACKEND": self.backend,
@@ -114,14 +120,14 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            start_new_session=True,  # Ctrl-C reaches the parent, which ends this
+            start_new_session=True,  # Ctrl-C reaches only the parent, which ends the worker
         )
         threading.Thread(
-            target=_receive, args=(self._process.stdout, self._answers), daemon=True
+            target=_receive, args=(self._process.stdout, self._results), daemon=True
         ).start()
 
     def close(self) -> None:
-        """Ends the process and whatever it started."""
+        """Ends the worker process and its child processes."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -135,7 +141,7 @@ class Worker:
 
     def _with_last_lines(self, text: str) -> str:
         assert self._log is not None
-        if self._log.closed:  # ended from another thread
+        if self._log.closed:  # another thread has ended the process
             return text
         self._log.seek(0)
         lines = collections.deque(self._log, _LAST_LINES)
@@ -143,19 +149,20 @@ class Worker:
 
 
 class Workers:
-    """A worker for each backend and precision asked for, kept for the next task.
+    """Pool of workers, one per backend and precision, created on first use and then reused.
 
     Args:
-        names: the backends to use; by default all that are installed.
-        time_limit: seconds that a task may take.
-        least: backends that there have to be.
+        names: Names of the backends; by default all installed ones.
+        time_limit: Time limit of one task, in seconds.
+        min_backends: Smallest number of backends.
 
     Raises:
-        ValueError: for a name that is no backend or not installed, or fewer than `least` of them.
+        ValueError: If a backend is unknown or not installed, if there are fewer than `min_backends`
+            backends, or if `time_limit` is not above 0.
     """
 
     def __init__(
-        self, names: Sequence[str] | None = None, time_limit: float = 600.0, least: int = 2
+        self, names: Sequence[str] | None = None, time_limit: float = 600.0, min_backends: int = 2
     ):
         installed = backends.installed()
         chosen = tuple(dict.fromkeys(names if names is not None else installed))
@@ -165,7 +172,7 @@ class Workers:
                     "`backends` must be among those installed here, "
                     f"{', '.join(installed)}. Received: backends={', '.join(chosen)}"
                 )
-        if len(chosen) < least:
+        if len(chosen) < min_backends:
             raise ValueError(
                 "`backends` must be two or three of tensorflow, torch, jax; install another one, "
                 f'such as `pip install "keras-zoo[jax]"`. Received: backends={", ".join(chosen)}'
@@ -177,16 +184,16 @@ class Workers:
         self._workers: dict[tuple[str, str], Worker] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> Worker:
-        """The worker of (backend, floatx)."""
+        """Returns the worker of (backend, floatx)."""
         if key not in self._workers:
             self._workers[key] = Worker(*key, time_limit=self._time_limit)
         return self._workers[key]
 
     def only(self, *names: str) -> "Workers":
-        """Some of the backends, in the same processes."""
-        some = copy.copy(self)
-        some.names = names
-        return some
+        """Returns a pool of the given backends that shares the processes of this pool."""
+        subset = copy.copy(self)
+        subset.names = names
+        return subset
 
     def __enter__(self) -> Self:
         return self
@@ -195,28 +202,28 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """Ends every process."""
+        """Ends all worker processes."""
         for worker in list(self._workers.values()):
             worker.close()
 
 
 def _send(task: bytes, stream: IO[bytes]) -> None:
-    with contextlib.suppress(OSError, ValueError):  # it has ended: the answer says how
+    with contextlib.suppress(OSError, ValueError):  # `_receive` reports the end
         pickle.dump(task, stream)
         stream.flush()
 
 
-def _receive(stream: IO[bytes], answers: "queue.SimpleQueue[bytes | None]") -> None:
-    """Hands on pickled answers, and None when the process has ended."""
+def _receive(stream: IO[bytes], results: "queue.SimpleQueue[bytes | None]") -> None:
+    """Puts pickled results into the queue, and None when the process has ended."""
     while True:
         try:
-            answers.put(pickle.load(stream))
-        except Exception:  # of a stream that broke off in the middle
-            answers.put(None)
+            results.put(pickle.load(stream))
+        except Exception:  # any error of an incomplete stream
+            results.put(None)
             return
 
 
-def _how_it_ended(status: int) -> str:
+def _exit_message(status: int) -> str:
     if status == -signal.SIGKILL:
         return "The process was killed (signal 9), as the system does when memory runs out"
     if status < 0:
@@ -224,11 +231,11 @@ def _how_it_ended(status: int) -> str:
     return f"The process ended with exit status {status}"
 
 
-def _portable(task: Callable[[], Any], function: Callable[..., Any]) -> bytes:
+def _pickled(task: Callable[[], Any], function: Callable[..., Any]) -> bytes:
     try:
         return bytes(cloudpickle.dumps(task))
     except Exception as error:
         raise ValueError(
-            "What runs in another process must be picklable; make tensors, layers and the like "
+            "A function for another process must be picklable; make tensors, layers and the like "
             f"inside the function. Received: {function!r} ({error})"
         ) from error
