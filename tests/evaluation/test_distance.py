@@ -1,3 +1,5 @@
+"""Tests of the relative distances between arrays."""
+
 import numpy as np
 import pytest
 
@@ -9,14 +11,14 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ([1.0, 2.0, 4.0], [1.0, 2.0, 3.0], 0.25),  # relative to the largest
+        ([1.0, 2.0, 4.0], [1.0, 2.0, 3.0], 0.25),  # relative to the largest value
         ([0.0, 0.0], [0.0, 0.0], 0.0),
         ([], [], 0.0),
         ([1.0, NAN, -INF], [1.0, NAN, -INF], 0.0),
         ([1.0, NAN], [1.0, 2.0], INF),
         ([1.0, INF], [1.0, -INF], INF),
         ([NAN], [NAN], INF),  # nothing to compare
-        ([[1.0, 2.0]], [1.0, 2.0], INF),  # another shape
+        ([[1.0, 2.0]], [1.0, 2.0], INF),  # different shapes
         ([1, 2], [1, 2], 0.0),
         ([1, 2], [1, 3], INF),
         ([True], [True], 0.0),
@@ -26,20 +28,20 @@ def test_distance(a: list, b: list, expected: float) -> None:
     assert distance(np.array(a), np.array(b)) == expected
 
 
-def test_a_least_scale() -> None:
-    """So that what is zero but for rounding is not compared with itself."""
+def test_distance_min_scale() -> None:
+    """Values that are zero except for rounding are not compared with themselves."""
     a, b = np.array([1e-17]), np.array([-1e-17])
     assert distance(a, b) == 2.0
-    assert distance(a, b, least_scale=0.01) == pytest.approx(2e-15)
+    assert distance(a, b, min_scale=0.01) == pytest.approx(2e-15)
 
 
-def test_differences_are_taken_in_float64() -> None:
+def test_distance_computes_differences_in_float64() -> None:
     a = np.array([1.0], np.float32)
     assert distance(a, a + np.float32(2**-23)) == pytest.approx(2.0**-23, rel=1e-6)
     assert distance(np.array([1], np.int32), np.array([1], np.uint32)) == 0.0
 
 
-def test_a_typical_distance_hardly_sees_one_number_of_many() -> None:
+def test_typical_distance_is_insensitive_to_single_outliers() -> None:
     a = np.ones(10_000)
     b = a.copy()
     b[0] = 2.0

@@ -1,4 +1,4 @@
-"""`recipes/finetune_llm.py` on presets made here, of random weights, and a page of Shakespeare."""
+"""Tests of `recipes/finetune_llm.py` with random presets and a page of Shakespeare."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ from zoo.datasets import shakespeare
 from zoo.interop.keras_hub import load_causal_lm
 from zoo.training import trainer
 
-# KerasHub opens this file and does not close it.
+# KerasHub does not close this file.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*vocabulary\.spm:ResourceWarning")
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "finetune_llm.py"
@@ -39,22 +39,22 @@ SMALL = {
     "prompt": "The king", "max_new_tokens": 12,
 }  # fmt: skip
 SIZES = {"vocabulary_size": 300, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 32}
-# Held-out losses before and after; the backends agree to 1e-7.
+# Held-out losses before and after training; the backends agree to 1e-7.
 LOSSES = {"gpt2": (6.211143, 5.823731), "llama": (6.394787, 6.294151)}
-BOTH = pytest.mark.parametrize("kind", ["gpt2", "llama"])
+KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
 
 def gpt2(page: str) -> Any:
-    """With byte pairs, and the token that ends a text last, as in the original."""
+    """Creates a GPT-2 with a byte-pair tokenizer, whose last token ends a text, as in GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
+    bpe_trainer = trainers.BpeTrainer(
         vocab_size=299, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([page], trainer)
-    found = json.loads(tokenizer.to_str())["model"]
-    vocabulary = {**found["vocab"], "<|endoftext|>": 299}
-    merges = [" ".join(pair) for pair in found["merges"]]
+    tokenizer.train_from_iterator([page], bpe_trainer)
+    bpe = json.loads(tokenizer.to_str())["model"]
+    vocabulary = {**bpe["vocab"], "<|endoftext|>": 299}
+    merges = [" ".join(pair) for pair in bpe["merges"]]
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
         keras_hub.models.GPT2Tokenizer(vocabulary, merges), sequence_length=64
     )
@@ -63,6 +63,7 @@ def gpt2(page: str) -> Any:
 
 
 def llama(page: str) -> Any:
+    """Creates a Llama with a SentencePiece tokenizer."""
     content = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(page.splitlines()), model_writer=content, vocab_size=300,
@@ -77,7 +78,7 @@ def llama(page: str) -> Any:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20,000 characters, the first of them not ASCII."""
+    """Text file of 20,000 characters, the first of which is not ASCII."""
     path = tmp_path_factory.mktemp("text") / "page.txt"
     path.write_text(f"É{next(shakespeare.split('test'))[:19_999]}", encoding="utf-8")
     return path
@@ -85,7 +86,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def presets(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each, with weights large enough that tokens vary."""
+    """Folder of the presets, with weights that are large enough for varied tokens."""
     folder = tmp_path_factory.mktemp("presets")
     for build in (gpt2, llama):
         model = build(page.read_text(encoding="utf-8"))
@@ -97,30 +98,32 @@ def presets(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Run = Callable[..., tuple[dict, str]]
+Finetune = Callable[..., tuple[dict, str]]
 
 
 @pytest.fixture(scope="module")
-def run(page: Path, presets: Path) -> Run:
-    def run(kind: str, folder: Path, **changes: Any) -> tuple[dict, str]:
+def finetune(page: Path, presets: Path) -> Finetune:
+    """Function that runs the recipe and returns its metrics and its output."""
+
+    def finetune(kind: str, folder: Path, **changes: Any) -> tuple[dict, str]:
         arguments = {"preset": str(presets / kind), "text": page, "run_dir": folder}
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             metrics = main(Config(**{**arguments, **SMALL, **changes}))
         return metrics, output.getvalue()
 
-    return run
+    return finetune
 
 
 @pytest.fixture(scope="module")
 def finished(
-    run: Run, tmp_path_factory: pytest.TempPathFactory
+    finetune: Finetune, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, dict, str]]:
     folder = tmp_path_factory.mktemp("runs")
-    return {kind: (folder / kind, *run(kind, folder / kind)) for kind in ("gpt2", "llama")}
+    return {kind: (folder / kind, *finetune(kind, folder / kind)) for kind in ("gpt2", "llama")}
 
 
-def written(output: str, when: str) -> str:
+def completion(output: str, when: str) -> str:
     return output.split(f"{when} training:\n")[1][: len("The king") + 5]
 
 
@@ -132,8 +135,8 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-@BOTH
-def test_it_learns_and_writes(finished: dict, presets: Path, kind: str) -> None:
+@KINDS
+def test_finetune_llm_metrics_and_files(finished: dict, presets: Path, kind: str) -> None:
     folder, metrics, output = finished[kind]
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     expected = {
@@ -153,17 +156,17 @@ def test_it_learns_and_writes(finished: dict, presets: Path, kind: str) -> None:
     assert f"{metrics['trained_parameters']:,} of {metrics['parameters']:,} parameters" in output
     assert f"Test loss {metrics['test_loss_before']:.4f} nats a token before and" in output
     assert output.index("Before training:\nThe king") < output.index("After training:\nThe king")
-    assert written(output, "Before") != written(output, "After")
+    assert completion(output, "Before") != completion(output, "After")
     assert sorted(os.listdir(folder)) == [
         "checkpoints", "config.json", "history.csv", "loss.png", "metrics.json", "model.lora.h5",
     ]  # fmt: skip
 
 
-@BOTH
-def test_what_it_has_learnt_is_all_in_the_file_that_keras_hub_loads(
+@KINDS
+def test_saved_lora_weights_load_in_keras_hub(
     finished: dict, presets: Path, page: Path, kind: str
 ) -> None:
-    """The held-out loss, counted once more from its definition."""
+    """The held-out loss is computed from its definition."""
     folder, metrics, _ = finished[kind]
     model = keras_hub.models.CausalLM.from_preset(str(presets / kind))
     last = page.read_text(encoding="utf-8")[18_000:]
@@ -174,8 +177,11 @@ def test_what_it_has_learnt_is_all_in_the_file_that_keras_hub_loads(
 
     def loss() -> float:
         logits = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
-        found = log_softmax(ops.convert_to_numpy(logits)[:, 1:].astype(np.float64), axis=-1)
-        return -np.take_along_axis(found, pieces[:, 1:, None], axis=-1).mean()
+        log_probabilities = log_softmax(
+            ops.convert_to_numpy(logits)[:, 1:].astype(np.float64), axis=-1
+        )
+        targets = pieces[:, 1:, None]
+        return -np.take_along_axis(log_probabilities, targets, axis=-1).mean()
 
     assert loss() == pytest.approx(metrics["test_loss_before"], rel=1e-5)
     model.backbone.load_lora_weights(str(folder / "model.lora.h5"))
@@ -184,43 +190,42 @@ def test_what_it_has_learnt_is_all_in_the_file_that_keras_hub_loads(
     assert metrics["test_bits_per_character"] == pytest.approx(bits)
 
 
-@BOTH
-def test_it_begins_at_the_preset_and_alike_on_every_backend(
-    presets: Path, page: Path, kind: str
-) -> None:
+@KINDS
+def test_initial_lora_weights_are_portable(presets: Path, page: Path, kind: str) -> None:
     model = load_causal_lm(str(presets / kind), rank=3, seed=7)
     first, second = model.trainable_variables[:2]
     assert not ops.convert_to_numpy(second).any()
-    stream = {"gpt2": "lora1", "llama": "lora0"}[kind]  # GPT-2's first is a bias, which stays
+    # The first random stream of GPT-2 belongs to a bias, which is frozen.
+    stream = {"gpt2": "lora1", "llama": "lora0"}[kind]
     expected = random.uniform(random.key(7, "weights", stream), (16, 2, 3), -(32**-0.5), 32**-0.5)
     np.testing.assert_array_equal(ops.convert_to_numpy(first), expected)
 
 
-@BOTH
-def test_nothing_else_changes_or_is_in_a_checkpoint(
-    run: Run, presets: Path, tmp_path: Path, kind: str
+@KINDS
+def test_only_lora_weights_are_trained_and_saved(
+    finetune: Finetune, presets: Path, tmp_path: Path, kind: str
 ) -> None:
-    before = digests(presets)
-    run(kind, tmp_path / "run", steps=2)
-    assert digests(presets) == before
+    original = digests(presets)
+    finetune(kind, tmp_path / "run", steps=2)
+    assert digests(presets) == original
     with np.load(tmp_path / "run" / "checkpoints" / "step-000000002.npz") as archive:
         names = [name for name in archive.files if name.startswith("model/")]
     assert len(names) == 2 * 2 * 2
     assert all("/lora_kernel_" in name for name in names)
 
 
-def test_a_finished_run_writes_on(finished: dict, run: Run) -> None:
+def test_finished_run_generates_text(finished: dict, finetune: Finetune) -> None:
     folder, metrics, output = finished["gpt2"]
-    again, same = run("gpt2", folder)
-    assert again == metrics
-    assert f"is finished: test loss {metrics['test_loss']:.4f}" in same
-    assert same.split("After training:")[1] == output.split("After training:")[1]
-    _, other = run("gpt2", folder, prompt="My lord", sampler="greedy")
+    metrics_again, output_again = finetune("gpt2", folder)
+    assert metrics_again == metrics
+    assert f"is finished: test loss {metrics['test_loss']:.4f}" in output_again
+    assert output_again.split("After training:")[1] == output.split("After training:")[1]
+    _, other = finetune("gpt2", folder, prompt="My lord", sampler="greedy")
     assert "After training:\nMy lord" in other
 
 
-def test_it_goes_on_where_it_was_interrupted(
-    finished: dict, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_run_resumes(
+    finished: dict, finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, taken = trainer._Loop.step, []
 
@@ -232,8 +237,8 @@ def test_it_goes_on_where_it_was_interrupted(
 
     monkeypatch.setattr(trainer._Loop, "step", interrupted)
     with pytest.raises(trainer.Interrupted, match="Stopped after step 15"):
-        run("llama", tmp_path / "run")
-    resumed, output = run("llama", tmp_path / "run")
+        finetune("llama", tmp_path / "run")
+    resumed, output = finetune("llama", tmp_path / "run")
     assert "Going on after step 15 of 40" in output
     assert taken == list(range(1, 41))
     _, metrics, _ = finished["llama"]
@@ -241,10 +246,10 @@ def test_it_goes_on_where_it_was_interrupted(
         assert resumed[name] == pytest.approx(metrics[name], abs=1e-5)
 
 
-def test_it_goes_on_after_a_kill(
-    finished: dict, run: Run, page: Path, presets: Path, tmp_path: Path
+def test_killed_run_resumes(
+    finished: dict, finetune: Finetune, page: Path, presets: Path, tmp_path: Path
 ) -> None:
-    """From another copy of the text, too."""
+    """The resumed run reads another copy of the text."""
     folder = tmp_path / "run"
     flags = {**SMALL, "preset": presets / "gpt2", "text": page, "run_dir": folder}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
@@ -259,25 +264,25 @@ def test_it_goes_on_after_a_kill(
     process.wait()
     copy = tmp_path / "copy.txt"
     copy.write_bytes(page.read_bytes())
-    resumed, output = run("gpt2", folder, text=copy)
+    resumed, output = finetune("gpt2", folder, text=copy)
     assert "Going on after step" in output
     assert resumed["test_loss"] == pytest.approx(finished["gpt2"][1]["test_loss"], abs=1e-5)
 
 
-def test_another_text_is_refused(finished: dict, run: Run, tmp_path: Path) -> None:
+def test_run_rejects_another_text(finished: dict, finetune: Finetune, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("What's in a name?")
     with pytest.raises(ValueError, match="belongs to another configuration: text_sha256 was"):
-        run("gpt2", finished["gpt2"][0], text=tmp_path / "other.txt")
+        finetune("gpt2", finished["gpt2"][0], text=tmp_path / "other.txt")
 
 
 @pytest.mark.parametrize("sampler", ["greedy", "beam"])
-def test_the_other_ways_to_write(finished: dict, run: Run, sampler: str) -> None:
-    _, output = run("llama", finished["llama"][0], sampler=sampler)
+def test_generate_with_other_samplers(finished: dict, finetune: Finetune, sampler: str) -> None:
+    _, output = finetune("llama", finished["llama"][0], sampler=sampler)
     assert "After training:\nThe king" in output
 
 
-def test_16_bits(run: Run, tmp_path: Path) -> None:
-    metrics, _ = run("gpt2", tmp_path / "run", dtype_policy="bfloat16")
+def test_bfloat16_training_reduces_the_loss(finetune: Finetune, tmp_path: Path) -> None:
+    metrics, _ = finetune("gpt2", tmp_path / "run", dtype_policy="bfloat16")
     assert metrics["test_loss"] < metrics["test_loss_before"] - 0.1
 
 
@@ -296,11 +301,11 @@ def test_16_bits(run: Run, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_arguments_leave_nothing(
-    run: Run, arguments: dict, problem: str, tmp_path: Path
+def test_finetune_llm_rejects_invalid_arguments(
+    finetune: Finetune, arguments: dict, problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=problem):
-        run("gpt2", tmp_path / "run", **arguments)
+        finetune("gpt2", tmp_path / "run", **arguments)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -313,37 +318,37 @@ def test_wrong_arguments_leave_nothing(
         (b"Too short", "Give a longer text"),
     ],
 )
-def test_texts_that_are_refused(
-    run: Run, content: bytes | None, problem: str, tmp_path: Path
+def test_finetune_llm_rejects_invalid_texts(
+    finetune: Finetune, content: bytes | None, problem: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=problem):
-        run("gpt2", tmp_path / "run", text=path)
+        finetune("gpt2", tmp_path / "run", text=path)
 
 
-def test_presets_that_are_refused(run: Run, tmp_path: Path) -> None:
-    def refused(problem: str) -> None:
+def test_finetune_llm_rejects_invalid_presets(finetune: Finetune, tmp_path: Path) -> None:
+    def assert_rejected(problem: str) -> None:
         with pytest.raises(ValueError, match=f"`preset` must be that of a .*{problem}"):
-            run(str(tmp_path / "preset"), tmp_path / "run")
+            finetune(str(tmp_path / "preset"), tmp_path / "run")
 
-    refused(r"preset \(Unknown preset identifier\)")
+    assert_rejected(r"preset \(Unknown preset identifier\)")
     (tmp_path / "preset").mkdir()
-    refused("has no config.json")
+    assert_rejected("has no config.json")
     sizes = {"vocabulary_size": 9, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
     bert = keras_hub.models.BertBackbone(**sizes, intermediate_dim=8)
     bert.save_to_preset(str(tmp_path / "preset"))
-    refused("subclass of CausalLM that is compatible with BertBackbone")
+    assert_rejected("subclass of CausalLM that is compatible with BertBackbone")
     backbone = keras_hub.models.GPT2Backbone(**sizes, intermediate_dim=8)
     backbone.save_to_preset(str(tmp_path / "preset"))
-    refused("`tokenizer.json` doesn't exist")
+    assert_rejected("`tokenizer.json` doesn't exist")
 
 
-def test_attention_that_keras_hub_does_not_adapt_is_refused(
-    run: Run, presets: Path, tmp_path: Path
+def test_finetune_llm_rejects_models_without_separate_projections(
+    finetune: Finetune, presets: Path, tmp_path: Path
 ) -> None:
-    """GPT-NeoX has queries, keys and values in one layer."""
+    """GPT-NeoX computes queries, keys and values in one layer."""
     tokenizer = keras_hub.models.GPT2Tokenizer.from_preset(str(presets / "gpt2"))
     model = keras_hub.models.GPTNeoXCausalLM(
         keras_hub.models.GPTNeoXBackbone(**SIZES, num_heads=2),
@@ -353,23 +358,27 @@ def test_attention_that_keras_hub_does_not_adapt_is_refused(
     )
     model.save_to_preset(str(tmp_path / "preset"))
     with pytest.raises(ValueError, match=r"adapts: query_dense, .* a GPTNeoXCausalLM"):
-        run(str(tmp_path / "preset"), tmp_path / "run")
+        finetune(str(tmp_path / "preset"), tmp_path / "run")
 
 
-def test_keras_hub_is_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finetune_llm_requires_keras_hub(
+    finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ImportError, match=r'`pip install "keras-zoo\[hub\]"` installs KerasHub'):
-        run("gpt2", tmp_path / "run")
+        finetune("gpt2", tmp_path / "run")
 
 
-def test_from_the_command_line(in_process: Callable, page: Path, tmp_path: Path) -> None:
+def test_command_line_reports_an_invalid_preset(
+    in_process: Callable, page: Path, tmp_path: Path
+) -> None:
     result = in_process(RECIPE, "--preset", str(tmp_path), "--text", str(page))
     assert result.returncode == 2
     assert result.stderr.startswith("error: `preset` must be that of a KerasHub CausalLM")
 
 
-def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str], page: Path) -> None:
+def test_help_documents_every_flag(capsys: pytest.CaptureFixture[str], page: Path) -> None:
     assert "--text-sha256" not in recipe.help_of(Config, capsys)
-    given = {"preset": "preset", "text": page}
-    assert Config(**given, quick=True).steps == 50
-    assert Config(**given).steps == 500
+    arguments = {"preset": "preset", "text": page}
+    assert Config(**arguments, quick=True).steps == 50
+    assert Config(**arguments).steps == 500

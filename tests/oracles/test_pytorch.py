@@ -1,4 +1,4 @@
-"""The blocks and the whole transformer against PyTorch's own: both orders of norms, masks."""
+"""`TransformerBlock` and `transformer` against PyTorch's: both norm orders, padding masks."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from zoo.layers.transformer_block import TransformerBlock
 
 X = np.random.default_rng(0).normal(size=(3, 6, 16)).astype(np.float32)
 CONTEXT = np.random.default_rng(1).normal(size=(3, 9, 16)).astype(np.float32)
-COUNTS = np.arange(6) < np.array([[6], [3], [1]])
-CONTEXT_COUNTS = np.arange(9) < np.array([[2], [9], [5]])
+PADDING_MASK = np.arange(6) < np.array([[6], [3], [1]])
+CONTEXT_MASK = np.arange(9) < np.array([[2], [9], [5]])
 NORM_FIRST = pytest.mark.parametrize("norm_first", [True, False])
 ACTIVATIONS = pytest.mark.parametrize("activation", ["relu", "gelu"])
 
@@ -45,7 +45,7 @@ def copy_block(ours: TransformerBlock, theirs: Any) -> None:
         getattr(ours, name).set_weights(weights)
 
 
-def randomised(layer: nn.Module) -> Any:
+def randomize(layer: nn.Module) -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -55,8 +55,8 @@ def randomised(layer: nn.Module) -> Any:
 
 @NORM_FIRST
 @ACTIVATIONS
-def test_an_encoders_layer_with_padding(norm_first: bool, activation: Any) -> None:
-    theirs = randomised(
+def test_encoder_block_with_padding_mask(norm_first: bool, activation: Any) -> None:
+    theirs = randomize(
         nn.TransformerEncoderLayer(
             16, 4, 24, 0.0, activation, batch_first=True, norm_first=norm_first
         )
@@ -64,17 +64,17 @@ def test_an_encoders_layer_with_padding(norm_first: bool, activation: Any) -> No
     ours = TransformerBlock(24, activation, 4, norm_first=norm_first)
     ours.build((None, None, 16))
     copy_block(ours, theirs)
-    found = ops.convert_to_numpy(ours(X, padding_mask=ops.convert_to_tensor(COUNTS)))
-    with torch.enable_grad():  # PyTorch's fast path, without, leaves padding out
-        padding = torch.from_numpy(~COUNTS)
+    outputs = ops.convert_to_numpy(ours(X, padding_mask=ops.convert_to_tensor(PADDING_MASK)))
+    with torch.enable_grad():  # without gradients, PyTorch's fast path removes padding
+        padding = torch.from_numpy(~PADDING_MASK)
         expected = theirs(torch.from_numpy(X), src_key_padding_mask=padding).detach().numpy()
-    np.testing.assert_allclose(found[COUNTS], expected[COUNTS], atol=1e-5)
+    np.testing.assert_allclose(outputs[PADDING_MASK], expected[PADDING_MASK], atol=1e-5)
 
 
 @NORM_FIRST
 @ACTIVATIONS
-def test_a_decoders_layer_with_a_context(norm_first: bool, activation: Any) -> None:
-    theirs = randomised(
+def test_decoder_block_with_context_mask(norm_first: bool, activation: Any) -> None:
+    theirs = randomize(
         nn.TransformerDecoderLayer(
             16, 4, 24, 0.0, activation, batch_first=True, norm_first=norm_first
         )
@@ -84,28 +84,28 @@ def test_a_decoders_layer_with_a_context(norm_first: bool, activation: Any) -> N
     )
     ours.build((None, None, 16))
     copy_block(ours, theirs)
-    found = ours(X, CONTEXT, context_mask=ops.convert_to_tensor(CONTEXT_COUNTS))
+    outputs = ours(X, CONTEXT, context_mask=ops.convert_to_tensor(CONTEXT_MASK))
     causal = nn.Transformer.generate_square_subsequent_mask(6)
     with torch.no_grad():
         expected = theirs(
             torch.from_numpy(X), torch.from_numpy(CONTEXT), tgt_mask=causal, tgt_is_causal=True,
-            memory_key_padding_mask=torch.from_numpy(~CONTEXT_COUNTS),
+            memory_key_padding_mask=torch.from_numpy(~CONTEXT_MASK),
         ).numpy()  # fmt: skip
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs), expected, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # it says that it is slow
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # warns of a slow path
 @NORM_FIRST
-def test_the_whole_transformer(norm_first: bool) -> None:
-    """`nn.Transformer`, given the embeddings that ours begins with, and asked for its logits."""
+def test_transformer_matches_pytorch(norm_first: bool) -> None:
+    """`nn.Transformer` with the same embeddings, followed by the same projection to logits."""
     ours = transformer(
         40, 50, 16, num_layers=2, num_heads=4, hidden_dim=16, intermediate_dim=24, dropout=0.0,
         norm_first=norm_first,
     )  # fmt: skip
     theirs = nn.Transformer(16, 4, 2, 2, 24, 0.0, "relu", batch_first=True, norm_first=norm_first)
-    if not norm_first:  # the paper's has no norms after its last blocks
+    if not norm_first:  # the paper has no norms after the last blocks
         theirs.encoder.norm = theirs.decoder.norm = None
-    theirs = randomised(theirs)
+    theirs = randomize(theirs)
     for half in ("encoder", "decoder"):
         stack = getattr(theirs, half)
         for number, layer in enumerate(stack.layers, 1):
@@ -113,7 +113,7 @@ def test_the_whole_transformer(norm_first: bool) -> None:
         if norm_first:
             weights = [stack.norm.weight.detach().numpy(), stack.norm.bias.detach().numpy()]
             ours.get_layer(f"{half}_norm").set_weights(weights)
-    sources = np.random.default_rng(2).integers(1, 40, (3, 9)) * CONTEXT_COUNTS
+    sources = np.random.default_rng(2).integers(1, 40, (3, 9)) * CONTEXT_MASK
     targets = np.random.default_rng(3).integers(1, 50, (3, 6))
     positions = sinusoidal_table(16, 16)
     tables = (ours.get_layer(f"{half}_embedding").get_weights()[0] for half in ("source", "target"))
@@ -122,12 +122,12 @@ def test_the_whole_transformer(norm_first: bool) -> None:
         torch.from_numpy((4 * table[ids] + positions[: ids.shape[1]]).astype(np.float32))
         for table, ids in ((source_table, sources), (target_table, targets))
     )
-    padding = torch.from_numpy(~CONTEXT_COUNTS)
-    with torch.enable_grad():  # as above
-        mixed = theirs(
+    padding = torch.from_numpy(~CONTEXT_MASK)
+    with torch.enable_grad():  # without gradients, PyTorch's fast path removes padding
+        decoded = theirs(
             *embedded, tgt_mask=nn.Transformer.generate_square_subsequent_mask(6),
             src_key_padding_mask=padding, memory_key_padding_mask=padding, tgt_is_causal=True,
         )  # fmt: skip
-    expected = mixed.detach().numpy() @ target_table.T
-    found = ops.convert_to_numpy(ours([sources, targets]))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected = decoded.detach().numpy() @ target_table.T
+    outputs = ops.convert_to_numpy(ours([sources, targets]))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)

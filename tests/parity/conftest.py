@@ -1,4 +1,4 @@
-"""Worker processes that all tests of the check share: starting one takes seconds."""
+"""Worker processes that all tests of the check share, since starting one takes seconds."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from zoo.parity import Workers
 
 
 @pytest.fixture(scope="session")
-def everywhere() -> Iterator[Workers]:
-    """All three backends."""
+def all_backends() -> Iterator[Workers]:
+    """Workers of all three backends."""
     with Workers() as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
-def workers(everywhere: Workers) -> Workers:
-    """Two backends, one of them that with the planted faults."""
-    return everywhere.only("torch", FAULTY)
+def workers(all_backends: Workers) -> Workers:
+    """Workers of two backends, one of them the backend with the planted faults."""
+    return all_backends.only("torch", FAULTY)

@@ -1,7 +1,7 @@
 """Small models with a mistake on one backend, and models with harmless differences.
 
-`FAULTY` is the backend with the mistake. Each builder of a fault says on which rung and where the
-check has to find it.
+`FAULTY` is the backend with the mistake. The decorator of each faulty builder defines the rung and
+the location at which the check must report the fault.
 """
 
 import math
@@ -21,12 +21,12 @@ FAULTY = "jax"
 
 
 class Fault(NamedTuple):
-    """Where the check has to find what a builder plants."""
+    """Planted fault, with the rung and the location at which the check must report it."""
 
     build: Callable[[], keras.Model]
     rung: int
     where: str
-    what: str  # a part of the row's name
+    comparison: str  # part of the row's comparison
     options: dict[str, Any]
 
 
@@ -38,15 +38,18 @@ def faulty() -> bool:
     return keras.backend.backend() == FAULTY
 
 
-def fault(rung: int, where: str, what: str = "", **options: Any) -> Callable[..., Any]:
-    def enter(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-        FAULTS[build.__name__] = Fault(build, rung, where, what, options)
+def fault(rung: int, where: str, comparison: str = "", **options: Any) -> Callable[..., Any]:
+    """Registers a builder in `FAULTS`."""
+
+    def register(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+        FAULTS[build.__name__] = Fault(build, rung, where, comparison, options)
         return build
 
-    return enter
+    return register
 
 
 def harmless(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+    """Registers a builder in `HARMLESS`."""
     HARMLESS[build.__name__] = build
     return build
 
@@ -102,14 +105,14 @@ def transposed_kernel() -> keras.Model:
 
 @fault(2, "pad")
 def wrong_padding_side() -> keras.Model:
-    """As `same` with stride 2 pads: one more on the right."""
+    """Pads as `padding="same"` does with stride 2: one more on the right."""
     pad = layers.ZeroPadding1D((1, 0) if faulty() else (0, 1), name="pad")
     conv = layers.Conv1D(8, 3, strides=2, name="conv")
     return between_dense_layers(pad, conv, shape=(8, 3))
 
 
 class GatedCell(layers.Layer):
-    """A gated recurrent unit with update gate z and reset gate r."""
+    """Gated recurrent unit with update gate z and reset gate r."""
 
     state_size = 8
 
@@ -152,7 +155,7 @@ class Unscaled(random.Dropout):
         return outputs * (1 - self.rate) if training and faulty() else outputs
 
 
-@fault(2, "drop", what="training mode")
+@fault(2, "drop", comparison="training mode")
 def dropout_scaled_wrongly() -> keras.Model:
     return between_dense_layers(Unscaled(0.5, name="drop"))
 
@@ -163,7 +166,7 @@ def with_weight_decay() -> keras.optimizers.Optimizer:
     return optimizers.Adam(0.01, l2=0.1)
 
 
-@fault(5, "", what="the model's own", optimizer=with_weight_decay)
+@fault(5, "", comparison="the model's own", optimizer=with_weight_decay)
 def decoupled_for_coupled_weight_decay() -> keras.Model:
     return between_dense_layers()
 
@@ -185,7 +188,7 @@ def inverted_mask() -> keras.Model:
 
 
 class BatchNorm(layers.Layer):
-    """Batch normalization; what the mistake is says `unbiased`."""
+    """Batch normalization with an unbiased variance in the moving statistic or the output."""
 
     def __init__(self, unbiased: str, **kwargs: Any):
         super().__init__(**kwargs)
@@ -203,9 +206,9 @@ class BatchNorm(layers.Layer):
             mean, variance = ops.moments(inputs, axes=0)
             count = inputs.shape[0]
             unbiased = variance * (count / (count - 1))
-            moved = unbiased if faulty() and self.unbiased == "statistic" else variance
+            new_variance = unbiased if faulty() and self.unbiased == "statistic" else variance
             self.mean.assign(0.9 * self.mean + 0.1 * mean)
-            self.variance.assign(0.9 * self.variance + 0.1 * moved)
+            self.variance.assign(0.9 * self.variance + 0.1 * new_variance)
             if faulty() and self.unbiased == "output":
                 variance = unbiased
         return (inputs - mean) / ops.sqrt(variance + 1e-3)
@@ -216,12 +219,12 @@ def batch_norm_keeps_the_unbiased_variance() -> keras.Model:
     return between_dense_layers(BatchNorm("statistic", name="norm"))
 
 
-@fault(2, "norm", what="training mode")
+@fault(2, "norm", comparison="training mode")
 def batch_norm_divides_by_the_unbiased_variance() -> keras.Model:
     return between_dense_layers(BatchNorm("output", name="norm"))
 
 
-@fault(2, "drop2", what="training mode")
+@fault(2, "drop2", comparison="training mode")
 def seed_stream_shared_by_two_layers() -> keras.Model:
     first, second = random.Dropout(0.5, name="drop1"), random.Dropout(0.5, name="drop2")
     if faulty():
@@ -229,7 +232,7 @@ def seed_stream_shared_by_two_layers() -> keras.Model:
     return between_dense_layers(first, layers.Dense(8, name="middle"), second)
 
 
-@fault(7, "drop1, drop2", what="random streams")
+@fault(7, "drop1, drop2", comparison="random streams")
 def seed_stream_shared_on_every_backend() -> keras.Model:
     first, second = random.Dropout(0.5, name="drop1"), random.Dropout(0.5, name="drop2")
     second.random_key = first.random_key
@@ -237,10 +240,10 @@ def seed_stream_shared_on_every_backend() -> keras.Model:
 
 
 class Forgetful(layers.Layer):
-    """Keeps its statistic where no checkpoint sees it, on every backend."""
+    """Layer with a statistic that no checkpoint contains, on every backend."""
 
     def build(self, shape: Any) -> None:
-        # As Keras does with a recurrent layer's state: in a list that is not tracked.
+        # An untracked list, like the states of Keras' recurrent layers.
         self.__dict__["statistics"] = [
             keras.Variable(
                 np.zeros(shape[-1]), dtype=self.variable_dtype, trainable=False, name="mean"
@@ -248,15 +251,15 @@ class Forgetful(layers.Layer):
         ]
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        kept = self.statistics[0]
+        statistic = self.statistics[0]
         if not training:
-            return inputs - kept.value
+            return inputs - statistic.value
         mean = ops.mean(inputs, axis=0)
-        kept.assign(0.9 * kept.value + 0.1 * ops.stop_gradient(mean))
+        statistic.assign(0.9 * statistic.value + 0.1 * ops.stop_gradient(mean))
         return inputs - mean
 
 
-@fault(9, "variable norm/mean[0]", what="resumed on")
+@fault(9, "variable norm/mean[0]", comparison="resumed on")
 def stale_statistic_after_resume() -> keras.Model:
     return between_dense_layers(Forgetful(name="norm"))
 
@@ -265,7 +268,7 @@ def stale_statistic_after_resume() -> keras.Model:
 
 
 class OtherOrder(layers.Dense):
-    """Sums its products from the other end, a part at a time."""
+    """Dense layer that sums its products in reverse order, in two parts."""
 
     def call(self, inputs: Tensor) -> Tensor:
         if not faulty():
@@ -282,7 +285,7 @@ def summation_order() -> keras.Model:
 
 
 class NormByHand(layers.LayerNormalization):
-    """Mean and variance one after the other instead of the fused kernel."""
+    """Layer normalization from mean and variance instead of the fused kernel."""
 
     def call(self, inputs: Tensor) -> Tensor:
         if not faulty():
@@ -293,15 +296,15 @@ class NormByHand(layers.LayerNormalization):
 
 
 class Attention(layers.Layer):
-    """Self-attention by the fused kernel or by softmax of products."""
+    """Self-attention by the fused kernel or by a softmax of products."""
 
     def call(self, inputs: Tensor) -> Tensor:
         heads = ops.reshape(inputs, (-1, inputs.shape[1], 2, inputs.shape[2] // 2))
         if not faulty():
             attended = ops.dot_product_attention(heads, heads, heads)
         else:
-            scores = ops.einsum("bqhd,bkhd->bhqk", heads, heads) / math.sqrt(heads.shape[-1])
-            attended = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores), heads)
+            logits = ops.einsum("bqhd,bkhd->bhqk", heads, heads) / math.sqrt(heads.shape[-1])
+            attended = ops.einsum("bhqk,bkhd->bqhd", ops.softmax(logits), heads)
         return ops.reshape(attended, ops.shape(inputs))
 
 
@@ -311,7 +314,7 @@ def fused_against_unfused() -> keras.Model:
 
 
 class AsPatches(layers.Conv2D):
-    """A convolution as patches and a matrix product."""
+    """Convolution as patches and a matrix product."""
 
     def call(self, inputs: Tensor) -> Tensor:
         if not faulty():

@@ -1,4 +1,4 @@
-"""Models that the tests of the check hand to workers."""
+"""Models and functions that the tests of the check run in workers."""
 
 import os
 import time
@@ -17,7 +17,7 @@ Tensor = Any
 
 @keras.saving.register_keras_serializable("tests")
 class Scale(layers.Layer):
-    """A user's own layer: a learned factor for each channel."""
+    """Custom layer with a trainable factor per channel."""
 
     def build(self, shape: Any) -> None:
         self.factor = self.add_weight(shape=shape[-1:], initializer="ones", name="factor")
@@ -27,7 +27,7 @@ class Scale(layers.Layer):
 
 
 def two_inputs(dropout: bool = False) -> keras.Model:
-    """A model of a user's own: batch normalization, a custom layer, an image and token ids."""
+    """Model with an image and token IDs, batch normalization and a custom layer."""
     image = keras.Input((12, 12, 3), name="image")
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv")(image)
@@ -56,7 +56,7 @@ def with_backends_own_randomness() -> keras.Model:
 
 
 def with_stochastic_depth() -> keras.Model:
-    """Half of a batch of four is kept or not: two draws are often alike."""
+    """Model that drops whole examples of a batch of four, so that two samples are often equal."""
     image = keras.Input((4, 4, 3), name="image")
     x = layers.Conv2D(4, 3, name="conv")(image)
     x = layers.Dropout(0.1, noise_shape=(None, 1, 1, 1), name="depth")(x)
@@ -64,7 +64,7 @@ def with_stochastic_depth() -> keras.Model:
 
 
 class Sampling(layers.Layer):
-    """As in Keras' example of a variational autoencoder: noise in inference mode, too."""
+    """Noise in inference mode, too, as in Keras' example of a variational autoencoder."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -132,13 +132,13 @@ def keras_adam() -> keras.optimizers.Optimizer:
 
 
 def _batch(number: int) -> tuple[Any, Any]:
-    """Another one at each step: on one alone, Adam without its past would step much the same."""
+    """Creates the batch of a step; with equal batches, losing Adam's state would hardly matter."""
     images = random.normal(random.key(0, "image", number), (4, 12, 12, 3))
     return images, random.normal(random.key(0, "target", number), (4, 4))
 
 
 def _after_the_third_step(model: keras.Model) -> float:
-    """The loss in inference mode, where moving statistics count; eager, which compiles nothing."""
+    """Takes a training step; returns the eager loss in inference mode, with moving statistics."""
     images, targets = _batch(2)
     model.train_on_batch(images, targets)
     outputs = ops.convert_to_numpy(model(images, training=False))
@@ -146,7 +146,7 @@ def _after_the_third_step(model: keras.Model) -> float:
 
 
 def save_compiled(path: Path) -> float:
-    """Two steps of a compiled model, a `.keras` file, and the loss after the third."""
+    """Saves a compiled model after two steps; returns the loss after the third step."""
     keras.utils.set_random_seed(0)
     model = one_input()
     model.compile("adam", "mean_squared_error")
@@ -157,19 +157,19 @@ def save_compiled(path: Path) -> float:
 
 
 def load_compiled(path: Path) -> float:
-    """The loss after the third step."""
+    """Loads a compiled model; returns the loss after the third step."""
     return _after_the_third_step(checkpoints.load_model(path))
 
 
 def load_without_optimizer(path: Path) -> float:
-    """The loss after the third step with an optimizer that knows nothing of the first two."""
+    """Loads a model without the optimizer state of two steps; returns the loss after the third."""
     model = checkpoints.load_model(path)
     model.compile("adam", "mean_squared_error")
     return _after_the_third_step(model)
 
 
 def tokens_and_noise(model: keras.Model) -> dict[str, Any]:
-    """Greedy tokens after a prompt, and portable noise through the model's embedding."""
+    """Generates greedy tokens after a prompt, and portable noise."""
     ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     for _ in range(5):
         logits = ops.convert_to_numpy(model(ids))
@@ -186,13 +186,13 @@ def small() -> keras.Model:
     return keras.Sequential([keras.Input((3,)), layers.Dense(2, name="dense")], name="small")
 
 
-def _refuse() -> None:
-    raise ValueError("not here")
+def _raise_error() -> None:
+    raise ValueError("unreadable")
 
 
 class Unreadable:
     def __reduce__(self) -> Any:
-        return _refuse, ()
+        return _raise_error, ()
 
 
 def unreadable() -> Unreadable:
@@ -205,14 +205,14 @@ def without_input() -> keras.Model:
 
 def crashes_on_jax() -> keras.Model:
     if on("jax"):
-        print("about to end", flush=True)
+        print("about to exit", flush=True)
         os._exit(7)
     return small()
 
 
 def raises_on_jax() -> keras.Model:
     if on("jax"):
-        raise KeyError("no such thing here")
+        raise KeyError("no such key")
     return small()
 
 
@@ -224,7 +224,7 @@ def killed_on_jax() -> keras.Model:
 
 def hangs_on_jax() -> keras.Model:
     if on("jax"):
-        print("waiting for ever", flush=True)
+        print("waiting forever", flush=True)
         time.sleep(1000)
     return small()
 

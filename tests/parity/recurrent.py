@@ -1,4 +1,4 @@
-"""Recurrent networks as PyTorch has them and as a worker loads them."""
+"""Recurrent networks with PyTorch's weights, for a worker."""
 
 import itertools
 from typing import Any
@@ -18,8 +18,8 @@ Case = tuple[str, int, bool]
 State = dict[str, np.ndarray]
 
 
-def classified(case: Case, state: State, x: np.ndarray) -> tuple[np.ndarray, State]:
-    """Logits of padded sequences with PyTorch's weights, and the weights on their way back."""
+def classifier_logits(case: Case, state: State, x: np.ndarray) -> tuple[np.ndarray, State]:
+    """Computes logits of padded sequences with PyTorch's weights and exports the weights."""
     cell, num_layers, bidirectional = case
     model = zoo.rnn_classifier(
         (None, FEATURES), CLASSES, cell, UNITS, num_layers,
@@ -30,8 +30,8 @@ def classified(case: Case, state: State, x: np.ndarray) -> tuple[np.ndarray, Sta
     return to_numpy(model([x, mask])), pytorch.state_dict(model)
 
 
-def predicted(cell: str, state: State, ids: np.ndarray) -> tuple[np.ndarray, State]:
-    """Logits of the next word at every step, likewise."""
+def language_model_logits(cell: str, state: State, ids: np.ndarray) -> tuple[np.ndarray, State]:
+    """Computes logits of the next word at every step and exports the weights."""
     model = zoo.rnn_language_model(WORDS, cell, FEATURES, UNITS, 2)
     pytorch.load(model, state)
     return to_numpy(model(ids)), pytorch.state_dict(model)

@@ -1,4 +1,4 @@
-"""Two one-sided tests against textbook arithmetic and simulated runs."""
+"""Tests of the equivalence test against textbook formulas and simulated runs."""
 
 import numpy as np
 import pytest
@@ -7,75 +7,77 @@ from scipy import stats
 from zoo.parity.equivalence import compare_accuracies, equivalence
 
 
-def test_it_is_the_textbooks_arithmetic() -> None:
+def test_equivalence_matches_the_textbook_formula() -> None:
     a, b, margin = [0.971, 0.969, 0.973, 0.970], [0.970, 0.972, 0.968, 0.969, 0.971], 0.005
     va, vb = np.var(a, ddof=1) / 4, np.var(b, ddof=1) / 5
     error = np.sqrt(va + vb)
     freedom = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 4)
     difference = np.mean(a) - np.mean(b)
-    found = equivalence(a, b, margin)
+    result = equivalence(a, b, margin)
     half = stats.t.ppf(0.95, freedom) * error
-    np.testing.assert_allclose(found["interval"], [difference - half, difference + half])
+    np.testing.assert_allclose(result["interval"], [difference - half, difference + half])
     p = max(
         stats.t.cdf((difference - margin) / error, freedom),
         stats.t.sf((difference + margin) / error, freedom),
     )
-    assert found["p_value"] == pytest.approx(p)
-    assert found["equivalent"]
+    assert result["p_value"] == pytest.approx(p)
+    assert result["equivalent"]
 
 
-def test_in_pairs_it_is_the_textbooks_arithmetic() -> None:
+def test_paired_equivalence_matches_the_textbook_formula() -> None:
     a, b, margin = np.array([0.90, 0.95, 0.99]), np.array([0.901, 0.948, 0.990]), 0.005
-    apart = a - b
-    error = np.std(apart, ddof=1) / np.sqrt(3)
+    differences = a - b
+    error = np.std(differences, ddof=1) / np.sqrt(3)
     half = stats.t.ppf(0.95, 2) * error
-    found = equivalence(a, b, margin, paired=True)
-    np.testing.assert_allclose(found["interval"], [apart.mean() - half, apart.mean() + half])
-    p = max(
-        stats.t.cdf((apart.mean() - margin) / error, 2),
-        stats.t.sf((apart.mean() + margin) / error, 2),
+    result = equivalence(a, b, margin, paired=True)
+    np.testing.assert_allclose(
+        result["interval"], [differences.mean() - half, differences.mean() + half]
     )
-    assert found["p_value"] == pytest.approx(p)
-    assert found["equivalent"]
+    p = max(
+        stats.t.cdf((differences.mean() - margin) / error, 2),
+        stats.t.sf((differences.mean() + margin) / error, 2),
+    )
+    assert result["p_value"] == pytest.approx(p)
+    assert result["equivalent"]
     assert not equivalence(a, b, margin)["equivalent"]
 
 
-def test_the_interval_within_the_margin_is_equivalence() -> None:
+def test_equivalence_means_an_interval_within_the_margin() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
         a, b = generator.normal(0.97, 0.003, (2, 5))
-        found = equivalence(a, b, 0.005)
-        low, high = found["interval"]
-        assert found["equivalent"] == (low > -0.005 and high < 0.005)
+        result = equivalence(a, b, 0.005)
+        low, high = result["interval"]
+        assert result["equivalent"] == (low > -0.005 and high < 0.005)
 
 
-def test_a_difference_as_large_as_the_margin_is_rarely_called_equivalent() -> None:
-    """In at most 5 % of the cases, which is what the test promises."""
+def test_equivalence_has_its_nominal_error_rate() -> None:
+    """A difference as large as the margin is called equivalent in at most 5 % of the cases."""
     generator = np.random.default_rng(0)
-    called = sum(
+    equivalent = sum(
         equivalence(
             generator.normal(0.975, 0.002, 5), generator.normal(0.970, 0.002, 5), margin=0.005
         )["equivalent"]
         for _ in range(2000)
     )
-    assert called <= 0.06 * 2000
+    assert equivalent <= 0.06 * 2000
 
 
-def test_few_noisy_runs_are_not_called_equivalent() -> None:
-    """They do not differ significantly either, which says nothing."""
+def test_equivalence_rejects_few_noisy_runs() -> None:
+    """The runs do not differ significantly either, which is no evidence of equivalence."""
     assert not equivalence([0.95, 0.99], [0.99, 0.95], 0.005)["equivalent"]
 
 
-def test_equal_numbers() -> None:
+def test_equivalence_without_variance() -> None:
     assert equivalence([0.97, 0.97], [0.97, 0.97], 0.005)["equivalent"]
     assert not equivalence([0.97, 0.97], [0.98, 0.98], 0.005)["equivalent"]
     assert equivalence([0.9, 0.97], [0.9, 0.97], 0.005, paired=True)["equivalent"]
 
 
-def test_every_two_backends() -> None:
-    found = compare_accuracies({"a": [0.9, 0.91], "b": [0.9, 0.91], "c": [0.5, 0.6]}, 0.005)
-    assert [pair["between"] for pair in found["pairs"]] == [["a", "b"], ["a", "c"], ["b", "c"]]
-    assert found["test_accuracy"]["c"] == [0.5, 0.6]
+def test_compare_accuracies_tests_every_pair() -> None:
+    result = compare_accuracies({"a": [0.9, 0.91], "b": [0.9, 0.91], "c": [0.5, 0.6]}, 0.005)
+    assert [pair["between"] for pair in result["pairs"]] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert result["test_accuracy"]["c"] == [0.5, 0.6]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,6 @@ def test_every_two_backends() -> None:
         ),
     ],
 )
-def test_wrong_arguments(arguments: tuple, text: str) -> None:
+def test_equivalence_rejects_invalid_arguments(arguments: tuple, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         equivalence(*arguments)

@@ -1,4 +1,4 @@
-"""The three backends against each other, and against the document's own PyTorch code."""
+"""Tests of the three backends against each other and against the document's PyTorch code."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ PAIRS = [("torch", "jax"), ("torch", "tensorflow"), ("jax", "tensorflow")]
 Results = dict[str, dict[str, np.ndarray]]  # of one task: arrays by backend and name
 
 
-def run(folder: Path, dtype: str, *tasks: str) -> dict[str, Results]:
-    """Runs tasks on each backend, in a process each; returns each task's results."""
+def run_tasks(folder: Path, dtype: str, *tasks: str) -> dict[str, Results]:
+    """Runs tasks on each backend in a process of its own and returns the results by task."""
     results: dict[str, Results] = {task: {} for task in tasks}
     for name in NAMES:
         environment = {"KERAS_BACKEND": name, "JAX_ENABLE_X64": str(int(dtype == "float64"))}
@@ -39,13 +39,13 @@ def run(folder: Path, dtype: str, *tasks: str) -> dict[str, Results]:
 
 
 class Document(NamedTuple):
-    """What the document's own code makes, for the backends to begin with and to compare with."""
+    """Weights, data and logits of the document's PyTorch code."""
 
     folder: Path  # random.safetensors, trained.safetensors and batch.npz
     x: np.ndarray  # (64, 48, 48, 3), a batch
     y: np.ndarray
-    images: Any  # (64, 3, 48, 48), what the workers test with
-    logits: dict[str, np.ndarray]  # of those images, with the random and the trained weights
+    images: Any  # (64, 3, 48, 48), the test images
+    logits: dict[str, np.ndarray]  # of the test images, with the random and the trained weights
 
 
 def make_net() -> Any:
@@ -77,7 +77,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
         return torch.from_numpy(np.repeat(levels[images].transpose(0, 3, 1, 2), 3, axis=1))
 
     folder = tmp_path_factory.mktemp("document")
-    (folder / "back").mkdir()
+    (folder / "exported").mkdir()
     data = load("mnist", 48, train_examples=320, test_examples=64)
     assert ImageTransform(data.mean, data.std) == ImageTransform((0.1307,), (0.3081,))
     x = np.repeat((data.x_train[:64] / 255 - 0.1307) / 0.3081, 3, axis=-1)
@@ -97,69 +97,69 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
 
 @pytest.fixture(scope="module")
 def results(document: Document) -> dict[str, Results]:
-    """What each backend makes of one seed, and of the document's weights."""
+    """Results of each backend for one seed and for the document's weights."""
     tasks = ("model", "augmented", "ten_steps", "one_step", "from_pytorch")
-    return run(document.folder, "float32", *tasks)
+    return run_tasks(document.folder, "float32", *tasks)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference, relative to the largest number."""
+    """Computes the largest difference, relative to the largest value."""
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def test_parameters_weights_and_outputs(results: dict[str, Results]) -> None:
-    found = results["model"]
+def test_parameters_weights_and_outputs_agree(results: dict[str, Results]) -> None:
+    by_backend = results["model"]
     for a, b in PAIRS:
-        assert found[a]["count"] == found[b]["count"] == 9_536_074
-        for name in set(found[a]) - {"logits"}:  # initial weights: the same bits
-            np.testing.assert_array_equal(found[a][name], found[b][name])
-        assert distance(found[a]["logits"], found[b]["logits"]) < 1e-5
+        assert by_backend[a]["count"] == by_backend[b]["count"] == 9_536_074
+        for name in set(by_backend[a]) - {"logits"}:  # initial weights: the same bits
+            np.testing.assert_array_equal(by_backend[a][name], by_backend[b][name])
+        assert distance(by_backend[a]["logits"], by_backend[b]["logits"]) < 1e-5
 
 
-def test_augmented_pixels_are_the_same_bits(results: dict[str, Results]) -> None:
-    found = results["augmented"]
+def test_augmented_images_have_the_same_bits(results: dict[str, Results]) -> None:
+    by_backend = results["augmented"]
     for a, b in PAIRS:
-        for step in found[a]:
-            np.testing.assert_array_equal(found[a][step], found[b][step])
+        for step in by_backend[a]:
+            np.testing.assert_array_equal(by_backend[a][step], by_backend[b][step])
 
 
-def test_ten_training_steps(results: dict[str, Results]) -> None:
-    found = results["ten_steps"]
+def test_losses_of_ten_training_steps_agree(results: dict[str, Results]) -> None:
+    by_backend = results["ten_steps"]
     for a, b in PAIRS:
-        relative = np.abs(found[a]["losses"] / found[b]["losses"] - 1)
+        relative = np.abs(by_backend[a]["losses"] / by_backend[b]["losses"] - 1)
         print(f"{a} and {b}:", " ".join(f"{value:.0e}" for value in relative))
         assert (relative[:5] < 1e-5).all(), (a, b, relative)
         assert (relative < 1e-3).all(), (a, b, relative)
 
 
-# Adam divides a gradient by its own size: where it is smaller than its rounding error, a weight may
-# move by anything up to the learning rate. In float64, which tells rounding from a mistake, every
-# weight must agree; in float32, all but five in a million. Measured: at most 8 of 9,536,074
-# beyond 1e-5 in one step from the start, 3e-5 the farthest.
+# Adam divides a gradient by its own size: if the gradient is smaller than its rounding error, the
+# step of a weight may have any size up to the learning rate. In float64, which distinguishes
+# rounding from a mistake, every weight must agree; in float32, all but five in a million. Measured:
+# at most 8 of 9,536,074 weights differ by more than 1e-5 after the first step, at most by 3e-5.
 FRACTION_BEYOND = {"float32": 5e-6, "float64": 0.0}
 
 
-def assert_same_step(found: dict, expected: dict, dtype: str, what: str) -> None:
-    distances = np.concatenate([np.abs(found[k] - expected[k]).ravel() for k in expected])
+def assert_same_step(weights: dict, expected: dict, dtype: str, backend: str) -> None:
+    distances = np.concatenate([np.abs(weights[k] - expected[k]).ravel() for k in expected])
     beyond = int((distances > 1e-5).sum())
-    print(f"{what}, {dtype}: {distances.max():.0e}, {beyond} of {distances.size} beyond 1e-5")
-    assert beyond <= FRACTION_BEYOND[dtype] * distances.size, what
-    assert distances.max() < 2e-4, what
+    print(f"{backend}, {dtype}: {distances.max():.0e}, {beyond} of {distances.size} beyond 1e-5")
+    assert beyond <= FRACTION_BEYOND[dtype] * distances.size, backend
+    assert distances.max() < 2e-4, backend
 
 
 @pytest.mark.parametrize("dtype", FRACTION_BEYOND)
-def test_one_training_step_is_the_documents(
+def test_training_step_matches_the_document(
     document: Document, results: dict[str, Results], dtype: str
 ) -> None:
-    """From the same weights and batch, without dropout, against its own code and `optim.Adam`."""
+    """One step with the same weights and batch, without dropout, against `torch.optim.Adam`."""
     import torch
 
     from benchmarks.document import make_step
 
     if dtype == "float32":
-        found = results["one_step"]
+        by_backend = results["one_step"]
     else:
-        found = run(document.folder, dtype, "one_step")["one_step"]
+        by_backend = run_tasks(document.folder, dtype, "one_step")["one_step"]
     net = make_net()
     net.dropout.p = 0.0
     net.to(getattr(torch, dtype))
@@ -167,20 +167,20 @@ def test_one_training_step_is_the_documents(
     make_step(net)(images, torch.from_numpy(document.y).long())
     expected = {entry: tensor.numpy() for entry, tensor in net.state_dict().items()}
     for name in NAMES:
-        assert_same_step(found[name], expected, dtype, name)
+        assert_same_step(by_backend[name], expected, dtype, name)
 
 
-def test_weights_from_and_to_my_net(document: Document, results: dict[str, Results]) -> None:
-    """And after ten training steps here, back."""
+def test_pytorch_weights_round_trip(document: Document, results: dict[str, Results]) -> None:
+    """The document's weights load on each backend; trained weights load in the document's model."""
     import torch
     from safetensors.numpy import load_file
 
     net = make_net()
     for name in NAMES:
         for weights, logits in document.logits.items():
-            found = results["from_pytorch"][name][weights]
-            np.testing.assert_allclose(found, logits, atol=1e-5, err_msg=f"{name}, {weights}")
-        state = load_file(document.folder / "back" / f"{name}.safetensors")
+            loaded = results["from_pytorch"][name][weights]
+            np.testing.assert_allclose(loaded, logits, atol=1e-5, err_msg=f"{name}, {weights}")
+        state = load_file(document.folder / "exported" / f"{name}.safetensors")
         net.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
-        found = results["ten_steps"][name]["logits"]
-        np.testing.assert_allclose(found, logits_of(net, document.images), atol=1e-5)
+        trained = results["ten_steps"][name]["logits"]
+        np.testing.assert_allclose(trained, logits_of(net, document.images), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The pytest plugin, and the test that the README shows."""
+"""Tests of the pytest plugin, with the example of the README."""
 
 import os
 import re
@@ -28,16 +28,16 @@ import keras
 def name_and_sum(x):
     return keras.backend.backend(), float(keras.ops.sum(x))
 
-def test_it(keras_worker):
+def test_function(keras_worker):
     assert keras_worker(name_and_sum, [1.0, 2.0]) == (keras_worker.backend, 3.0)
 """
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says of the README's test, with a good and a broken package, and of functions.
+    """Output of pytest for the README's test of a correct and a broken package, and of functions.
 
-    All in one run, whose workers are shared.
+    One run of pytest executes all tests, which share the workers.
     """
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "def test_" in block]
@@ -60,7 +60,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     return result.stdout
 
 
-def test_the_readmes_very_text(output: str) -> None:
+def test_readme_example_detects_a_broken_model(output: str) -> None:
     pairs = list(combinations(backends.installed(), 2))
     assert len(pairs) == 3
     for pair in pairs:
@@ -71,12 +71,14 @@ def test_the_readmes_very_text(output: str) -> None:
     assert "1 failed, 6 passed" in output
 
 
-def test_a_function_runs_on_each_backend(output: str) -> None:
+def test_keras_worker_covers_every_backend(output: str) -> None:
     for name in backends.installed():
-        assert f"test_functions.py::test_it[{name}] PASSED" in output
+        assert f"test_functions.py::test_function[{name}] PASSED" in output
 
 
-def test_the_plugin_imports_neither_zoo_nor_keras() -> None:
+def test_plugin_imports_neither_zoo_nor_keras() -> None:
     code = "import pytest_zoo, sys; print('zoo' in sys.modules or 'keras' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""`nn.RNN`, `nn.LSTM` and `nn.GRU` against the zoo's on every backend, there and back."""
+"""Recurrent models of every backend against `nn.RNN`, `nn.LSTM` and `nn.GRU`, and their export."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
 TOLERANCE = 1e-5  # measured: 2e-7
 
 
-def classified(net: Any, x: np.ndarray) -> np.ndarray:
-    """PyTorch's logits of padded sequences."""
+def torch_classifier_logits(net: Any, x: np.ndarray) -> np.ndarray:
+    """Computes PyTorch's logits of padded sequences."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -23,13 +23,13 @@ def classified(net: Any, x: np.ndarray) -> np.ndarray:
     )
     _, last = net["rnn"](packed)
     last = last[0] if isinstance(last, tuple) else last  # an LSTM has two states
-    both = net["rnn"].bidirectional
-    states = torch.cat([last[-2], last[-1]], -1) if both else last[-1]
+    bidirectional = net["rnn"].bidirectional
+    states = torch.cat([last[-2], last[-1]], -1) if bidirectional else last[-1]
     return net["output"](states).detach().numpy()
 
 
-def test_classifiers_of_padded_sequences(everywhere: Workers) -> None:
-    """One layer and two, in one direction and both."""
+def test_rnn_classifier_matches_pytorch(all_backends: Workers) -> None:
+    """One and two layers, unidirectional and bidirectional, on padded sequences."""
     import torch
     from torch import nn
 
@@ -37,23 +37,26 @@ def test_classifiers_of_padded_sequences(everywhere: Workers) -> None:
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(4, max(LENGTHS), FEATURES)).astype(np.float32)
     for case in CASES:
-        cell, num_layers, both = case
-        rnn = kinds[cell](FEATURES, UNITS, num_layers, batch_first=True, bidirectional=both)
-        output = nn.Linear(2 * UNITS if both else UNITS, CLASSES)
+        cell, num_layers, bidirectional = case
+        options = {"batch_first": True, "bidirectional": bidirectional}
+        rnn = kinds[cell](FEATURES, UNITS, num_layers, **options)
+        output = nn.Linear(2 * UNITS if bidirectional else UNITS, CLASSES)
         net = nn.ModuleDict({"rnn": rnn, "output": output})
-        expected = classified(net, x)
+        expected = torch_classifier_logits(net, x)
         state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-        for name in everywhere.names:
-            found, back = everywhere[name, "float32"](recurrent.classified, case, state, x)
-            np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=f"{name}, {case}")
-            tensors = {key: torch.from_numpy(array.copy()) for key, array in back.items()}
+        for name in all_backends.names:
+            logits, exported = all_backends[name, "float32"](
+                recurrent.classifier_logits, case, state, x
+            )
+            np.testing.assert_allclose(logits, expected, atol=TOLERANCE, err_msg=f"{name}, {case}")
+            tensors = {key: torch.from_numpy(array.copy()) for key, array in exported.items()}
             net.load_state_dict(tensors, strict=True)
-            np.testing.assert_allclose(classified(net, x), expected, atol=TOLERANCE)
+            np.testing.assert_allclose(torch_classifier_logits(net, x), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_language_models(cell: str, everywhere: Workers) -> None:
-    """Every step of two layers."""
+def test_rnn_language_model_matches_pytorch(cell: str, all_backends: Workers) -> None:
+    """All steps of a two-layer model."""
     import torch
     from torch import nn
 
@@ -70,9 +73,11 @@ def test_language_models(cell: str, everywhere: Workers) -> None:
     outputs, _ = net["rnn"](net["embedding"](torch.from_numpy(ids)))
     expected = net["output"](outputs).detach().numpy()
     state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    for name in everywhere.names:
-        found, back = everywhere[name, "float32"](recurrent.predicted, cell, state, ids)
-        np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=name)
-        assert {key: array.shape for key, array in back.items()} == {
+    for name in all_backends.names:
+        logits, exported = all_backends[name, "float32"](
+            recurrent.language_model_logits, cell, state, ids
+        )
+        np.testing.assert_allclose(logits, expected, atol=TOLERANCE, err_msg=name)
+        assert {key: array.shape for key, array in exported.items()} == {
             key: array.shape for key, array in state.items()
         }

@@ -1,4 +1,4 @@
-"""The report as a page, in a browser without a network."""
+"""Tests of the HTML report, in a browser without network access."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def browse(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Rows(HTMLParser):
-    """The rows of each kind of table."""
+    """HTML parser that counts the rows of each class of table."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class Rows(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         if tag == "table":
             self._table = dict(attributes)["class"] or ""
-            self.count[self._table] = self.count.get(self._table, 0) - 1  # not the head
+            self.count[self._table] = self.count.get(self._table, 0) - 1  # excludes the header
         if tag == "tr":
             self.count[self._table] += 1
 
 
-def has_colour(pixels: np.ndarray, colour: str) -> int:
+def count_pixels(pixels: np.ndarray, colour: str) -> int:
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.abs(pixels.astype(int) - rgb).max(axis=-1) < 12).sum())
 
@@ -74,47 +74,46 @@ def text(reports: list[Report]) -> str:
     return page(reports)
 
 
-def test_the_page_in_a_browser(reports: list[Report], text: str, tmp_path: Path) -> None:
-    """No console error, tables with all rows, plots with every curve's colour."""
+def test_page_in_a_browser(reports: list[Report], text: str, tmp_path: Path) -> None:
+    """The page has no console error, all rows of the tables, and plots in every colour."""
     good, bad = reports
     path = tmp_path / "report.html"
     path.write_text(text)
-    shot = tmp_path / "shot.png"
-    result = browse(path, f"--screenshot={shot}", "--window-size=1200,4200")
+    screenshot = tmp_path / "shot.png"
+    result = browse(path, f"--screenshot={screenshot}", "--window-size=1200,4200")
     assert ":CONSOLE" not in result.stderr
-    pixels = np.asarray(Image.open(shot).convert("RGB"))
+    pixels = np.asarray(Image.open(screenshot).convert("RGB"))
     assert pixels.shape == (4200, 1200, 3)
     for name in ("torch", "jax"):
-        assert has_colour(pixels, BACKEND_COLOURS[name]) > 200, name
-    assert has_colour(pixels, PAIR_COLOURS[0]) > 500
-    assert has_colour(pixels, "#c62a2f") > 20  # a row that differs
-    assert has_colour(pixels, BACKEND_COLOURS["tensorflow"]) == 0  # the test sees what is not there
+        assert count_pixels(pixels, BACKEND_COLOURS[name]) > 200, name
+    assert count_pixels(pixels, PAIR_COLOURS[0]) > 500
+    assert count_pixels(pixels, "#c62a2f") > 20  # a row that differs
+    assert count_pixels(pixels, BACKEND_COLOURS["tensorflow"]) == 0  # the test is sensitive
 
     dom = browse(path, "--dump-dom").stdout
     rows = Rows()
     rows.feed(dom)
     assert rows.count["models"] == 2
     assert rows.count["rungs"] == len(good.rungs) + len(bad.rungs)
-    assert (
-        dom.count('<svg role="img"') == 3 + 1 + 1 + 1
-    )  # of bad: only inference mode's... see below
+    # Three plots of layers and losses, one of accuracies, and two of layers in the second report.
+    assert dom.count('<svg role="img"') == 3 + 1 + 1 + 1
     assert rows.count["rows"] == len(good.rows) + len(bad.rows)
 
 
-def test_a_console_error_would_be_seen(tmp_path: Path) -> None:
+def test_browse_reports_console_errors(tmp_path: Path) -> None:
     path = tmp_path / "broken.html"
     path.write_text("<script>noSuchFunction()</script>")
     assert ":CONSOLE" in browse(path, f"--screenshot={tmp_path / 'shot.png'}").stderr
 
 
-def test_the_page_asks_the_network_for_nothing(text: str) -> None:
+def test_page_has_no_external_resources(text: str) -> None:
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
     assert addresses
     assert all(address.startswith("#") for address in addresses)
     assert "<script" not in text
 
 
-def test_what_users_wrote_is_escaped() -> None:
+def test_page_escapes_text() -> None:
     rung = RungReport(1, "<b>", "a & b", ())
     text = page([Report("<script>alert(1)</script>", {}, {}, ("<i>",), (rung,))])
     assert "<script>" not in text

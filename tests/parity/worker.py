@@ -1,4 +1,4 @@
-"""Tasks on one backend, in a process of its own: FOLDER DTYPE TASK ..., results as .npz."""
+"""Worker process of `test_parity.py`: FOLDER DTYPE TASK ...; writes the results as .npz files."""
 
 import sys
 from collections.abc import Callable
@@ -20,8 +20,8 @@ Arrays = dict[str, Any]
 DTYPE = sys.argv[2]
 
 
-class Session:
-    """`cnn_48x48` and the first 640 images of MNIST, at the recipe's settings."""
+class TrainingSetup:
+    """`cnn_48x48` with the first 640 images of MNIST and the settings of the recipe."""
 
     def __init__(self, seed: int = 0):
         self.data = datasets.load("mnist", 48, train_examples=640, test_examples=64)
@@ -40,7 +40,7 @@ class Session:
         return float(metrics["loss"])
 
     def logits(self) -> np.ndarray:
-        """Of the test images."""
+        """Computes the logits of the test images."""
         inputs = self.transform.test(self.data.x_test)
         # A copy: PyTorch's arrays share the tensor's memory.
         return np.array(ops.convert_to_numpy(self.model(inputs, training=False)))
@@ -52,38 +52,38 @@ class Session:
 
 
 def model(folder: Path) -> Arrays:
-    """Parameters, initial weights, and logits of the test images."""
-    session = Session()
-    count = session.model.count_params()
-    return {"count": count, "logits": session.logits(), **session.weights()}
+    """Returns the parameter count, the initial weights and the logits of the test images."""
+    setup = TrainingSetup()
+    count = setup.model.count_params()
+    return {"count": count, "logits": setup.logits(), **setup.weights()}
 
 
 def augmented(folder: Path) -> Arrays:
-    """Three augmented batches."""
-    session = Session()
+    """Returns three augmented batches."""
+    setup = TrainingSetup()
     key = random.key(0, "augmentation")
     return {
         str(step): ops.convert_to_numpy(
-            session.transform.training(session.data.x_train[:64], random.fold_in(key, step))
+            setup.transform.training(setup.data.x_train[:64], random.fold_in(key, step))
         )
         for step in range(3)
     }
 
 
 def ten_steps(folder: Path) -> Arrays:
-    """The losses of ten training steps, dropout and augmentation on; what came of them.
+    """Takes ten training steps with dropout and augmentation; returns losses and logits.
 
-    The weights go to `back/` as PyTorch names them, and the logits of the test images come along.
+    The trained weights are written to `exported/` with PyTorch's names.
     """
-    session = Session()
-    losses = np.array([session.take_step(number) for number in range(10)])
-    session.step.sync()
-    pytorch.save(session.model, folder / "back" / f"{name}.safetensors")
-    return {"losses": losses, "logits": session.logits()}
+    setup = TrainingSetup()
+    losses = np.array([setup.take_step(number) for number in range(10)])
+    setup.step.sync()
+    pytorch.save(setup.model, folder / "exported" / f"{name}.safetensors")
+    return {"losses": losses, "logits": setup.logits()}
 
 
 def one_step(folder: Path) -> Arrays:
-    """`random.safetensors` after one step on the batch of `batch.npz`, no dropout."""
+    """Returns `random.safetensors` after one step on `batch.npz` without dropout."""
     with np.load(folder / "batch.npz") as batch:
         x, y = batch["x"].astype(DTYPE), batch["y"]
     model = zoo.cnn_48x48(10, dropout=0.0, dtype=DTYPE)
@@ -102,12 +102,12 @@ def one_step(folder: Path) -> Arrays:
 
 
 def from_pytorch(folder: Path) -> Arrays:
-    """Logits of the test images with the weights of each safetensors file."""
-    session = Session()
+    """Returns the logits of the test images with the weights of each safetensors file."""
+    setup = TrainingSetup()
     results = {}
     for path in sorted(folder.glob("*.safetensors")):
-        pytorch.load(session.model, path)
-        results[path.stem] = session.logits()
+        pytorch.load(setup.model, path)
+        results[path.stem] = setup.logits()
     return results
 
 

@@ -1,4 +1,4 @@
-"""A small model that draws digits, in training and at work, for a worker."""
+"""Training and sampling of a small text-to-image model, for a worker."""
 
 from typing import Any
 
@@ -16,23 +16,23 @@ from zoo.training import batches
 from zoo.training.optimizers import Adam
 
 BATCH = 32
-VOCABULARY = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
+TOKENIZER = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
 PROMPTS = ["a handwritten seven", "the digit 3", "zero", "draw a 4"]
 
 
 def small_model() -> keras.Model:
     return zoo.text_to_image(
-        len(VOCABULARY), VOCABULARY.max_length, hidden_dim=32, channels=(8, 16, 32)
+        len(TOKENIZER), TOKENIZER.max_length, hidden_dim=32, channels=(8, 16, 32)
     )
 
 
-def trained(steps: int) -> tuple[list[float], list[np.ndarray]]:
-    """The loss of every step from one seed, and the weights afterwards."""
+def train(steps: int) -> tuple[list[float], list[np.ndarray]]:
+    """Trains the model from one seed; returns the loss of every step and the trained weights."""
     data = datasets.load("mnist", train_examples=steps * BATCH, test_examples=1)
     model = small_model()
     optimizer = Adam(2e-3, global_clipnorm=1.0)
     optimizer.build(model.trainable_variables)
-    prompts = np.stack([VOCABULARY.encode(prompts) for prompts in prompts_by_class()])
+    prompts = np.stack([TOKENIZER.encode(prompts) for prompts in prompts_by_class()])
     objective = diffusion_objective(model, DiffusionSpec().make_diffusion(), 0, prompts)
     step = backend.train_step(model, optimizer, objective)
     arrays = [backend.on_device(array) for array in (data.x_train, data.y_train)]
@@ -45,9 +45,9 @@ def trained(steps: int) -> tuple[list[float], list[np.ndarray]]:
     return losses, [np.array(ops.convert_to_numpy(w.value)) for w in model.trainable_variables]
 
 
-def drawn(weights: list[np.ndarray], options: dict[str, Any]) -> np.ndarray:
-    """What the model with these weights draws."""
+def sample_images(weights: list[np.ndarray], options: dict[str, Any]) -> np.ndarray:
+    """Samples images of `PROMPTS` from a model with the given weights."""
     model = small_model()
     for variable, value in zip(model.trainable_variables, weights):
         variable.assign(value)
-    return DiffusionPipeline(model, DiffusionSpec(), VOCABULARY).sample(PROMPTS, **options)
+    return DiffusionPipeline(model, DiffusionSpec(), TOKENIZER).sample(PROMPTS, **options)
