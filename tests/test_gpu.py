@@ -1,4 +1,4 @@
-"""On a GPU: the same parameters, and the recipe's accuracy. Fails where there is none."""
+"""Training on a GPU; the tests fail if the backend has no GPU."""
 
 import json
 import os
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[1]
 
 
-def test_parameters() -> None:
+def test_cnn_has_parameter_count() -> None:
     assert backend.device() != "cpu"
     assert zoo.cnn_48x48(10).count_params() == 9_536_074
 
 
-def test_the_recipe_reaches_its_accuracy(tmp_path: Path) -> None:
+def test_mnist_recipe_reaches_accuracy(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, ROOT / "recipes" / "mnist.py", "--quick", "--run-dir", tmp_path / "run"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

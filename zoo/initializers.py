@@ -1,4 +1,4 @@
-"""Initializers whose values are the same bits on every backend."""
+"""Weight initializers whose values are the same bits on every backend."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ Tensor = Any
 
 @keras.saving.register_keras_serializable("zoo")
 class FanInUniform(keras.initializers.Initializer):  # type: ignore[misc]
-    """Uniform in ±1/sqrt(fan_in): how PyTorch's `nn.Linear` and `nn.Conv2d` begin.
+    """Uniform initializer in ±1/sqrt(fan_in), the default of PyTorch's `nn.Linear` and `nn.Conv2d`.
 
     Args:
-        seed: the model's seed.
-        stream: names the weight, so that no two of a model begin alike.
-        fan_in: inputs of each unit; by default read off the shape of the weight (all axes but the
-            last). Biases need it.
+        seed: Seed of the model's initial weights.
+        stream: Name of the weight, which gives each weight of a model values of its own.
+        fan_in: Number of inputs of each unit. By default the product of all axes of the weight's
+            shape but the last; for a bias `fan_in` is required.
     """
 
     def __init__(self, seed: int, stream: str, fan_in: int | None = None):
@@ -41,12 +41,13 @@ class FanInUniform(keras.initializers.Initializer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("zoo")
 class Normal(keras.initializers.Initializer):  # type: ignore[misc]
-    """Normal of mean 0, as transformers begin.
+    """Normal initializer with mean 0, as transformers use.
 
     Args:
-        seed: the model's seed.
-        stream: names the weight, so that no two of a model begin alike.
-        stddev: by default 1/sqrt(inputs of each unit), read off the shape (all axes but the last).
+        seed: Seed of the model's initial weights.
+        stream: Name of the weight, which gives each weight of a model values of its own.
+        stddev: Standard deviation. By default 1/sqrt(fan_in), where fan_in is the product of all
+            axes of the weight's shape but the last.
     """
 
     def __init__(self, seed: int, stream: str, stddev: float | None = None):
@@ -65,11 +66,14 @@ class Normal(keras.initializers.Initializer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("zoo")
 class Orthogonal(keras.initializers.Initializer):  # type: ignore[misc]
-    """Square blocks side by side, (n, n·blocks), each a random rotation: no signal grows or dies.
+    """Orthogonal initializer of a weight (n, n·blocks), for recurrent kernels.
+
+    Each of the square blocks side by side is a random orthogonal matrix, which preserves the norm
+    of signals and gradients.
 
     Args:
-        seed: the model's seed.
-        stream: names the weight, so that no two of a model begin alike.
+        seed: Seed of the model's initial weights.
+        stream: Name of the weight, which gives each weight of a model values of its own.
 
     Source: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in
     deep linear neural networks", ICLR 2014.
@@ -81,9 +85,9 @@ class Orthogonal(keras.initializers.Initializer):  # type: ignore[misc]
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
         rows, columns = shape
-        drawn = normal(key(self.seed, "weights", self.stream), (columns // rows, rows, rows))
-        # In float64, so that what libraries round differently is gone in float32.
-        q, r = np.linalg.qr(drawn.astype(np.float64))
+        matrices = normal(key(self.seed, "weights", self.stream), (columns // rows, rows, rows))
+        # In float64: rounding differences between libraries vanish in the cast to float32.
+        q, r = np.linalg.qr(matrices.astype(np.float64))
         blocks = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None]
         values = np.concatenate(list(blocks), axis=1).astype(np.float32)
         return ops.convert_to_tensor(values, dtype=dtype)

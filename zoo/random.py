@@ -1,20 +1,21 @@
-"""Portable randomness: same seed, same bits, on any backend, eager or compiled, CPU or GPU.
+"""Portable random numbers: a seed gives the same bits on every backend, eager or compiled.
 
-A backend's own generator gives other numbers than the next backend's. Here a number is a function
-of a key and of its index alone (a counter-based generator): an integer hash of two multiplications
-and three xor-shifts, in `int32` arithmetic, which wraps in the same way everywhere. Nothing is
-stored between draws, so a run resumes exactly where the step counter stands.
+The backends' own generators differ from each other. The generator of this module is counter-based:
+a number depends only on a key and on its index. An integer hash of two multiplications and three
+xor-shifts computes the number in `int32` arithmetic, which wraps in the same way on every backend,
+CPU and GPU. The generator stores no state between calls, so a run resumes exactly from its step
+counter.
 
     key = zoo.random.key(seed, "noise")           # a seed and the name of a stream
     key = zoo.random.fold_in(key, step)           # one key a step
     noise = zoo.random.normal(key, (64, 28, 28, 1))
 
-A key that is a NumPy array gives NumPy arrays, drawn on the host (initial weights, data order); a
-key that was folded with a tensor gives tensors. The bits are the same.
+A key that is a NumPy array gives NumPy arrays, computed on the host (initial weights, data order).
+A key that was folded with a tensor gives tensors. The bits are the same.
 
 Keys of different seeds and streams come from NumPy's `SeedSequence`, which hashes all of its input
 into 64 bits. The hash of the counter is Chris Wellons' `lowbias32`, keyed before and between its
-rounds. It is made for training, not for cryptography.
+rounds. The generator is designed for training, not for cryptography.
 """
 
 import functools
@@ -33,19 +34,22 @@ Tensor = Any
 Key = Any
 
 
-_LARGEST = 2**31  # numbers of one draw
+_MAX_SIZE = 2**31  # of the arrays of one key: indices are int32
 
 
 def key(seed: int, *stream: str | int) -> np.ndarray:
-    """The key of a named stream.
+    """Creates the key of a named stream of random numbers.
 
     Args:
-        seed: an integer in [0, 2**32).
-        stream: names or numbers that tell this stream from others of the same seed, such as a
-            layer's name.
+        seed: Integer seed in [0, 2**32).
+        *stream: Names or numbers that distinguish the stream from others of the same seed, such as
+            a layer's name.
 
     Returns:
-        (2,) int32.
+        Key, (2,) int32.
+
+    Raises:
+        ValueError: If `seed` is not an integer in [0, 2**32).
     """
     integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not integer or not 0 <= seed < 2**32:
@@ -57,15 +61,15 @@ def key(seed: int, *stream: str | int) -> np.ndarray:
 
 
 def fold_in(key: Key, data: Any) -> Key:
-    """A new key for one member of a stream, such as a training step.
+    """Derives a new key from a key and an integer, such as the number of a training step.
 
     Args:
-        key: (2,) int32.
-        data: an integer or an integer scalar tensor; values that differ modulo 2**32
-            never give the same key.
+        key: Key, (2,) int32.
+        data: Integer or integer scalar tensor. Values that differ modulo 2**32 never give the same
+            key.
 
     Returns:
-        (2,) int32, a tensor if one of the arguments is one.
+        Key, (2,) int32, which is a tensor if one of the arguments is a tensor.
     """
     if _is_host(key) and isinstance(data, int | np.integer):
         data = np.full(2, _wrap(int(data)), np.int32)
@@ -74,14 +78,28 @@ def fold_in(key: Key, data: Any) -> Key:
 
 
 def bits(key: Key, shape: int | Sequence[Any]) -> Tensor:
-    """32 random bits for each element, as int32 over its whole range."""
+    """Random integers, uniform over the whole range of int32.
+
+    Args:
+        key: Key, (2,) int32.
+        shape: Shape of the array, with fewer than 2**31 elements.
+
+    Returns:
+        int32 array of shape `shape`.
+
+    Raises:
+        ValueError: If `shape` has 2**31 elements or more.
+    """
     xp = np if _is_host(key) else ops
     shape = _shape(shape)
     size = math.prod(shape)
-    if isinstance(size, int) and size >= _LARGEST:
-        raise ValueError(f"One draw has fewer than 2**31 numbers. Received: shape={shape}")
+    if isinstance(size, int) and size >= _MAX_SIZE:
+        raise ValueError(
+            f"`shape` must have fewer than 2**31 elements. Received: shape={shape}. Use several "
+            "smaller arrays, each with a key from `fold_in`"
+        )
     counter = xp.arange(size, dtype="int32")
-    # Spread neighbouring counters over all 32 bits before the first key meets them.
+    # The product spreads neighbouring counters over all 32 bits before the first half of the key.
     return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), shape)
 
 
@@ -90,72 +108,117 @@ def uniform(
 ) -> Tensor:
     """Uniform float32 numbers in [minval, maxval), on a grid of 2**24 steps.
 
-    In [0, 1) and in ranges symmetric about 0 the bits are the same everywhere. In another range a
-    compiler may fuse the multiplication with the addition, so that the last bit differs, and the
-    largest numbers may round to `maxval`.
+    In [0, 1) and in ranges symmetric about 0 the bits are the same on every backend. In other
+    ranges a compiler may fuse the multiplication with the addition, so that the last bit differs.
+    The largest numbers may then round to `maxval`.
+
+    Args:
+        key: Key, (2,) int32.
+        shape: Shape of the array.
+        minval: Lower bound, included.
+        maxval: Upper bound, excluded.
+
+    Returns:
+        float32 array of shape `shape`.
+
+    Raises:
+        ValueError: If `minval` is not below `maxval`.
     """
     if not minval < maxval:
         raise ValueError(
             f"`minval` must be below `maxval`. Received: minval={minval}, maxval={maxval}"
         )
     xp = np if _is_host(key) else ops
-    drawn = bits(key, shape)
+    integers = bits(key, shape)
     if minval == -maxval:
-        return _scaled(xp, xp.right_shift(drawn, 8), maxval * 2.0**-23)
-    unit = _scaled(xp, _shift_right(xp, drawn, 8), 2.0**-24)
+        return _scale(xp, xp.right_shift(integers, 8), maxval * 2.0**-23)
+    unit = _scale(xp, _shift_right(xp, integers, 8), 2.0**-24)
     if (minval, maxval) == (0.0, 1.0):
         return unit
     return xp.add(xp.multiply(unit, maxval - minval), minval)
 
 
 def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
-    """Normal float32 numbers with mean 0, the same bits everywhere.
+    """Normal float32 numbers with mean 0, the same bits on every backend.
 
-    Logarithm and cosine differ between libraries in their last bits, a table does not: each number
-    is the sum of two entries of a table of the inverse distribution function, one for each half of
-    the 32 bits. The largest is 5.9 standard deviations.
+    Logarithm and cosine differ between libraries in their last bits, but a table does not. Each
+    number is the sum of two entries of a table of the inverse distribution function, one for each
+    half of 32 random bits. The largest numbers are at 5.9 standard deviations.
+
+    Args:
+        key: Key, (2,) int32.
+        shape: Shape of the array.
+        stddev: Standard deviation.
+
+    Returns:
+        float32 array of shape `shape`.
     """
     xp = np if _is_host(key) else ops
-    drawn = bits(key, shape)
-    # Scaled before it is cast: two entries then sum to the deviation asked for in one rounding.
+    integers = bits(key, shape)
+    # The table is scaled before the cast, so that the sum of two entries is rounded only once.
     table = np.float32(_normal_table() * (stddev / math.sqrt(2)))
-    low = xp.take(table, xp.bitwise_and(drawn, 0xFFFF), axis=0)
-    high = xp.take(table, _shift_right(xp, drawn, 16), axis=0)
+    low = xp.take(table, xp.bitwise_and(integers, 0xFFFF), axis=0)
+    high = xp.take(table, _shift_right(xp, integers, 16), axis=0)
     return xp.add(low, high)
 
 
 def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tensor:
-    """Booleans that are true with the given probability (to 2**-32)."""
+    """Booleans that are true with a given probability.
+
+    Args:
+        key: Key, (2,) int32.
+        probability: Probability of true in [0, 1], rounded to a multiple of 2**-32.
+        shape: Shape of the array.
+
+    Returns:
+        Boolean array of shape `shape`.
+
+    Raises:
+        ValueError: If `probability` is not in [0, 1].
+    """
     if not 0 <= probability <= 1:
         raise ValueError(f"`probability` must lie in [0, 1]. Received: probability={probability}")
     xp = np if _is_host(key) else ops
     threshold = round(probability * 2**32) - 2**31
-    drawn = bits(key, shape)
-    if threshold == 2**31:  # always, and one more than int32 holds
-        return xp.ones_like(drawn, dtype="bool")
-    return xp.less(drawn, threshold)
+    integers = bits(key, shape)
+    if threshold == 2**31:  # probability 1; the threshold exceeds the range of int32
+        return xp.ones_like(integers, dtype="bool")
+    return xp.less(integers, threshold)
 
 
 def permutation(key: Key, size: int) -> Tensor:
-    """The numbers 0 to size - 1 in random order, int32. No two of a key's bits are equal."""
+    """Random permutation of the numbers 0 to size - 1.
+
+    Args:
+        key: Key, (2,) int32.
+        size: Number of elements.
+
+    Returns:
+        Permutation, (size,) int32.
+    """
+    # No two of a key's `bits` are equal, so the order is unique.
     if _is_host(key):
         return np.argsort(bits(key, size)).astype(np.int32)
     return ops.cast(ops.argsort(bits(key, size)), "int32")
 
 
-# ------------------------------------------------------------------ layers and initial weights
+# ------------------------------------------------------------------ layers
 
 
 @keras.saving.register_keras_serializable("zoo")
 class Dropout(keras.layers.Layer):  # type: ignore[misc]
-    """Sets a fraction `rate` of the inputs to 0 in training and scales the others by 1/(1 - rate).
+    """Dropout layer with masks that are the same bits on every backend.
 
-    The mask depends on the seed, on the layer's name and on how many training calls came before;
-    that counter is saved and restored with the model, and is not counted as a parameter.
+    In training the layer sets a fraction `rate` of its inputs to 0 and scales the others by
+    1/(1 - rate). The mask depends on the seed, the layer's name and the number of previous training
+    calls. That counter is saved and restored with the model and is not a parameter.
 
     Args:
-        rate: the fraction dropped, in [0, 1).
-        seed: with the layer's name, names the stream of masks.
+        rate: Fraction of the inputs that is set to 0, in [0, 1).
+        seed: Seed of the dropout masks; layers with different names have different masks.
+
+    Raises:
+        ValueError: If `rate` is not in [0, 1) or `seed` is not an integer in [0, 2**32).
 
     Source: Srivastava et al., "Dropout", JMLR 2014.
     """
@@ -170,8 +233,8 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         self.random_key = key(seed, "dropout", self.name)
 
     def build(self, input_shape: Any) -> None:
-        # A SeedGenerator is what Keras carries through compiled code and saves without counting
-        # it. Its second number, the draws so far, is all that is used of it.
+        # Keras carries the state of a SeedGenerator through compiled code and saves the state
+        # without counting it as a parameter. Only its second number, the counter, is used.
         self.counter = keras.random.SeedGenerator(0, name="counter")
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
@@ -192,14 +255,14 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
 
 
 def _wrap(number: int) -> int:
-    """The int32 with the same low 32 bits."""
+    """Wraps an integer to the int32 with the same low 32 bits."""
     return (number + 2**31) % 2**32 - 2**31
 
 
 _GOLDEN = _wrap(0x9E3779B9)  # 2**32 / golden ratio, odd
 
 
-_LANES = np.array([1, 2], np.int32)  # tell the two halves of a key apart
+_LANES = np.array([1, 2], np.int32)  # distinguish the two halves of a key
 
 
 _MULTIPLIER_1 = _wrap(0x7FEB352D)
@@ -217,7 +280,7 @@ def _shape(shape: int | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _shift_right(xp: Any, x: Tensor, count: int) -> Tensor:
-    """Shifts zeros in from the left: an arithmetic shift and a mask."""
+    """Logical right shift: an arithmetic shift and a mask."""
     return xp.bitwise_and(xp.right_shift(x, count), (1 << (32 - count)) - 1)
 
 
@@ -226,7 +289,7 @@ def _xor_shift(xp: Any, x: Tensor, count: int) -> Tensor:
 
 
 def _hash(xp: Any, x: Tensor, key: Key) -> Tensor:
-    """`lowbias32` with one half of the key before the first round and one between the rounds."""
+    """Hash `lowbias32`, with half of the key before the first round and half between the rounds."""
     x = _xor_shift(xp, xp.bitwise_xor(x, key[0]), 16)
     x = xp.multiply(x, _MULTIPLIER_1)
     x = _xor_shift(xp, xp.add(x, key[1]), 15)
@@ -235,7 +298,7 @@ def _hash(xp: Any, x: Tensor, key: Key) -> Tensor:
 
 
 def _fold(xp: Any, key: Key, data: Any) -> Key:
-    """Two different hashes of `data`, each one-to-one, make the two halves of the new key."""
+    """Hashes `data` to a new key: one bijective hash for each half of the key."""
     x = xp.bitwise_xor(xp.multiply(xp.add(data, _LANES), _GOLDEN), key)
     for _ in range(2):
         x = _xor_shift(xp, x, 16)
@@ -247,14 +310,14 @@ def _fold(xp: Any, key: Key, data: Any) -> Key:
     return x
 
 
-def _scaled(xp: Any, x: Tensor, factor: float) -> Tensor:
+def _scale(xp: Any, x: Tensor, factor: float) -> Tensor:
     x = x.astype(np.float32) if xp is np else ops.cast(x, "float32")
     return xp.multiply(x, np.float32(factor))
 
 
 @functools.cache
 def _normal_table() -> np.ndarray:
-    """(65536,) float64: the inverse normal distribution function at midpoints, of variance 1."""
+    """Inverse normal distribution function at midpoints, scaled to variance 1, (65536,) float64."""
     inverse = statistics.NormalDist().inv_cdf
     upper = np.array([inverse(0.5 + (i + 0.5) / 2**16) for i in range(2**15)])
     table = np.concatenate([-upper[::-1], upper])

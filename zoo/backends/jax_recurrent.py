@@ -1,7 +1,8 @@
-"""Recurrent layers on JAX.
+"""Recurrent layers for JAX.
 
-What does not depend on the step before is left out of the loop: W·x for all steps at once, and the
-gradient of U, which is one product over all steps where JAX would add up one a step.
+Computations that do not depend on the previous step are moved out of the loop: the products W·x of
+all steps, and the gradient of U, which is one product over all steps. JAX's automatic
+differentiation would add up one product for each step.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ Tensor = Any
 
 def recurrent(
     cell: str,
-    gates: Callable[..., Any],
+    cell_step: Callable[..., Any],
     inputs: Tensor,
     states: Sequence[Tensor],
     weights: tuple[Tensor, Tensor, Tensor],
@@ -29,60 +30,76 @@ def recurrent(
     if mask is not None:
         mask = jnp.swapaxes(mask, 0, 1)[..., None]  # (T, B, 1)
     outputs, states = _compiled_loop(
-        gates, projected, tuple(states), recurrent_kernel, recurrent_bias, mask
+        cell_step, projected, tuple(states), recurrent_kernel, recurrent_bias, mask
     )
     return jnp.swapaxes(outputs, 0, 1), states
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loop(gates: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any) -> Any:
-    """projected: (T, B, k); states: (B, units) each. Returns h at every step, the last states."""
+def _loop(cell_step: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any) -> Any:
+    """Applies `cell_step` over time.
 
-    def step(before: Any, at: Any) -> Any:
-        x, counts = at
-        after = _masked(gates, counts)(x, before[0] @ kernel + bias, *before)
-        return after, after[0]
+    Args:
+        cell_step: Function of one time step, from (W·x + b, U·h + b, *states) to the new states.
+        projected: Projected inputs W·x + b of all steps, (T, B, k).
+        states: Initial states, each (B, units).
+        kernel: Recurrent kernel U, (units, k).
+        bias: Recurrent bias, (k,).
+        mask: Boolean mask, (T, B, 1), or None.
 
-    last, outputs = lax.scan(step, states, (projected, mask))
-    return outputs, last
+    Returns:
+        The hidden states h of all steps, (T, B, units), and the final states.
+    """
+
+    def step(states: Any, step_inputs: Any) -> Any:
+        x, step_mask = step_inputs
+        states = _masked(cell_step, step_mask)(x, states[0] @ kernel + bias, *states)
+        return states, states[0]
+
+    final_states, outputs = lax.scan(step, states, (projected, mask))
+    return outputs, final_states
 
 
-def _masked(gates: Any, counts: Any) -> Any:
-    if counts is None:
-        return gates
-    return lambda x, h_part, *before: tuple(
-        jnp.where(counts, new, old) for new, old in zip(gates(x, h_part, *before), before)
+def _masked(cell_step: Any, step_mask: Any) -> Any:
+    """A cell step that keeps the old states where the mask is false."""
+    if step_mask is None:
+        return cell_step
+    return lambda x, h_part, *states: tuple(
+        jnp.where(step_mask, new, old) for new, old in zip(cell_step(x, h_part, *states), states)
     )
 
 
 def _loop_forward(
-    gates: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any
+    cell_step: Any, projected: Any, states: Any, kernel: Any, bias: Any, mask: Any
 ) -> Any:
-    def step(before: Any, at: Any) -> Any:
-        x, counts = at
-        after, pull = jax.vjp(_masked(gates, counts), x, before[0] @ kernel + bias, *before)
-        return after, (after[0], before[0], pull)
+    def step(states: Any, step_inputs: Any) -> Any:
+        x, step_mask = step_inputs
+        masked_step = _masked(cell_step, step_mask)
+        new_states, vjp = jax.vjp(masked_step, x, states[0] @ kernel + bias, *states)
+        return new_states, (new_states[0], states[0], vjp)
 
-    last, (outputs, h, pulls) = lax.scan(step, states, (projected, mask))
-    return (outputs, last), (kernel, h, pulls)
+    final_states, (outputs, h, vjps) = lax.scan(step, states, (projected, mask))
+    return (outputs, final_states), (kernel, h, vjps)
 
 
-def _loop_backward(gates: Any, residuals: Any, gradients: Any) -> Any:
-    kernel, h, pulls = residuals
-    output_gradients, last_gradients = gradients
+def _loop_backward(cell_step: Any, residuals: Any, gradients: Any) -> Any:
+    kernel, h, vjps = residuals
+    output_gradients, final_gradients = gradients
 
-    def step(coming: Any, at: Any) -> Any:
-        pull, output_gradient = at
-        x_gradient, h_gradient, *going = pull((coming[0] + output_gradient, *coming[1:]))
-        going[0] += h_gradient @ kernel.T
-        return tuple(going), (x_gradient, h_gradient)
+    def step(state_gradients: Any, step_inputs: Any) -> Any:
+        vjp, output_gradient = step_inputs
+        x_gradient, h_gradient, *old_gradients = vjp(
+            (state_gradients[0] + output_gradient, *state_gradients[1:])
+        )
+        old_gradients[0] += h_gradient @ kernel.T
+        return tuple(old_gradients), (x_gradient, h_gradient)
 
     state_gradients, (x_gradient, h_gradient) = lax.scan(
-        step, tuple(last_gradients), (pulls, output_gradients), reverse=True
+        step, tuple(final_gradients), (vjps, output_gradients), reverse=True
     )
     kernel_gradient = jnp.einsum("tbu,tbk->uk", h, h_gradient)
     return x_gradient, state_gradients, kernel_gradient, h_gradient.sum((0, 1)), None
 
 
 _loop.defvjp(_loop_forward, _loop_backward)
-_compiled_loop = jax.jit(_loop, static_argnums=0)  # so that calls one by one compile it only once
+_compiled_loop = jax.jit(_loop, static_argnums=0)  # eager calls compile the loop only once
