@@ -1,7 +1,7 @@
-"""The only folder that may import a backend: fast paths and switches.
+"""Backend modules: fast paths and switches. No other folder may import a backend.
 
-`backend` is the module for the backend that Keras runs on. What a backend has to supply, and what
-the rest of the package may rely on, is the protocol `Backend`.
+`backend` is the module of the backend on which Keras runs. The protocol `Backend` defines what each
+module provides and what the rest of the package may rely on.
 """
 
 import importlib
@@ -18,7 +18,7 @@ NAMES = ("tensorflow", "torch", "jax")
 
 Tensor = Any
 Objective = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
-Gates = Callable[..., tuple[Tensor, ...]]
+CellStep = Callable[..., tuple[Tensor, ...]]
 
 
 class TrainStep(Protocol):
@@ -34,41 +34,41 @@ class TrainStep(Protocol):
 
 
 class Backend(Protocol):
-    """What each module of this folder supplies."""
+    """Interface of the backend modules in this folder."""
 
     def version(self) -> str:
-        """The version of the library, such as "2.13.0"."""
+        """Returns the version of the library, such as "2.13.0"."""
         ...
 
     def device(self) -> str:
-        """What computes, "cpu" or the GPU's name."""
+        """Returns the compute device: "cpu" or the name of the GPU."""
         ...
 
     def on_device(self, array: Any) -> Tensor:
-        """The array as a tensor that stays on the device."""
+        """Converts an array to a tensor on the device."""
         ...
 
     def keep_malloc_pages(self) -> None:
-        """Keeps large freed blocks for the next step, as `zoo.backends.common` explains."""
+        """Makes the C library keep large freed blocks; see `zoo.backends.common`."""
         ...
 
     def make_deterministic(self) -> None:
-        """Asks the library for the same bits each time a run is repeated on one machine."""
+        """Enables deterministic operations: repeated runs on one machine give the same bits."""
         ...
 
     def disable_tf32(self) -> None:
-        """Turns TF32 off, which GPUs use for float32 products by default; for comparisons."""
+        """Disables TF32, the default for float32 products on GPUs. For comparisons."""
         ...
 
     def keep_float64(self) -> None:
-        """Stops Keras from dropping digits of float64 numbers; for comparisons."""
+        """Stops Keras from reducing the precision of float64 tensors. For comparisons."""
         ...
 
     def float64(self) -> AbstractContextManager[None]:
-        """Within it Keras makes float64 numbers by default and results of them stay float64.
+        """Context manager with float64 as Keras' default; float64 results keep their dtype.
 
-        For models that are built and used there. Constants of Keras' own that pass through float32
-        on TensorFlow stay as they are: `keep_float64`.
+        For models that are built and called within the context. On TensorFlow some constants of
+        Keras still pass through float32; `keep_float64` corrects them.
         """
         ...
 
@@ -79,61 +79,88 @@ class Backend(Protocol):
     def gradients(
         self, model: Any, function: Callable[..., Tensor]
     ) -> Callable[..., tuple[Tensor, list[Tensor | None]]]:
-        """Makes `function(*arrays) -> loss` give the loss and its gradient by each weight.
+        """Transforms `function(*arrays) -> loss` into a function of the loss and its gradients.
 
-        In the order of `model.trainable_variables`; None or zeros where the loss does not depend on
-        a weight. The model's other variables are not to be relied on afterwards.
+        The gradients are in the order of `model.trainable_variables`. A gradient is None or zero if
+        the loss does not depend on the weight. Whether a call updates the model's non-trainable
+        variables depends on the backend.
         """
         ...
 
     def inference_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes `function(*arrays)`, which calls `model`, run without gradients and compiled."""
+        """Wraps `function(*arrays)`, which calls `model`, for inference.
+
+        The wrapper computes no gradients and is compiled on TensorFlow and JAX.
+        """
         ...
 
     def sampling_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        """As `forward`, for many calls with arrays of few shapes.
+        """Wraps `function(*arrays)`, which calls `model`, for many calls with few shapes.
 
-        What the function does must not depend on their numbers; ids are not checked.
+        The wrapper computes no gradients. The operations of `function` must not depend on the
+        values of its arrays. Token ids are not checked.
         """
         ...
 
     def compiled_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same by the library's compiler, also where that is not faster; for comparisons."""
-        ...
+        """Compiles `function(*arrays)`, which calls `model`, with the library's compiler.
 
-    def decode_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        """As `forward`, of `function(arrays, caches) -> (outputs, caches)`.
-
-        The caches are written to where they are; those that were given are not to be used again.
+        For comparisons: the compiler is used even where compiled code is not faster. The wrapper
+        computes no gradients.
         """
         ...
 
-    def cache(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """Zeros that `write` can write to within a `decoder`."""
+    def decode_function(self, model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps a step of incremental decoding, `function(arrays, caches) -> (outputs, caches)`.
+
+        The wrapper computes no gradients and updates the caches in place. Caches that were passed
+        in must not be used again; use the returned ones.
+        """
         ...
 
-    def write(self, cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-        """The cache, (B, heads, capacity, head_dim), with `new`, of T rows, from `start` on."""
+    def create_cache(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """Creates a cache of zeros that `update_cache` may update within a `decode_function`."""
         ...
 
-    def reorder(self, caches: Any, rows: np.ndarray) -> Any:
-        """The caches, nested as `decoder` takes them, of these rows in place of those there are."""
+    def update_cache(self, cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+        """Writes the keys or values of new tokens to a cache.
+
+        Args:
+            cache: Cached keys or values, (B, heads, capacity, head_dim).
+            new: Keys or values of T new tokens, (B, heads, T, head_dim).
+            start: Position of the first new token in the cache, an integer scalar.
+
+        Returns:
+            The updated cache.
+        """
+        ...
+
+    def reorder_caches(self, caches: Any, rows: np.ndarray) -> Any:
+        """Selects rows of the batch in every cache, as beam search does.
+
+        Args:
+            caches: Caches, nested as `decode_function` takes them.
+            rows: Indices of the rows to select, (B,).
+
+        Returns:
+            The caches of the selected rows.
+        """
         ...
 
     def dense(self, layer: Any, inputs: Tensor) -> Tensor:
-        """What a `keras.layers.Dense` computes: product, bias, activation."""
+        """Computes a `keras.layers.Dense`: product, bias, activation."""
         ...
 
     def conv2d(self, layer: Any, inputs: Tensor) -> Tensor:
-        """What a `zoo.layers.core.Conv2D` computes: convolution, bias, activation."""
+        """Computes a `zoo.layers.core.Conv2D`: convolution, bias, activation."""
         ...
 
     def max_pool2d(self, layer: Any, inputs: Tensor) -> Tensor:
-        """What a `zoo.layers.core.MaxPooling2D` computes."""
+        """Computes a `zoo.layers.core.MaxPooling2D`."""
         ...
 
     def group_norm(self, layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
-        """What a `zoo.layers.core.GroupNormalization` computes before its activation."""
+        """Computes a `zoo.layers.core.GroupNormalization` without its activation."""
         ...
 
     def attention(
@@ -145,63 +172,65 @@ class Backend(Protocol):
         causal: bool,
         scale: float,
     ) -> Tensor:
-        """softmax(scale·q·kᵀ + mask)·v, by a fused kernel where there is one.
+        """Scaled dot-product attention, softmax(scale·q·kᵀ + mask)·v, fused where possible.
 
         Args:
-            query: (B, T, heads, head_dim).
-            keys: (B, S, kv_heads, head_dim); kv_heads divides heads.
-            values: likewise.
-            attention_mask: bool, broadcast to (B, heads, T, S); each query is to see a key at least.
-            causal: whether query t sees no key beyond t.
-            scale: of the scores.
+            query: Queries, (B, T, heads, head_dim).
+            keys: Keys, (B, S, kv_heads, head_dim), where kv_heads divides heads.
+            values: Values, (B, S, kv_heads, head_dim).
+            attention_mask: Boolean mask that broadcasts to (B, heads, T, S), true where a query
+                attends to a key. Each query must attend to at least one key.
+            causal: Whether query t attends to no key beyond t.
+            scale: Factor of the dot products.
 
         Returns:
-            (B, T, heads, head_dim).
+            Outputs of the heads, (B, T, heads, head_dim).
         """
         ...
 
     def cached_attention(
         self, query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor, scale: float
     ) -> Tensor:
-        """The same with keys and values as caches hold them, (B, kv_heads, S, head_dim)."""
+        """Scaled dot-product attention to cached keys and values, (B, kv_heads, S, head_dim)."""
         ...
 
     def cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """-log softmax(logits) at the label: (...) and (..., classes) to (...)."""
+        """Cross-entropy of integer labels (...) and logits (..., classes), of shape (...)."""
         ...
 
     def check_token_ids(self, ids: Tensor, size: int, layer: str) -> Tensor:
-        """The ids, if all lie in [0, size); else an error that names the layer."""
+        """Returns the ids, or raises an error that names the layer if one is not in [0, size)."""
         ...
 
     def recurrent(
         self,
         cell: str,
-        gates: Gates,
+        cell_step: CellStep,
         inputs: Tensor,
         states: Sequence[Tensor],
         weights: tuple[Tensor, Tensor, Tensor],
         mask: Tensor | None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Runs a recurrent layer over time.
+        """Computes a recurrent layer over all time steps.
 
         Args:
-            cell: "simple_rnn", "lstm" or "gru", as `gates` defines it.
-            gates: one step: (W·x + b, U·h + b, *states) to the new states, h first.
-            inputs: (B, T, features).
-            states: to begin with, each (B, units).
-            weights: kernel W (features, k), recurrent kernel U (units, k), bias (k,), or (2, k) if
-                U·h has one, too.
-            mask: (B, T) bool; where it is false a step leaves the states as they are.
+            cell: Kind of the cell that `cell_step` defines: "simple_rnn", "lstm" or "gru".
+            cell_step: Function of one time step, from (W·x + b, U·h + b, *states) to the new
+                states, h first.
+            inputs: Input sequences, (B, T, features).
+            states: Initial states, each (B, units).
+            weights: Kernel W (features, k), recurrent kernel U (units, k) and bias. The bias is
+                (k,), or (2, k) if U·h has a bias of its own.
+            mask: Boolean mask, (B, T). A step where the mask is false does not change the states.
 
         Returns:
-            h at every step, (B, T, units), and the last states.
+            The hidden states h of all steps, (B, T, units), and the final states.
         """
         ...
 
     @property
     def ForeachMixin(self) -> type:
-        """A base class of optimizers: what is done for all weights in one call, if that pays."""
+        """Base class of optimizers that updates all weights in a few calls, where faster."""
         ...
 
     def adam_update(
@@ -213,17 +242,17 @@ class Backend(Protocol):
         velocity: Any,
         learning_rate: Tensor,
     ) -> None:
-        """Updates one variable and its two moments as `zoo.training.optimizers.Adam` defines it."""
+        """Updates a variable and its two moments by the rule of `zoo.training.optimizers.Adam`."""
         ...
 
 
 def installed() -> list[str]:
-    """The backends that can be imported here."""
+    """Returns the names of the installed backends."""
     return [name for name in NAMES if importlib.util.find_spec(name)]
 
 
-def _check_choice(name: str) -> None:
-    """Stops early, and in words, where Keras would fail deep inside an import."""
+def _check_backend(name: str) -> None:
+    """Raises a readable error early, where Keras would fail deep inside an import."""
     if name not in NAMES:
         raise ValueError(
             f"`KERAS_BACKEND` must be one of {', '.join(NAMES)}. Received: KERAS_BACKEND={name}. "
@@ -238,88 +267,91 @@ def _check_choice(name: str) -> None:
 
 
 if os.environ.get("KERAS_BACKEND"):
-    _check_choice(os.environ["KERAS_BACKEND"])
+    _check_backend(os.environ["KERAS_BACKEND"])
 
 try:
     import keras
-except ModuleNotFoundError as error:  # Keras' own configuration chose what is not there
+except ModuleNotFoundError as error:  # Keras' configuration file names a missing backend
     if error.name in NAMES:
-        _check_choice(str(error.name))
+        _check_backend(str(error.name))
     raise
 
 name: str = keras.config.backend()
-_check_choice(name)
+_check_backend(name)
 backend = cast(Backend, importlib.import_module(f"zoo.backends.{name}"))
 
 
 def gradients(
     model: Any, x: Any, y: Any, loss: Callable[[Tensor, Tensor], Tensor], training: bool = True
 ) -> dict[str, np.ndarray]:
-    """Every parameter's gradient, by backpropagation, on whatever backend Keras runs.
+    """Gradients of the loss with respect to all parameters, by backpropagation.
 
     Args:
-        model: a built Keras model with one input.
-        x: a batch of inputs.
-        y: the targets.
-        loss: a function of (targets, outputs) such as those of `keras.losses`; the mean of what it
-            gives is taken, and the model's own losses (regularizers) are added.
-        training: whether dropout and the like are at work.
+        model: Built Keras model with one input.
+        x: Batch of inputs.
+        y: Targets of the batch.
+        loss: Function of (targets, outputs), such as those of `keras.losses`. Its values are
+            averaged, and the model's own losses (regularizers) are added.
+        training: Whether the model is called in training mode, with dropout.
 
     Returns:
-        For the path of each trainable variable, such as "hidden1/kernel", an array of its shape;
-        zeros where the loss does not depend on it.
+        Gradients by the paths of the trainable variables, such as "hidden1/kernel", each an array
+        of the variable's shape. A gradient is zero if the loss does not depend on the variable.
     """
 
-    def objective(x: Tensor, y: Tensor) -> Tensor:
+    def mean_loss(x: Tensor, y: Tensor) -> Tensor:
         return keras.ops.mean(loss(y, model(x, training=training))) + sum(model.losses)
 
-    _, found = loss_and_gradients(model, objective, x, y)
-    return found
+    return loss_and_gradients(model, mean_loss, x, y)[1]
 
 
 def loss_and_gradients(
-    model: Any, objective: Callable[..., Tensor], *arrays: Any
+    model: Any, loss_function: Callable[..., Tensor], *arrays: Any
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The same for any `objective(*arrays)` that calls the model and gives a number.
+    """Value of a scalar loss and its gradients with respect to all parameters.
+
+    Args:
+        model: Built Keras model.
+        loss_function: Function of the arrays that calls the model and returns a scalar.
+        *arrays: Arguments of `loss_function`.
 
     Returns:
-        The number, and its gradient by the path of each trainable variable.
+        The loss, and its gradients by the paths of the trainable variables.
     """
     tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
-    loss, found = backend.gradients(model, objective)(*tensors)
-    named: dict[str, np.ndarray] = {}
-    for variable, gradient in zip(model.trainable_variables, found):
+    loss, weight_gradients = backend.gradients(model, loss_function)(*tensors)
+    by_path: dict[str, np.ndarray] = {}
+    for variable, gradient in zip(model.trainable_variables, weight_gradients):
         path = variable.path
-        while path in named:  # layers of a model that is no graph may share a name
+        while path in by_path:  # layers of a subclassed model may share a name
             path += "'"
         if gradient is None:
             gradient = keras.ops.zeros(variable.shape, variable.dtype)
-        named[path] = keras.ops.convert_to_numpy(gradient)
-    return keras.ops.convert_to_numpy(loss), named
+        by_path[path] = keras.ops.convert_to_numpy(gradient)
+    return keras.ops.convert_to_numpy(loss), by_path
 
 
 def input_gradients(
     model: Any, x: np.ndarray, y: Any, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> np.ndarray:
-    """The gradient of each example's own loss by its inputs, in inference mode.
+    """Gradients of each example's loss with respect to its inputs, in inference mode.
 
     Args:
-        model: a built Keras model with one input.
-        x: a batch of floating-point inputs.
-        y: the targets.
-        loss: a function of (targets, outputs) that gives a loss for each example.
+        model: Built Keras model with one input.
+        x: Batch of floating-point inputs.
+        y: Targets of the batch.
+        loss: Function of (targets, outputs) that returns one loss an example.
 
     Returns:
-        An array of the shape of `x`.
+        Gradients, an array of the shape of `x`.
     """
-    # Nothing is added to the inputs, and what is added is the one weight that is asked about.
-    nothing = keras.Variable(np.zeros_like(x), name="nothing")
-    asked = types.SimpleNamespace(
-        trainable_variables=[nothing], non_trainable_variables=model.variables
+    # A zero variable is added to the inputs; its gradient is the gradient with respect to them.
+    offset = keras.Variable(np.zeros_like(x), name="input_offset")
+    offset_model = types.SimpleNamespace(
+        trainable_variables=[offset], non_trainable_variables=model.variables
     )
 
-    def objective(x: Tensor, y: Tensor) -> Tensor:
-        return keras.ops.sum(loss(y, model(x + nothing, training=False)))
+    def total_loss(x: Tensor, y: Tensor) -> Tensor:
+        return keras.ops.sum(loss(y, model(x + offset, training=False)))
 
-    _, found = loss_and_gradients(asked, objective, x, y)
-    return found[nothing.path]
+    return loss_and_gradients(offset_model, total_loss, x, y)[1][offset.path]

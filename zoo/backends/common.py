@@ -1,4 +1,4 @@
-"""What the three backends share."""
+"""Implementations that the backend modules share."""
 
 import ctypes
 import math
@@ -15,14 +15,15 @@ Tensor = Any
 
 
 def keep_malloc_pages(one_arena: bool = True) -> None:
-    """Lets the C library keep large freed blocks instead of handing them back to the system.
+    """Makes the C library keep large freed blocks instead of returning them to the system.
 
-    A training step frees and takes some hundred MB of activations. By default glibc maps each
-    large block anew and the kernel clears it page by page, up to a third of a step's time on a
-    CPU. Elsewhere than on glibc this does nothing.
+    A training step frees and allocates some hundred MB of activations. By default glibc maps each
+    large block anew and the kernel clears the block page by page. Clearing takes up to a third of a
+    step's time on a CPU. The function does nothing where the C library is not glibc.
 
     Args:
-        one_arena: what one thread has freed, another takes.
+        one_arena: Whether all threads share one arena, so that a thread reuses the blocks that
+            another thread has freed.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -35,28 +36,28 @@ def keep_malloc_pages(one_arena: bool = True) -> None:
 
 
 def keep_float64() -> None:
-    """Lets two float64 tensors give a float64 one.
+    """Makes operations on float64 tensors return float64.
 
-    On PyTorch and JAX Keras gives float32: https://github.com/keras-team/keras/issues/23704.
+    Keras returns float32 on PyTorch and JAX: https://github.com/keras-team/keras/issues/23704.
     """
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
 
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """As `keep_float64`, and float64 by default, until it ends."""
-    kept, default = dtypes.BIT64_TO_BIT32_DTYPE["float64"], keras.config.floatx()
+    """Context manager with float64 as the default; operations on float64 return float64."""
+    result_dtype, default = dtypes.BIT64_TO_BIT32_DTYPE["float64"], keras.config.floatx()
     keep_float64()
     keras.config.set_floatx("float64")
     try:
         yield
     finally:
-        dtypes.BIT64_TO_BIT32_DTYPE["float64"] = kept
+        dtypes.BIT64_TO_BIT32_DTYPE["float64"] = result_dtype
         keras.config.set_floatx(default)
 
 
 def check_range(low: int, high: int, size: int, layer: str) -> None:
-    """Raises ValueError unless ids between `low` and `high` lie in [0, size)."""
+    """Raises ValueError if the lowest or the highest id is not in [0, size)."""
     low, high = int(low), int(high)
     if low < 0 or high >= size:
         raise ValueError(
@@ -77,43 +78,58 @@ def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.MaxPooling2D.call(layer, inputs)
 
 
-def _repeat(numbers: Tensor, size: int) -> Tensor:
-    return ops.repeat(numbers, size, axis=1)
+def _repeat(group_values: Tensor, size: int) -> Tensor:
+    return ops.repeat(group_values, size, axis=1)
 
 
 def group_norm(layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
-    return grouped_norm(inputs, layer.gamma, layer.beta, scale_shift, layer.groups, layer.epsilon)
+    return normalize_groups(
+        inputs, layer.gamma, layer.beta, scale_shift, layer.groups, layer.epsilon
+    )
 
 
-def grouped_norm(
+def normalize_groups(
     inputs: Tensor,
     gamma: Tensor,
     beta: Tensor,
     scale_shift: Tensor | None,
     groups: int,
     epsilon: float,
-    spread: Callable[[Tensor, int], Tensor] = _repeat,
+    repeat: Callable[[Tensor, int], Tensor] = _repeat,
 ) -> Tensor:
-    """By the moments of each channel, whose sums take rows of numbers; a group's follow from them.
+    """Group normalization from the moments of single channels, whose sums are vectorized.
 
-    A group's variance is the mean of its channels' variances and the variance of their means.
-    `spread(numbers, size)` gives each of a group's channels its number: (B, G) -> (B, G·size).
+    A group's variance is the mean of its channels' variances plus the variance of their means.
+
+    Args:
+        inputs: Images, (B, H, W, C).
+        gamma: Scale of each channel, (C,).
+        beta: Shift of each channel, (C,).
+        scale_shift: Scale and shift of each image's channels, (B, 2·C). The normalized channels are
+            multiplied by 1 + scale, then the shift is added.
+        groups: Number of groups.
+        epsilon: Number added to the variances.
+        repeat: Function of (group_values, size) that repeats each group's value for its channels,
+            (B, groups) -> (B, groups·size).
+
+    Returns:
+        Normalized images, (B, H, W, C).
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")  # 16 bits are too few for sums
     x, scale, shift = (ops.cast(array, dtype) for array in (inputs, gamma, beta))
     size = x.shape[-1] // groups
 
-    def over_group(numbers: Tensor) -> Tensor:
-        return ops.mean(ops.reshape(numbers, (-1, groups, size)), axis=-1)
+    def group_mean(channel_values: Tensor) -> Tensor:
+        return ops.mean(ops.reshape(channel_values, (-1, groups, size)), axis=-1)
 
     means, variances = ops.moments(x, axes=(1, 2))
-    mean = spread(over_group(means), size)
-    variance = over_group(variances + ops.square(means - mean))
-    scale = spread(ops.rsqrt(variance + epsilon), size) * scale
+    mean = repeat(group_mean(means), size)
+    variance = group_mean(variances + ops.square(means - mean))
+    scale = repeat(ops.rsqrt(variance + epsilon), size) * scale
     shift = shift - mean * scale
     if scale_shift is not None:
-        more, added = ops.split(ops.cast(scale_shift, dtype), 2, axis=-1)
-        scale, shift = scale * (1 + more), shift * (1 + more) + added
+        extra_scale, extra_shift = ops.split(ops.cast(scale_shift, dtype), 2, axis=-1)
+        scale, shift = scale * (1 + extra_scale), shift * (1 + extra_scale) + extra_shift
     return ops.cast(x * scale[:, None, None] + shift[:, None, None], inputs.dtype)
 
 
@@ -125,7 +141,7 @@ def attention(
     causal: bool,
     scale: float,
 ) -> Tensor:
-    if keys.shape[2] == 1:  # Keras gives each to its queries, but not a single one to all
+    if keys.shape[2] == 1:  # Keras does not share a single key head among several query heads
         keys, values = (ops.repeat(x, query.shape[2], axis=2) for x in (keys, values))
     return ops.dot_product_attention(
         query, keys, values, mask=attention_mask, scale=scale, is_causal=causal
@@ -136,31 +152,32 @@ def cached_attention(
     query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor, scale: float
 ) -> Tensor:
     batch, length, heads, head_dim = query.shape
-    shared = heads // keys.shape[1]
-    query = ops.reshape(query * scale, (batch, length, keys.shape[1], shared, head_dim))
-    # The queries that share keys are rows of one product: (B, kv_heads, shared·T, head_dim).
-    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch, keys.shape[1], -1, head_dim))
+    kv_heads, capacity = keys.shape[1:3]
+    group = heads // kv_heads
+    query = ops.reshape(query * scale, (batch, length, kv_heads, group, head_dim))
+    # The queries that share keys are rows of one product: (B, kv_heads, group·T, head_dim).
+    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch, kv_heads, -1, head_dim))
     scores = ops.matmul(query, ops.swapaxes(keys, 2, 3))
-    scores = ops.reshape(scores, (batch, keys.shape[1], shared, length, keys.shape[2]))
+    scores = ops.reshape(scores, (batch, kv_heads, group, length, capacity))
     if "16" in str(scores.dtype):
         scores = ops.cast(scores, "float32")
     weights = ops.softmax(ops.where(attention_mask[:, :, None], scores, -1e30), axis=-1)
-    weights = ops.reshape(weights, (batch, keys.shape[1], shared * length, keys.shape[2]))
-    mixed = ops.matmul(ops.cast(weights, values.dtype), values)
-    mixed = ops.reshape(mixed, (batch, keys.shape[1], shared, length, head_dim))
-    return ops.reshape(ops.transpose(mixed, (0, 3, 1, 2, 4)), (batch, length, heads, head_dim))
+    weights = ops.reshape(weights, (batch, kv_heads, group * length, capacity))
+    outputs = ops.matmul(ops.cast(weights, values.dtype), values)
+    outputs = ops.reshape(outputs, (batch, kv_heads, group, length, head_dim))
+    return ops.reshape(ops.transpose(outputs, (0, 3, 1, 2, 4)), (batch, length, heads, head_dim))
 
 
 class ForeachMixin:
-    """For an optimizer: what is compiled needs no help."""
+    """Empty base class of optimizers: compiled updates are fast one variable at a time."""
 
 
-def corrected(optimizer: Any, learning_rate: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """Adam's step size and epsilon, with the moments' bias corrected, for the coming step."""
-    # Sixteen bits are too few for it.
+def bias_corrected_step(optimizer: Any, learning_rate: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """Returns Adam's step size and epsilon for the next step, with bias-corrected moments."""
+    # Sixteen bits are too few for the corrections.
     precise = "float64" if dtype == "float64" else "float32"
     step = ops.cast(optimizer.iterations + 1, precise)
-    # 1 - beta**step; the subtraction itself would leave four digits of 1 - 0.999 in float32.
+    # 1 - beta**step; a float32 subtraction would leave four digits of 1 - 0.999.
     correction_1 = -ops.expm1(math.log(optimizer.beta_1) * step)
     correction_2 = ops.sqrt(-ops.expm1(math.log(optimizer.beta_2) * step))
     alpha = ops.cast(learning_rate, precise) * correction_2 / correction_1
@@ -175,8 +192,8 @@ def adam_update(
     velocity: Any,
     learning_rate: Tensor,
 ) -> None:
-    """Adam of Kingma and Ba with the penalty in the gradient, in plain Keras operations."""
-    alpha, epsilon = corrected(optimizer, learning_rate, variable.dtype)
+    """Adam of Kingma and Ba with an L2 penalty in the gradient, in plain Keras operations."""
+    alpha, epsilon = bias_corrected_step(optimizer, learning_rate, variable.dtype)
     gradient = gradient + optimizer.l2 * variable
     m = momentum + (1 - optimizer.beta_1) * (gradient - momentum)
     v = velocity + (1 - optimizer.beta_2) * (gradient * gradient - velocity)

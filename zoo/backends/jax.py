@@ -1,4 +1,4 @@
-"""JAX: compiled steps that give their memory back."""
+"""JAX backend: compiled functions that reuse the memory of their arguments."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from zoo.backends.jax_recurrent import recurrent as recurrent
 Tensor = Any
 
 _MANY_CLASSES = 256
-_BLOCKS = 4  # of causal attention
+_QUERY_BLOCKS = 4  # in causal attention on a CPU
 
 
 def version() -> str:
@@ -39,12 +39,12 @@ def on_device(array: Any) -> Tensor:
 
 
 def keep_malloc_pages() -> None:
-    """In an arena for each thread: for one, XLA's threads wait, half as long again as they work."""
+    """Keeps one arena a thread: with a single arena XLA's threads take half as long again."""
     common.keep_malloc_pages(one_arena=False)
 
 
 def make_deterministic() -> None:
-    """XLA reads its flags when the first device is asked for; on a CPU it needs none."""
+    """Sets the XLA flag for GPUs. XLA reads its flags when JAX first lists the devices."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
 
 
@@ -53,21 +53,24 @@ def disable_tf32() -> None:
 
 
 def keep_float64() -> None:
-    """As on PyTorch; and attention's softmax, which JAX takes in float32, is taken in float64."""
+    """Makes operations on float64 tensors return float64, as in `common.keep_float64`.
+
+    JAX's attention is replaced, because JAX computes its softmax in float32.
+    """
     common.keep_float64()
     jax.nn.dot_product_attention = _attention
 
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """As on PyTorch, with the switch that JAX otherwise reads from `JAX_ENABLE_X64`."""
-    before = jax.config.jax_enable_x64
+    """Context manager of `common.float64`, with `JAX_ENABLE_X64` enabled in addition."""
+    x64_enabled = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     try:
         with common.float64():
             yield
     finally:
-        jax.config.update("jax_enable_x64", before)
+        jax.config.update("jax_enable_x64", x64_enabled)
 
 
 def _attention(
@@ -81,7 +84,20 @@ def _attention(
     is_causal: bool = False,
     **_: Any,
 ) -> Tensor:
-    """query: (B, T, N, H); key, value: (B, S, K, H), K divides N; mask: (B, 1 or N, T, S)."""
+    """Replaces `jax.nn.dot_product_attention`, with the softmax in the dtype of the scores.
+
+    Args:
+        query: Queries, (B, T, N, H).
+        key: Keys, (B, S, K, H), where K divides N.
+        value: Values, (B, S, K, H).
+        bias: Numbers added to the scores, broadcast to (B, N, T, S).
+        mask: Boolean mask, (B, 1 or N, T, S), true where a query attends to a key.
+        scale: Factor of the dot products; 1/sqrt(H) by default.
+        is_causal: Whether query t attends to no key beyond t.
+
+    Returns:
+        Outputs of the heads, (B, T, N, H).
+    """
     groups = query.shape[2] // key.shape[2]
     key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", query, key)
@@ -157,9 +173,7 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
         return jax.value_and_grad(loss_of)(values)
 
-    return lambda *arrays: compiled(
-        [v.value for v in trainable], [v.value for v in others], arrays
-    )
+    return lambda *arrays: compiled([v.value for v in trainable], [v.value for v in others], arrays)
 
 
 def inference_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,37 +201,41 @@ def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., A
     return lambda arrays, caches: compiled([v.value for v in variables], arrays, caches)
 
 
-def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
+def create_cache(shape: tuple[int, ...], dtype: str) -> Tensor:
     return jnp.zeros(shape, dtype)
 
 
-def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+def update_cache(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
     return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
 
 
 @partial(jax.jit, donate_argnums=0)
-def reorder(caches: Any, rows: Any) -> Any:
+def reorder_caches(caches: Any, rows: Any) -> Any:
     return jax.tree.map(lambda cache: cache[rows], caches)
 
 
 def dense(layer: Any, inputs: Tensor) -> Tensor:
-    """As one matrix of rows: of more axes, XLA copies what the kernel's gradient is made of."""
+    """Computes the layer on inputs that are reshaped to (rows, features).
+
+    With more axes XLA copies the factors of the kernel's gradient.
+    """
     outputs = keras.layers.Dense.call(layer, inputs.reshape(-1, inputs.shape[-1]))
     return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
 
-def _spread(numbers: Tensor, size: int) -> Tensor:
-    """As a product, or XLA would look a channel's group up for each of its pixels."""
-    return numbers @ jnp.repeat(jnp.eye(numbers.shape[1], dtype=numbers.dtype), size, axis=1)
+def _repeat(group_values: Tensor, size: int) -> Tensor:
+    """Repeats by a matrix product: `jnp.repeat` makes XLA index the group at every pixel."""
+    groups = jnp.eye(group_values.shape[1], dtype=group_values.dtype)
+    return group_values @ jnp.repeat(groups, size, axis=1)
 
 
-# Where nothing else compiles it, in one piece.
-_grouped_norm = jax.jit(common.grouped_norm, static_argnums=(4, 5, 6), inline=True)
+# Compiled as a whole also where the caller is not compiled.
+_normalize_groups = jax.jit(common.normalize_groups, static_argnums=(4, 5, 6), inline=True)
 
 
 def group_norm(layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
     gamma, beta = (jnp.asarray(variable) for variable in (layer.gamma, layer.beta))
-    return _grouped_norm(inputs, gamma, beta, scale_shift, layer.groups, layer.epsilon, _spread)
+    return _normalize_groups(inputs, gamma, beta, scale_shift, layer.groups, layer.epsilon, _repeat)
 
 
 def attention(
@@ -228,30 +246,33 @@ def attention(
     causal: bool,
     scale: float,
 ) -> Tensor:
-    """On a CPU in blocks of queries, which leave out what is yet to come and run side by side."""
+    """Attention; causal attention on a CPU is computed in blocks of queries.
+
+    A block omits the keys beyond its last query, and the blocks run in parallel.
+    """
     length = query.shape[1]
-    if not causal or attention_mask is not None or length < _BLOCKS or device() != "cpu":
+    if not causal or attention_mask is not None or length < _QUERY_BLOCKS or device() != "cpu":
         return common.attention(query, keys, values, attention_mask, causal, scale)
-    shared = query.shape[2] // keys.shape[2]
+    group = query.shape[2] // keys.shape[2]
     query = (query * scale).swapaxes(1, 2)
-    keys, values = (jnp.repeat(x.swapaxes(1, 2), shared, axis=1) for x in (keys, values))
-    mixed = []
-    for number in range(_BLOCKS):
-        first, last = (length * border // _BLOCKS for border in (number, number + 1))
-        scores = query[:, :, first:last] @ keys[:, :, :last].swapaxes(2, 3)
+    keys, values = (jnp.repeat(x.swapaxes(1, 2), group, axis=1) for x in (keys, values))
+    outputs = []
+    for block in range(_QUERY_BLOCKS):
+        start, stop = (length * border // _QUERY_BLOCKS for border in (block, block + 1))
+        scores = query[:, :, start:stop] @ keys[:, :, :stop].swapaxes(2, 3)
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-        before = jnp.arange(last) <= jnp.arange(first, last)[:, None]
-        weights = jax.nn.softmax(jnp.where(before, scores, -jnp.inf))
-        mixed.append(weights.astype(values.dtype) @ values[:, :, :last])
-    return jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
+        causal_mask = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
+        weights = jax.nn.softmax(jnp.where(causal_mask, scores, -jnp.inf))
+        outputs.append(weights.astype(values.dtype) @ values[:, :, :stop])
+    return jnp.concatenate(outputs, axis=2).swapaxes(1, 2)
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-    """Keras makes a row of zeros and a one for each label, which takes time among many classes."""
+    """Cross-entropy without the one-hot labels that Keras makes, which many classes make slow."""
     if logits.shape[-1] < _MANY_CLASSES:
         return keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-    chosen = jnp.take_along_axis(logits, labels[..., None].astype("int32"), axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    label_logits = jnp.take_along_axis(logits, labels[..., None].astype("int32"), axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - label_logits
 
 
 def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:

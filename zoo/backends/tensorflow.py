@@ -1,4 +1,4 @@
-"""TensorFlow: steps as graphs, XLA on an accelerator only, the fused Adam kernel."""
+"""TensorFlow backend: functions as graphs, XLA on GPUs only, the fused Adam kernel."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,10 @@ def disable_tf32() -> None:
 
 
 def keep_float64() -> None:
-    """Lets the cast of 0.9 to float64, as in optimizers and GELU, be 0.9 and not its float32."""
+    """Makes casts of Python numbers to float64 exact, such as 0.9 in optimizers and GELU.
+
+    TensorFlow rounds such a number to float32 first.
+    """
     cast = tf.cast
 
     def exact_cast(x: Any, dtype: Any, name: str | None = None) -> Any:
@@ -58,7 +61,7 @@ def keep_float64() -> None:
 
 
 def _jit_compile() -> bool:
-    """XLA makes the step three times slower on a CPU."""
+    """Whether functions are compiled with XLA, which makes training three times slower on a CPU."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 
@@ -97,9 +100,9 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     def compiled(*arrays: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = function(*arrays)
-        found = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        # An embedding's gradient names the rows it has.
-        return loss, [None if g is None else tf.convert_to_tensor(g) for g in found]
+        weight_gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        # The gradient of an embedding is sparse, a `tf.IndexedSlices`.
+        return loss, [None if g is None else tf.convert_to_tensor(g) for g in weight_gradients]
 
     return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
 
@@ -113,46 +116,47 @@ sampling_function = inference_function
 
 
 def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    by_xla = tf.function(function, jit_compile=True)
-    return lambda *arrays: by_xla(*map(tf.convert_to_tensor, arrays))
+    compiled = tf.function(function, jit_compile=True)
+    return lambda *arrays: compiled(*map(tf.convert_to_tensor, arrays))
 
 
 def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A step is many small operations, which XLA joins: on a CPU, too, that takes half the time.
+    """Compiles the step with XLA, which halves its time, on a CPU as well.
 
-    Looking up what was compiled takes `tf.function` a fifth of it: it asks for more than shapes.
+    A step consists of many small operations, which XLA fuses. Compiled functions are looked up by
+    shapes alone: the lookup of `tf.function` takes a fifth of a step.
     """
 
-    def without_caches(arrays: Any, caches: Any) -> Any:
+    def outputs_only(arrays: Any, caches: Any) -> Any:
         return function(arrays, caches)[0]
 
-    compiled = tf.function(without_caches, jit_compile=True)
-    steps: dict[Any, Any] = {}
+    compiled = tf.function(outputs_only, jit_compile=True)
+    concrete_functions: dict[Any, Any] = {}
 
-    def run(arrays: Any, caches: Any) -> tuple[Any, Any]:
-        # The caches are of a kind.
+    def decode(arrays: Any, caches: Any) -> tuple[Any, Any]:
+        # The caches of all blocks have the same shapes.
         shapes = tuple(leaf.shape for leaf in tf.nest.flatten((arrays, caches[:1])))
-        if shapes not in steps:
-            steps[shapes] = compiled.get_concrete_function(
+        if shapes not in concrete_functions:
+            concrete_functions[shapes] = compiled.get_concrete_function(
                 tf.nest.map_structure(tf.convert_to_tensor, arrays), caches
             )
-        return steps[shapes](arrays, caches), caches
+        return concrete_functions[shapes](arrays, caches), caches
 
-    return run
+    return decode
 
 
-def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
+def create_cache(shape: tuple[int, ...], dtype: str) -> Tensor:
     return tf.Variable(tf.zeros(shape, dtype), trainable=False)
 
 
-def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    # XLA compiles the assignment to a slice anew for each `start`.
-    after = keras.ops.slice_update(tf.convert_to_tensor(cache), (0, 0, start, 0), new)
-    cache.assign(after)
-    return after
+def update_cache(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    # XLA would compile an assignment to a slice again for each `start`.
+    updated = keras.ops.slice_update(tf.convert_to_tensor(cache), (0, 0, start, 0), new)
+    cache.assign(updated)
+    return updated
 
 
-def reorder(caches: Any, rows: Any) -> Any:
+def reorder_caches(caches: Any, rows: Any) -> Any:
     for cache in tf.nest.flatten(caches):
         cache.assign(tf.gather(cache, rows))
     return caches
@@ -168,79 +172,83 @@ def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
         if tf.size(ids):
             common.check_range(low, high, size, layer)
         return ids
-    good = tf.logical_or(tf.equal(tf.size(ids), 0), tf.logical_and(low >= 0, high < size))
-    text = f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. Received: id"
-    with tf.control_dependencies([tf.debugging.Assert(good, [text, tf.where(low < 0, low, high)])]):
+    valid = tf.logical_or(tf.equal(tf.size(ids), 0), tf.logical_and(low >= 0, high < size))
+    message = f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. Received: id"
+    with tf.control_dependencies(
+        [tf.debugging.Assert(valid, [message, tf.where(low < 0, low, high)])]
+    ):
         return tf.identity(ids)
 
 
 # ------------------------------------------------------------------ recurrent layers
-# What does not depend on the step before is left out of the loop: W·x for all steps at once, and
-# the gradient of U, which is one product over all steps.
+# Computations that do not depend on the previous step are moved out of the loop: the products W·x
+# of all steps, and the gradient of U, which is one product over all steps.
 
 
 def recurrent(
     cell: str,
-    gates: Callable[..., Any],
+    cell_step: Callable[..., Any],
     inputs: Tensor,
     states: Sequence[Tensor],
     weights: tuple[Tensor, Tensor, Tensor],
     mask: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    # A custom gradient takes tensors only, not variables.
+    # `tf.custom_gradient` accepts tensors, but no variables.
     kernel, recurrent_kernel, bias = map(tf.convert_to_tensor, weights)
     input_bias, recurrent_bias = tf.unstack(bias) if len(bias.shape) == 2 else (bias, 0 * bias)
     projected = tf.transpose(tf.tensordot(inputs, kernel, 1) + input_bias, [1, 0, 2])  # (T, B, k)
-    counts = () if mask is None else (tf.transpose(mask)[..., None],)  # (T, B, 1)
+    masks = () if mask is None else (tf.transpose(mask)[..., None],)  # (T, B, 1)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def loop(projected: Tensor, kernel: Tensor, bias: Tensor, *states: Tensor) -> Any:
-        def forward(carried: Any, at: Any) -> Any:
-            before = carried[:-1]
-            h = tf.matmul(before[0], kernel) + bias
-            x, *counted = at
-            after = gates(x, h, *before)
-            for c in counted:
-                after = [tf.where(c, new, old) for new, old in zip(after, before)]
-            return (*after, h)
+        def forward_step(carry: Any, step_inputs: Any) -> Any:
+            old_states = carry[:-1]
+            h_part = tf.matmul(old_states[0], kernel) + bias
+            x, *step_masks = step_inputs
+            new_states = cell_step(x, h_part, *old_states)
+            for m in step_masks:
+                new_states = [tf.where(m, new, old) for new, old in zip(new_states, old_states)]
+            return (*new_states, h_part)
 
-        *after, h = tf.scan(forward, (projected, *counts), (*states, projected[0]))
+        *all_states, h_parts = tf.scan(forward_step, (projected, *masks), (*states, projected[0]))
 
-        def gradient(output_gradients: Tensor, *last_gradients: Tensor) -> Any:
-            before = [tf.concat([s[None], a[:-1]], 0) for s, a in zip(states, after)]
+        def gradient(output_gradients: Tensor, *final_gradients: Tensor) -> Any:
+            previous = [tf.concat([s[None], a[:-1]], 0) for s, a in zip(states, all_states)]
 
-            def backward(carried: Any, at: Any) -> Any:
-                x, h, output_gradient, *rest = at
-                before, counted = rest[: len(states)], rest[len(states) :]
-                coming = [carried[0] + output_gradient, *carried[1 : len(states)]]
-                passed = [tf.zeros_like(g) for g in coming]
-                for c in counted:
-                    passed = [tf.where(c, tf.zeros_like(g), g) for g in coming]
-                    coming = [tf.where(c, g, tf.zeros_like(g)) for g in coming]
+            def backward_step(carry: Any, step_inputs: Any) -> Any:
+                x, h_part, output_gradient, *rest = step_inputs
+                old_states, step_masks = rest[: len(states)], rest[len(states) :]
+                new_gradients = [carry[0] + output_gradient, *carry[1 : len(states)]]
+                skipped = [tf.zeros_like(g) for g in new_gradients]
+                for m in step_masks:
+                    skipped = [tf.where(m, tf.zeros_like(g), g) for g in new_gradients]
+                    new_gradients = [tf.where(m, g, tf.zeros_like(g)) for g in new_gradients]
+                arguments = [x, h_part, *old_states]
                 with tf.GradientTape() as tape:
-                    tape.watch([x, h, *before])
-                    outputs = gates(x, h, *before)
-                x_gradient, h_gradient, *going = tape.gradient(
-                    outputs, [x, h, *before], coming, tf.UnconnectedGradients.ZERO
+                    tape.watch(arguments)
+                    new_states = cell_step(*arguments)
+                x_gradient, h_gradient, *old_gradients = tape.gradient(
+                    new_states, arguments, new_gradients, tf.UnconnectedGradients.ZERO
                 )
-                going[0] += tf.matmul(h_gradient, kernel, transpose_b=True)
-                return (*(g + p for g, p in zip(going, passed)), x_gradient, h_gradient)
+                old_gradients[0] += tf.matmul(h_gradient, kernel, transpose_b=True)
+                old_gradients = [g + s for g, s in zip(old_gradients, skipped)]
+                return (*old_gradients, x_gradient, h_gradient)
 
-            blank = tf.zeros_like(projected[0])
+            zeros = tf.zeros_like(projected[0])
             *state_gradients, x_gradient, h_gradient = tf.scan(
-                backward,
-                (projected, h, output_gradients, *before, *counts),
-                (*last_gradients, blank, blank),
+                backward_step,
+                (projected, h_parts, output_gradients, *previous, *masks),
+                (*final_gradients, zeros, zeros),
                 reverse=True,
             )
-            kernel_gradient = tf.tensordot(before[0], h_gradient, [[0, 1], [0, 1]])
+            kernel_gradient = tf.tensordot(previous[0], h_gradient, [[0, 1], [0, 1]])
             bias_gradient = tf.reduce_sum(h_gradient, [0, 1])
             return x_gradient, kernel_gradient, bias_gradient, *(g[0] for g in state_gradients)
 
-        return (after[0], *(a[-1] for a in after)), gradient
+        return (all_states[0], *(a[-1] for a in all_states)), gradient
 
-    outputs, *last = loop(projected, recurrent_kernel, recurrent_bias, *states)
-    return tf.transpose(outputs, [1, 0, 2]), last
+    outputs, *final_states = loop(projected, recurrent_kernel, recurrent_bias, *states)
+    return tf.transpose(outputs, [1, 0, 2]), final_states
 
 
 def adam_update(
@@ -251,30 +259,30 @@ def adam_update(
     velocity: Any,
     learning_rate: Tensor,
 ) -> None:
-    # The kernel updates one copy of a variable, where a strategy holds several; and in 16 bits it
-    # would round beta_2 to 1.
+    # The kernel would update a single copy of a variable of which a strategy holds several. In 16
+    # bits the kernel would round beta_2 to 1.
     if tf.distribute.has_strategy() or gradient.dtype.size < 4:
         common.adam_update(optimizer, gradient, variable, momentum, velocity, learning_rate)
         return
-    # Keras hands its optimizers TensorFlow's variable, not its own wrapper.
+    # Keras passes the TensorFlow variable to its optimizers, not its own wrapper.
     weight = variable if isinstance(variable, tf.Variable) else variable.value
     dtype = weight.dtype
-    alpha, epsilon = common.corrected(optimizer, learning_rate, dtype.name)
-    # The kernel forms 1 - beta in the variable's precision, 1e-5 off for 0.999 in float32, and its
-    # moments are off by as much.
-    numbers = dtype.as_numpy_dtype
-    off_1 = (1 - numbers(optimizer.beta_1)) / (1 - optimizer.beta_1)
-    off_2 = math.sqrt((1 - numbers(optimizer.beta_2)) / (1 - optimizer.beta_2))
+    alpha, epsilon = common.bias_corrected_step(optimizer, learning_rate, dtype.name)
+    # The kernel computes 1 - beta in the variable's precision: for 0.999 in float32 the relative
+    # error is 1e-5. The moments have the same relative error, which these ratios correct.
+    rounded = dtype.as_numpy_dtype
+    ratio_1 = (1 - rounded(optimizer.beta_1)) / (1 - optimizer.beta_1)
+    ratio_2 = math.sqrt((1 - rounded(optimizer.beta_2)) / (1 - optimizer.beta_2))
     tf.raw_ops.ResourceApplyAdam(
         var=weight.handle,
         m=momentum.value.handle,
         v=velocity.value.handle,
-        beta1_power=tf.zeros((), dtype),  # the bias is corrected above
+        beta1_power=tf.zeros((), dtype),  # `alpha` and `epsilon` hold the bias correction
         beta2_power=tf.zeros((), dtype),
-        lr=alpha * (off_2 / off_1),
+        lr=alpha * (ratio_2 / ratio_1),
         beta1=tf.constant(optimizer.beta_1, dtype),
         beta2=tf.constant(optimizer.beta_2, dtype),
-        epsilon=epsilon * off_2,
+        epsilon=epsilon * ratio_2,
         grad=tf.cast(gradient, dtype) + optimizer.l2 * weight,
         use_locking=False,
     )

@@ -1,4 +1,4 @@
-"""PyTorch: eager steps, the fused Adam and recurrent kernels."""
+"""PyTorch backend: eager execution, fused kernels of Adam and of recurrent layers."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def on_device(array: Any) -> Tensor:
 
 
 def make_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(True)
 
 
@@ -72,7 +72,7 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     def with_gradients(*arrays: Any) -> Any:
         loss = function(*arrays)
         weights = [variable.value for variable in model.trainable_variables]
-        if not loss.requires_grad:  # nothing it was made of is a weight
+        if not loss.requires_grad:  # the loss depends on no weight
             return loss, [None] * len(weights)
         return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
 
@@ -88,7 +88,7 @@ def inference_function(model: Any, function: Callable[..., Any]) -> Callable[...
 
 
 def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The default compiler asks for a C++ compiler; without one, the graph is only traced."""
+    """Compiles with `torch.compile`; without a C++ compiler the graph is traced only."""
     compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     return inference_function(model, torch.compile(function, backend=compiler))
 
@@ -101,22 +101,22 @@ def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., A
     return captured(model, function)
 
 
-def cache(shape: tuple[int, ...], dtype: str) -> Tensor:
+def create_cache(shape: tuple[int, ...], dtype: str) -> Tensor:
     return keras.ops.zeros(shape, dtype)
 
 
-def write(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    places = start + torch.arange(new.shape[2], device=new.device)
-    return cache.index_copy_(2, places, new)
+def update_cache(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    positions = start + torch.arange(new.shape[2], device=new.device)
+    return cache.index_copy_(2, positions, new)
 
 
-def reorder(caches: Any, rows: Any) -> Any:
-    places = keras.ops.convert_to_tensor(rows)
-    return keras.tree.map_structure(lambda cache: cache[places], caches)
+def reorder_caches(caches: Any, rows: Any) -> Any:
+    indices = keras.ops.convert_to_tensor(rows)
+    return keras.tree.map_structure(lambda cache: cache[indices], caches)
 
 
 def dense(layer: Any, inputs: Tensor) -> Tensor:
-    """Product and bias in one kernel."""
+    """Computes product and bias in one kernel."""
     kernel = keras.ops.convert_to_tensor(layer.kernel)
     bias = keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else None
     outputs = torch.nn.functional.linear(inputs, kernel.T, bias)
@@ -124,20 +124,20 @@ def dense(layer: Any, inputs: Tensor) -> Tensor:
 
 
 def conv2d(layer: Any, inputs: Tensor) -> Tensor:
-    """With the bias in the kernel's own pass, which Keras adds in another one."""
+    """Computes convolution and bias in one kernel; Keras adds the bias in a second pass."""
     kernel = layer.kernel.value.permute(3, 2, 0, 1)
-    ordinary = (
+    is_supported = (
         layer.data_format == "channels_last"
         and layer.padding == "same"
         and tuple(layer.strides) == tuple(layer.dilation_rate) == (1, 1)
         and inputs.shape[-1] == kernel.shape[1]  # one group
         and all(size % 2 for size in kernel.shape[2:])
     )
-    if not ordinary:
+    if not is_supported:
         return common.conv2d(layer, inputs)
     outputs = torch.nn.functional.conv2d(
         inputs.permute(0, 3, 1, 2),
-        kernel.contiguous(),  # as the kernel for a single small image wants it
+        kernel.contiguous(),  # required by the kernel for a single small image
         layer.bias.value if layer.use_bias else None,
         padding=[size // 2 for size in kernel.shape[2:]],
     )
@@ -145,20 +145,23 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
 
 
 def group_norm(layer: Any, inputs: Tensor, scale_shift: Tensor | None) -> Tensor:
-    """With the gradient in a few passes; PyTorch's own kernel is slow where channels are last."""
+    """Group normalization whose gradient takes few passes over the images.
+
+    PyTorch's own kernel is slow with channels last.
+    """
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     pixels = inputs.to(dtype).flatten(1, 2)  # (B, H·W, C)
-    more = added = torch.zeros(1, 1, 1, dtype=dtype, device=inputs.device)
+    extra_scale = extra_shift = torch.zeros(1, 1, 1, dtype=dtype, device=inputs.device)
     if scale_shift is not None:
-        more, added = scale_shift.to(dtype)[:, None].chunk(2, -1)
+        extra_scale, extra_shift = scale_shift.to(dtype)[:, None].chunk(2, -1)
     scale, shift = layer.gamma.value.to(dtype), layer.beta.value.to(dtype)
-    scale, shift = scale * (1 + more), shift * (1 + more) + added
-    normal = _GroupNorm.apply(pixels, scale, shift, layer.groups, layer.epsilon)
-    return normal.to(inputs.dtype).view(inputs.shape)
+    scale, shift = scale * (1 + extra_scale), shift * (1 + extra_scale) + extra_shift
+    outputs = _GroupNorm.apply(pixels, scale, shift, layer.groups, layer.epsilon)
+    return outputs.to(inputs.dtype).view(inputs.shape)
 
 
 class _GroupNorm(torch.autograd.Function):  # type: ignore[misc]
-    """normal(x)·scale + shift: x (B, N, C), normal over N and each group of C."""
+    """Computes x̂·scale + shift, where x̂ is x, (B, N, C), normalized over N and groups of C."""
 
     @staticmethod
     def forward(
@@ -166,9 +169,9 @@ class _GroupNorm(torch.autograd.Function):  # type: ignore[misc]
     ) -> Tensor:
         means = x.mean(1, keepdim=True)
         variances = (x - means).square_().mean(1, keepdim=True)
-        mean = _over_groups(means, groups)
-        # A group's variance: its channels', and that of their means.
-        variance = _over_groups(variances + (means - mean).square(), groups)
+        mean = _group_means(means, groups)
+        # A group's variance is its channels' mean variance plus the variance of their means.
+        variance = _group_means(variances + (means - mean).square(), groups)
         inverse = torch.rsqrt(variance + epsilon)
         context.save_for_backward(x, mean, inverse, scale)
         context.groups = groups
@@ -177,20 +180,22 @@ class _GroupNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Any:
         x, mean, inverse, scale = context.saved_tensors
-        count = x.shape[1]
-        # Sums over pixels: of the gradient, and of the gradient times the normalised x.
-        plain = gradient.sum(1, keepdim=True)
-        weighted = ((gradient * x).sum(1, keepdim=True) - mean * plain) * inverse
-        a = _over_groups(plain * scale, context.groups) / count
-        b = _over_groups(weighted * scale, context.groups) / count
-        # (gradient·scale - a - normal·b)·inverse
-        result = torch.addcmul((mean * inverse * b - a) * inverse, x, -(inverse**2) * b)
-        result = torch.addcmul(result, gradient, inverse * scale)
-        return result, weighted.sum_to_size(scale.shape), plain.sum_to_size(scale.shape), None, None
+        pixels = x.shape[1]
+        # Sums over pixels of the gradient and of the gradient times x̂.
+        shift_gradient = gradient.sum(1, keepdim=True)
+        scale_gradient = (gradient * x).sum(1, keepdim=True) - mean * shift_gradient
+        scale_gradient = scale_gradient * inverse
+        a = _group_means(shift_gradient * scale, context.groups) / pixels
+        b = _group_means(scale_gradient * scale, context.groups) / pixels
+        # (gradient·scale - a - x̂·b)·inverse
+        x_gradient = torch.addcmul((mean * inverse * b - a) * inverse, x, -(inverse**2) * b)
+        x_gradient = torch.addcmul(x_gradient, gradient, inverse * scale)
+        parameter_gradients = (g.sum_to_size(scale.shape) for g in (scale_gradient, shift_gradient))
+        return x_gradient, *parameter_gradients, None, None
 
 
-def _over_groups(x: Tensor, groups: int) -> Tensor:
-    """(B, 1, C): the mean of each group, for each of its channels."""
+def _group_means(x: Tensor, groups: int) -> Tensor:
+    """Averages each group and repeats the mean for the group's channels, (B, 1, C)."""
     grouped = x.view(x.shape[0], groups, -1)
     return grouped.mean(-1, keepdim=True).expand(grouped.shape).reshape(x.shape)
 
@@ -203,8 +208,8 @@ def attention(
     causal: bool,
     scale: float,
 ) -> Tensor:
-    """Keras would copy all three first."""
-    if causal and attention_mask is not None:  # the kernel takes one or the other
+    """Attention without Keras' copies of queries, keys and values."""
+    if causal and attention_mask is not None:  # the kernel accepts only one of the two
         shape = query.shape[1], keys.shape[1]
         attention_mask = (
             attention_mask & torch.ones(shape, dtype=torch.bool, device=query.device).tril()
@@ -227,7 +232,7 @@ def _attention(
     scale: float,
     causal: bool = False,
 ) -> Tensor:
-    mixed = torch.nn.functional.scaled_dot_product_attention(
+    outputs = torch.nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         keys,
         values,
@@ -236,11 +241,11 @@ def _attention(
         scale=scale,
         enable_gqa=query.shape[2] != keys.shape[1],
     )
-    return mixed.transpose(1, 2)
+    return outputs.transpose(1, 2)
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-    """Keras would make a row of zeros and a one for each label."""
+    """Cross-entropy without the one-hot labels that Keras makes."""
     classes = logits.shape[-1]
     losses = torch.nn.functional.cross_entropy(
         logits.reshape(-1, classes), labels.reshape(-1).long(), reduction="none"
@@ -249,100 +254,99 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
-    # Keras asks for shapes on the device "meta", which has no numbers.
-    known = ids.device.type != "meta" and not torch.compiler.is_compiling() and not is_capturing()
-    if ids.numel() and known:
+    # Keras infers shapes with tensors on the device "meta", which have no values.
+    is_symbolic = ids.device.type == "meta" or torch.compiler.is_compiling() or is_capturing()
+    if ids.numel() and not is_symbolic:
         low, high = torch.aminmax(ids)
         common.check_range(int(low), int(high), size, layer)
     return ids
 
 
 # ------------------------------------------------------------------ recurrent layers
-# A loop over time in Python takes twice as long as PyTorch's own kernels.
+# A loop over time in Python takes twice as long as PyTorch's fused kernels.
 
 _KERNELS = {"simple_rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}
 
 
 def recurrent(
     cell: str,
-    gates: Callable[..., Any],
+    cell_step: Callable[..., Any],
     inputs: Tensor,
     states: Sequence[Tensor],
     weights: tuple[Tensor, Tensor, Tensor],
     mask: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     parameters = _parameters(cell, *weights)
-    before = [state.contiguous()[None] for state in states]
-    first = before if cell == "lstm" else before[0]
+    initial = [state.contiguous()[None] for state in states]
     # has_biases, num_layers, dropout, train, bidirectional
     options = True, 1, 0.0, torch.is_grad_enabled(), False
     if mask is None:
-        outputs, *after = _KERNELS[cell](inputs, first, parameters, *options, True)
-        return outputs, [state[0] for state in after]
-    # The kernels take sequences that end early, so the steps that count come first.
+        hx = initial if cell == "lstm" else initial[0]
+        outputs, *final = _KERNELS[cell](inputs, hx, parameters, *options, True)
+        return outputs, [state[0] for state in final]
+    # The kernels accept sequences that end early, so the unmasked steps are moved to the front.
     order = torch.argsort(~mask, dim=1, stable=True)
     steps = torch.gather(inputs, 1, order[..., None].expand(inputs.shape))
-    counts = mask.sum(1)
+    lengths = mask.sum(1)
     packed = torch.nn.utils.rnn.pack_padded_sequence(
-        steps, counts.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        steps, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
     )
-    sorting = packed.sorted_indices
-    first = [state[:, sorting] for state in before]
-    first = first if cell == "lstm" else first[0]
-    data, *after = _KERNELS[cell](packed.data, packed.batch_sizes, first, parameters, *options)
+    hx = [state[:, packed.sorted_indices] for state in initial]
+    hx = hx if cell == "lstm" else hx[0]
+    data, *final = _KERNELS[cell](packed.data, packed.batch_sizes, hx, parameters, *options)
     unsorted = packed.unsorted_indices
     packed = packed._replace(data=data)
     outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(
         packed, batch_first=True, total_length=inputs.shape[1]
     )
-    # A step that does not count repeats the last one that does, or the beginning.
-    place = mask.cumsum(1)
+    # A masked step repeats the output of the last unmasked step, or the initial state.
+    step_index = mask.cumsum(1)[..., None]
     outputs = torch.cat([states[0][:, None], outputs], dim=1)
-    outputs = torch.gather(outputs, 1, place[..., None].expand(*place.shape, outputs.shape[-1]))
-    empty = (counts == 0)[:, None]
-    after = [torch.where(empty, s, a[0][unsorted]) for s, a in zip(states, after)]
-    return outputs, after
+    outputs = torch.gather(outputs, 1, step_index.expand(*mask.shape, outputs.shape[-1]))
+    is_empty = (lengths == 0)[:, None]
+    final = [torch.where(is_empty, s, f[0][unsorted]) for s, f in zip(states, final)]
+    return outputs, final
 
 
 def _parameters(cell: str, kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor) -> list[Tensor]:
-    """Keras' weights as PyTorch has them: transposed, two biases, GRU's first two gates swapped."""
+    """Converts Keras' weights to PyTorch's: transposed, two biases, GRU's first gates swapped."""
     biases = bias if bias.ndim == 2 else torch.stack([bias, torch.zeros_like(bias)])
-    found = [kernel.T, recurrent_kernel.T, *biases]
+    weights = [kernel.T, recurrent_kernel.T, *biases]
     if cell == "gru":
-        gates = (array.chunk(3) for array in found)
-        found = [torch.cat([reset, update, new]) for update, reset, new in gates]
-    return [array.contiguous() for array in found]
+        gate_weights = (weight.chunk(3) for weight in weights)
+        weights = [torch.cat([reset, update, new]) for update, reset, new in gate_weights]
+    return [weight.contiguous() for weight in weights]
 
 
 # ------------------------------------------------------------------ optimizers
-# An operation for each of some hundred weights takes Python longer than it takes the processor.
+# With one operation for each of some hundred weights, Python's overhead exceeds the computation.
 
 
 class ForeachMixin:
-    """For an optimizer: clips, updates and averages all weights in a few calls."""
+    """Base class of optimizers that clips, updates and averages all weights in a few calls."""
 
     def _clip_gradients(self: Any, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         limit = self.global_clipnorm
         if not limit or self.clipnorm:
             return super()._clip_gradients(gradients)  # type: ignore[misc, no-any-return]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        # Not a number if the norm is not, as Keras has it.
+        # `norm - norm` makes the scale NaN if the norm is not finite, as in Keras.
         scale = limit * torch.clamp(1 / norm, max=1 / limit) + (norm - norm)
         return torch._foreach_mul(gradients, scale)  # type: ignore[no-any-return]
 
     def _backend_update_step(
         self: Any, gradients: Sequence[Tensor], variables: Sequence[Any], learning_rate: Tensor
     ) -> None:
-        places = [self._get_variable_index(variable) for variable in variables]
-        momentums = [self._momentums[place] for place in places]
-        velocities = [self._velocities[place] for place in places]
+        indices = [self._get_variable_index(variable) for variable in variables]
+        momentums = [self._momentums[index] for index in indices]
+        velocities = [self._velocities[index] for index in indices]
         _adam(self, gradients, variables, momentums, velocities, learning_rate)
 
     def _update_model_variables_moving_average(self: Any, variables: Sequence[Any]) -> None:
-        share = 1 - self.ema_momentum if int(self.iterations) else 1.0
+        weight = 1 - self.ema_momentum if int(self.iterations) else 1.0
         averages = [average.value for average in self._model_variables_moving_average]
         with torch.no_grad():
-            torch._foreach_lerp_(averages, [variable.value for variable in variables], share)
+            torch._foreach_lerp_(averages, [variable.value for variable in variables], weight)
 
 
 def adam_update(
@@ -365,11 +369,11 @@ def _adam(
     learning_rate: Tensor,
 ) -> None:
     weights = [variable.value for variable in variables]
-    steps = torch.full((len(weights),), float(optimizer.iterations))  # the kernel adds one to each
+    steps = torch.full((len(weights),), float(optimizer.iterations))  # the kernel adds 1
     with torch.no_grad():
         adam(
             weights,
-            # The kernel walks all four through memory side by side, whatever their strides say.
+            # The kernel ignores strides: it assumes the same memory layout of all four lists.
             [g.to(weight.dtype).contiguous() for g, weight in zip(gradients, weights)],
             [momentum.value for momentum in momentums],
             [velocity.value for velocity in velocities],

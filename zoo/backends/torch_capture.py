@@ -1,7 +1,8 @@
-"""PyTorch: what a function does to tensors is recorded once and done again without the function.
+"""Graph capture for PyTorch: a function's tensor operations are captured once and then replayed.
 
-Between two of PyTorch's operations, Keras asks for dtypes, devices and shapes. For one token more
-that takes twice as long as the arithmetic. `torch.compile` would ask the user for a C++ compiler.
+Between two PyTorch operations, Keras inspects dtypes, devices and shapes. In a step of incremental
+decoding this overhead takes twice as long as the computation. `torch.compile` would require a C++
+compiler.
 """
 
 import contextvars
@@ -17,13 +18,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Tensor = Any
 
-# What asks for a tensor's numbers, on which operations to come might depend.
-_READING = {
+# Operations that return a tensor's values to Python, on which later operations could depend.
+_VALUE_ACCESS = {
     "__array__", "__bool__", "__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero",
     "item", "nonzero", "numpy", "tolist", "unique",
 }  # fmt: skip
 
-_WRITING = {
+_IN_PLACE = {
     "__iadd__",
     "__iand__",
     "__imul__",
@@ -34,26 +35,36 @@ _WRITING = {
 }
 
 
-def _writes(name: str) -> bool:
-    """Whether an operation changes its first tensor."""
-    return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+def _is_in_place(name: str) -> bool:
+    """Whether an operation modifies its first tensor."""
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
-_capturing = contextvars.ContextVar("_recording", default=False)
+_capturing = contextvars.ContextVar("_capturing", default=False)
 
 
 def is_capturing() -> bool:
-    """Whether operations are written down, so that their numbers must not matter."""
+    """Whether operations are being captured, so that they must not depend on tensors' values."""
     return _capturing.get()
 
 
 def captured(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes `function(*inputs)` be recorded once for each combination of shapes and dtypes.
+    """Wraps a function so that its operations are captured once and replayed afterwards.
+
+    The operations are captured for each combination of shapes, strides, dtypes and devices.
 
     Args:
-        model: whose weights it may use; their values are those of each call.
-        function: of nested tuples, lists and dicts of tensors, each there once, which it may write
-            to. What it does must not depend on their numbers.
+        model: Model whose weights the function may use. A replay uses their current values.
+        function: Function of nested tuples, lists and dicts of tensors, each of which occurs once.
+            The function may modify these tensors in place. Its operations must not depend on the
+            tensors' values.
+
+    Returns:
+        Function with the same arguments and results as `function`.
+
+    Raises:
+        TypeError: If an operation reads a tensor's values, or modifies a tensor that is neither an
+            argument nor computed from arguments or weights.
     """
     programs: dict[Any, Callable[..., Any]] = {}
 
@@ -71,26 +82,31 @@ def captured(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
                 return programs[key](*tensors)
             token = _capturing.set(True)
             try:
-                with _Capture([variable.value for variable in model.variables], tensors) as tape:
+                weights = [variable.value for variable in model.variables]
+                with _Capture(weights, tensors) as capture:
                     outputs = function(*inputs)
             finally:
                 _capturing.reset(token)
-            programs[key] = tape.program(outputs)
+            programs[key] = capture.program(outputs)
             return outputs
 
     return replayed
 
 
 class _Capture(TorchFunctionMode):  # type: ignore[misc]
-    """Writes down each operation on the inputs, the weights and what was made of them.
+    """Captures the operations on inputs, weights and their results as an FX graph.
 
-    Of all others the result is written down, as a constant.
+    The results of all other operations become constants of the graph.
+
+    Args:
+        weights: Tensors whose values may change between replays.
+        inputs: Tensors that replace the placeholders of the graph.
     """
 
     def __init__(self, weights: Sequence[Tensor], inputs: Sequence[Tensor]):
         super().__init__()
         self._graph = torch.fx.Graph()
-        self._nodes = WeakTensorKeyDictionary()  # so that it keeps no activation
+        self._nodes = WeakTensorKeyDictionary()  # weak keys: activations are freed
         for number, tensor in enumerate(inputs):
             self._nodes[tensor] = self._graph.placeholder(f"input{number}")
         self._first = next(iter(self._graph.nodes))
@@ -98,11 +114,11 @@ class _Capture(TorchFunctionMode):  # type: ignore[misc]
         self._weights = {id(weight) for weight in weights}
 
     def program(self, outputs: Any) -> Callable[..., Any]:
-        """The operations as a function of the inputs, in Python's own code."""
+        """Returns the captured operations as a Python function of the inputs."""
         self._graph.output(map_aggregate(outputs, self._node))
-        run = torch.fx.GraphModule({}, self._graph).forward
+        graph_function = torch.fx.GraphModule({}, self._graph).forward
         constants = self._constants
-        return lambda *inputs: run(*constants, *inputs)
+        return lambda *inputs: graph_function(*constants, *inputs)
 
     def __torch_function__(
         self,
@@ -114,43 +130,45 @@ class _Capture(TorchFunctionMode):  # type: ignore[misc]
         arguments = tuple(args), dict(kwargs or {})
         tensors: list[Tensor] = []
         map_aggregate(arguments, lambda x: tensors.append(x) if torch.is_tensor(x) else None)
-        known = any(x in self._nodes or id(x) in self._weights for x in tensors)
+        depends_on_inputs = any(x in self._nodes or id(x) in self._weights for x in tensors)
         name = func.__name__
-        if known and name in _READING:
+        if depends_on_inputs and name in _VALUE_ACCESS:
             raise TypeError(
-                "The operations of a `decoder`'s function must not depend on its tensors' numbers. "
-                f"Received: a function that calls `{name}`"
+                "The operations of a captured `function` must not depend on its tensors' values. "
+                f"Received: a function that calls `{name}`. Use tensor operations, such as "
+                "`keras.ops.where`"
             )
         result = func(*arguments[0], **arguments[1])
-        unchanged = bool(tensors) and result is tensors[0] and not _writes(name)
-        if known and not unchanged:
-            self._write(func, arguments, result)
+        unchanged = bool(tensors) and result is tensors[0] and not _is_in_place(name)
+        if depends_on_inputs and not unchanged:
+            self._add_node(func, arguments, result)
         return result
 
-    def _write(self, func: Any, arguments: Any, result: Any) -> None:
-        several = isinstance(result, tuple | list) and any(map(torch.is_tensor, result))
-        if not (several or torch.is_tensor(result) or func is torch.Tensor.__setitem__):
-            return  # a shape or the like
+    def _add_node(self, func: Any, arguments: Any, result: Any) -> None:
+        """Adds an operation to the graph, and its result to the tensors that have a node."""
+        has_parts = isinstance(result, tuple | list) and any(map(torch.is_tensor, result))
+        if not (has_parts or torch.is_tensor(result) or func is torch.Tensor.__setitem__):
+            return  # not a tensor, such as a shape
         name = func.__name__
-        if _writes(name) and arguments[0][0] not in self._nodes:
-            # It would be a constant, and another one at the next call.
+        if _is_in_place(name) and arguments[0][0] not in self._nodes:
+            # The tensor would be a constant of the graph, but a new tensor at the next call.
             raise TypeError(
-                "A `decoder`'s function must not write to tensors that it has not been given. "
-                f"Received: a function that calls `{name}` on one"
+                "A captured `function` must not modify tensors other than its arguments. Received: "
+                f"a function that calls `{name}` on one. Pass the tensor as an argument"
             )
         args, kwargs = map_aggregate(arguments, self._node)
-        if name == "__get__":  # of a property
+        if name == "__get__":  # access to a property
             node = self._graph.call_function(getattr, (args[0], func.__self__.__name__))
         else:
             node = self._graph.call_function(func, args, kwargs)
-        if several:
+        if has_parts:
             for number, part in enumerate(result):
                 self._nodes[part] = self._graph.call_function(operator.getitem, (node, number))
         elif torch.is_tensor(result):
             self._nodes[result] = node
 
     def _node(self, x: Any) -> Any:
-        """What stands for a tensor."""
+        """Returns the graph's node of a tensor, and anything else unchanged."""
         if not torch.is_tensor(x):
             return x
         if x not in self._nodes:

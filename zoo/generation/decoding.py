@@ -164,7 +164,9 @@ class KVCacheDecoder:
         self._padding = (width - lengths).astype(np.int32)
         self._place = 0
         specs = (block.cache_spec(len(ids), capacity) for block in self._blocks)
-        self._caches = [(backend.cache(*spec), backend.cache(*spec)) for spec in specs]
+        self._caches = [
+            (backend.create_cache(*spec), backend.create_cache(*spec)) for spec in specs
+        ]
         return self._logits(ids)
 
     def decode(self, ids: np.ndarray) -> Tensor:
@@ -183,7 +185,7 @@ class KVCacheDecoder:
         if (rows == np.arange(len(rows))).all():
             return
         self._rows = [list(self._rows[row]) for row in rows]
-        self._caches = backend.reorder(self._caches, rows)
+        self._caches = backend.reorder_caches(self._caches, rows)
 
     def _logits(self, ids: np.ndarray) -> Tensor:
         arrays = ids, np.array(self._place, np.int32), self._padding, self._sources
@@ -210,7 +212,7 @@ class KVCacheDecoder:
         attention_mask = attention_mask[:, None]  # (B, 1, T, capacity)
 
         def write(cache: Tensor, new: Tensor) -> Tensor:
-            return backend.write(cache, new, start)
+            return backend.update_cache(cache, new, start)
 
         embedding, *layers = self._layers
         x = embedding.look_up(ids)
