@@ -1,4 +1,4 @@
-"""What every builder promises, whoever wrote it: a new one is tested without being listed here."""
+"""Contract tests of all registered builders; a new builder is tested without an entry here."""
 
 import inspect
 from pathlib import Path
@@ -20,19 +20,21 @@ EXAMPLES = {
     for example, arguments in registry.examples(name).items()
 }
 BUILDERS = pytest.mark.parametrize("name", EXAMPLES)
-# JAX has float64 only where the process asked for it at its start.
+# JAX supports float64 only if it is enabled when the process starts.
 DTYPES = ["mixed_bfloat16", "bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
 
 
 def build(name: str, **options: Any) -> keras.Model:
+    """Builds an example model, with some arguments replaced by `options`."""
     entry, arguments = EXAMPLES[name]
     return entry.build(**{**arguments, **options})
 
 
 def example_input(model: keras.Model, batch: int = 4) -> Any:
+    """Returns random inputs of a model, with 6 time steps where the length is free."""
     generator = np.random.default_rng(0)
 
-    def drawn(spec: keras.KerasTensor) -> np.ndarray:
+    def random_input(spec: keras.KerasTensor) -> np.ndarray:
         shape = (batch, *(size or 6 for size in spec.shape[1:]))
         if "int" not in spec.dtype:
             return generator.normal(size=shape).astype(spec.dtype)
@@ -40,7 +42,7 @@ def example_input(model: keras.Model, batch: int = 4) -> Any:
         limits = (getattr(x, "input_dim", getattr(x, "num_steps", None)) for x in layers)
         return generator.integers(0, min(filter(None, limits)), shape, spec.dtype)
 
-    return keras.tree.map_structure(drawn, model.input)
+    return keras.tree.map_structure(random_input, model.input)
 
 
 def loss_of(name: str) -> keras.losses.Loss:
@@ -60,7 +62,7 @@ def example_target(model: keras.Model, name: str, batch: int = 4) -> np.ndarray:
     return np.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % int(shape[-1])
 
 
-def test_every_builder_is_public_and_every_public_name_a_builder() -> None:
+def test_public_names_are_the_registered_builders() -> None:
     assert sorted(zoo.__all__) == sorted(registry.models)
     for name, entry in registry.models.items():
         assert getattr(zoo, name) is entry.build
@@ -69,19 +71,19 @@ def test_every_builder_is_public_and_every_public_name_a_builder() -> None:
 
 
 @BUILDERS
-def test_the_closed_form_counts_its_parameters(name: str) -> None:
+def test_builder_parameter_count_matches_the_closed_form(name: str) -> None:
     entry, arguments = EXAMPLES[name]
-    assert build(name).count_params() == entry.count(**arguments)
+    assert build(name).count_params() == entry.parameter_count(**arguments)
 
 
 @pytest.mark.parametrize("name", registry.models)
-def test_the_defaults_are_counted(name: str) -> None:
+def test_builder_parameter_count_with_defaults_matches_the_closed_form(name: str) -> None:
     entry = registry.get(name)
-    assert entry.build().count_params() == entry.count()
+    assert entry.build().count_params() == entry.parameter_count()
 
 
 @BUILDERS
-def test_shape_and_finite_output(name: str) -> None:
+def test_builder_output_has_the_expected_shape_and_is_finite(name: str) -> None:
     model = build(name)
     outputs = ops.convert_to_numpy(model(example_input(model)))
     assert outputs.shape == expected_shape(model)
@@ -90,24 +92,24 @@ def test_shape_and_finite_output(name: str) -> None:
 
 
 @BUILDERS
-def test_layers_are_named(name: str) -> None:
-    """By hand, not by a counter: weights are matched by path."""
+def test_builder_gives_weights_stable_unique_paths(name: str) -> None:
+    """Weights are matched by path, so layer names must not come from a counter."""
     first, second = build(name), build(name)
     assert [v.path for v in first.variables] == [v.path for v in second.variables]
     assert len({v.path for v in first.variables}) == len(first.variables)
 
 
 @BUILDERS
-def test_configuration_round_trip(name: str) -> None:
+def test_builder_configuration_round_trips(name: str) -> None:
     model = build(name)
-    again = keras.Model.from_config(model.get_config())
-    assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
-    for a, b in zip(model.get_weights(), again.get_weights()):
+    restored = keras.Model.from_config(model.get_config())
+    assert [w.shape for w in restored.weights] == [w.shape for w in model.weights]
+    for a, b in zip(model.get_weights(), restored.get_weights()):
         np.testing.assert_array_equal(a, b)  # the initial weights are a function of the seed
 
 
 @BUILDERS
-def test_save_and_load(name: str, tmp_path: Path) -> None:
+def test_builder_model_saves_and_loads(name: str, tmp_path: Path) -> None:
     model = build(name)
     x = example_input(model)
     expected = ops.convert_to_numpy(model(x))
@@ -121,21 +123,21 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
 
 
 @BUILDERS
-def test_training_lowers_the_loss_and_every_weight_takes_part(name: str) -> None:
+def test_training_lowers_the_loss_and_updates_every_weight(name: str) -> None:
     model = build(name)
     x, y = example_input(model), example_target(model, name)
-    before = [np.array(w) for w in model.get_weights()]
+    initial_weights = [np.array(w) for w in model.get_weights()]
     model.compile("sgd", loss_of(name))
-    first = float(model.evaluate(x, y, verbose=0))
+    initial_loss = float(model.evaluate(x, y, verbose=0))
     for _ in range(5):
         model.train_on_batch(x, y)
-    assert float(model.evaluate(x, y, verbose=0)) < first
-    for weight, old in zip(model.get_weights(), before):
-        assert (weight != old).any()
+    assert float(model.evaluate(x, y, verbose=0)) < initial_loss
+    for weight, initial_weight in zip(model.get_weights(), initial_weights):
+        assert (weight != initial_weight).any()
 
 
 @BUILDERS
-def test_fit_takes_any_batch_size(name: str) -> None:
+def test_fit_accepts_an_incomplete_last_batch(name: str) -> None:
     model = build(name)
     x, y = example_input(model, 5), example_target(model, name, 5)
     model.compile("sgd", loss_of(name))
@@ -145,7 +147,7 @@ def test_fit_takes_any_batch_size(name: str) -> None:
 
 
 @BUILDERS
-def test_keras_may_be_set_to_channels_first(name: str) -> None:
+def test_builder_ignores_the_global_image_data_format(name: str) -> None:
     expected = [v.shape for v in build(name).variables]
     keras.config.set_image_data_format("channels_first")
     try:
@@ -156,14 +158,14 @@ def test_keras_may_be_set_to_channels_first(name: str) -> None:
 
 @BUILDERS
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dtype_policies(name: str, dtype: str) -> None:
+def test_builder_supports_dtype_policies(name: str, dtype: str) -> None:
     model = build(name, dtype=dtype)
     x, y = example_input(model), example_target(model, name)
-    # Compiled, for step by step JAX takes far longer.
-    read = backend.inference_function(
+    # Compiled, since JAX takes far longer in eager execution.
+    predict = backend.inference_function(
         model, lambda *arrays: model(keras.tree.pack_sequence_as(x, arrays))
     )
-    outputs = read(*keras.tree.flatten(x))
+    outputs = predict(*keras.tree.flatten(x))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
     model.compile(Adam(1e-3, l2=1e-4), loss_of(name))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The list of models: each builder says here where it comes from and which recipe trains it."""
+"""Registry of the model builders, with the section and the training recipe of each."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,46 +14,51 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How a classifier takes an image.
+    """Image format of a classifier.
 
     Attributes:
-        size: height and width.
-        channels: 3 for colour, whatever is stored. None takes what is stored, and the builder an
-            `input_shape`.
-        rows: whether an image is a sequence of its rows.
+        size: Height and width of an image in pixels.
+        channels: Number of channels that the classifier requires, such as 3 for colour. None
+            means the channels of the dataset, and a builder with an `input_shape` argument.
+        rows: Whether an image is a sequence of its pixel rows.
     """
 
     size: int
     channels: int | None = None
     rows: bool = False
 
-    def shape(self, stored: int) -> tuple[int, ...]:
-        """Of one image as the network takes it, from an image with so many channels."""
-        channels = self.channels or stored
+    def shape(self, dataset_channels: int) -> tuple[int, ...]:
+        """Returns the input shape of one image.
+
+        Args:
+            dataset_channels: Number of channels of the images in the dataset.
+        """
+        channels = self.channels or dataset_channels
         return (self.size, self.size * channels) if self.rows else (self.size, self.size, channels)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A builder, and what is said and checked of it.
+    """Registry entry of a builder.
 
     Attributes:
-        build: the builder. It must work without arguments.
-        section: of the document.
-        recipe: that trains it, a path from the repository's root.
-        parameters: the closed form of the parameter count, in words.
-        count: the same in numbers, from the builder's arguments; those not given are its defaults.
-        loss: what the model is trained with: "cross_entropy" of logits, "mean_squared_error".
-        images: how it takes images, if it classifies them.
-        generates: "tokens" or "images", if it generates any.
-        examples: arguments of the small models that are tested and checked, by name.
+        build: The builder. All of its arguments must have defaults.
+        section: Section of the document that describes the model.
+        recipe: Recipe that trains the model, a path relative to the root of the repository.
+        parameter_formula: Closed form of the parameter count as a text.
+        parameter_count: Function from the builder's arguments to the parameter count. Arguments
+            that are not given have the builder's defaults.
+        loss: Training loss: "cross_entropy" of logits, or "mean_squared_error".
+        images: Image format of an image classifier; None for other models.
+        generates: "tokens" or "images" for a generative model; None for other models.
+        examples: Builder arguments of the small models in tests and parity checks, by name.
     """
 
     build: Callable[..., keras.Model]
     section: str
     recipe: str
-    parameters: str
-    count: Callable[..., int]
+    parameter_formula: str
+    parameter_count: Callable[..., int]
     loss: Literal["cross_entropy", "mean_squared_error"] = "cross_entropy"
     images: ImageInput | None = None
     generates: Literal["tokens", "images"] | None = None
@@ -62,7 +67,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network for images: a builder that is yet to hear of classes, seed and the like."""
+    """Image classifier: a builder whose `num_classes` and `seed` are not bound yet.
+
+    Attributes:
+        build: Builder of the model.
+        images: Image format of the classifier.
+    """
 
     build: Callable[..., keras.Model]
     images: ImageInput
@@ -72,47 +82,57 @@ models: dict[str, Entry] = {}
 
 
 def register(
-    *, count: Callable[..., int], **about: Any
+    *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
-    """Enters a builder into `models` under its own name; the arguments are those of `Entry`.
+    """Returns a decorator that adds a builder to `models` under its own name.
 
-    `count` is called with all of the builder's arguments.
+    Args:
+        parameter_count: Function from all of the builder's arguments to the parameter count.
+        **attributes: Further attributes of the builder's `Entry`, such as `section` and `recipe`.
     """
 
-    def enter(build: Callable[P, keras.Model]) -> Callable[P, keras.Model]:
-        parameters = inspect.signature(build).parameters.items()
-        defaults = {name: parameter.default for name, parameter in parameters}
-        models[build.__name__] = Entry(build, count=partial(count, **defaults), **about)
+    def decorator(build: Callable[P, keras.Model]) -> Callable[P, keras.Model]:
+        signature = inspect.signature(build).parameters.items()
+        defaults = {name: parameter.default for name, parameter in signature}
+        models[build.__name__] = Entry(
+            build, parameter_count=partial(parameter_count, **defaults), **attributes
+        )
         return build
 
-    return enter
+    return decorator
 
 
 def get(name: str) -> Entry:
-    """The entry of a name.
+    """Returns the registry entry of a model.
+
+    Args:
+        name: Name of the builder.
 
     Raises:
-        ValueError: if there is no such model; the text lists those there are.
+        ValueError: If there is no such model. The text lists all names.
     """
-    return _look_up(models, name)
+    return _get_by_name(models, name)
 
 
 def examples(name: str) -> dict[str, dict[str, Any]]:
-    """Arguments of the small models of a builder, by "name/example".
+    """Returns the builder arguments of example models, by "builder/example".
 
     Args:
-        name: of a builder, for all of its examples, or "name/example" for that one.
+        name: Name of a builder for all of its examples, or "builder/example" for a single one.
+
+    Raises:
+        ValueError: If there is no such builder or example. The text lists all names.
     """
     builder, _, example = name.partition("/")
-    named = {
+    arguments_by_name = {
         "/".join(filter(None, (builder, key))): dict(arguments)
         for key, arguments in get(builder).examples.items()
     }
-    return {name: _look_up(named, name)} if example else named
+    return {name: _get_by_name(arguments_by_name, name)} if example else arguments_by_name
 
 
 def classifiers() -> dict[str, Classifier]:
-    """The networks that classify images; of a builder with several examples, each of them."""
+    """Returns all image classifiers by name: one for each example of a classifying builder."""
     return {
         example or name: Classifier(partial(entry.build, **arguments), entry.images)
         for name, entry in models.items()
@@ -122,15 +142,18 @@ def classifiers() -> dict[str, Classifier]:
 
 
 def get_classifier(name: str) -> Classifier:
-    """The one of a name.
+    """Returns an image classifier.
+
+    Args:
+        name: Name of the classifier, one of `classifiers()`.
 
     Raises:
-        ValueError: if there is no such classifier; the text lists those there are.
+        ValueError: If there is no such classifier. The text lists all names.
     """
-    return _look_up(classifiers(), name)
+    return _get_by_name(classifiers(), name)
 
 
-def _look_up(known: Mapping[str, T], name: str) -> T:
+def _get_by_name(known: Mapping[str, T], name: str) -> T:
     if name not in known:
         raise ValueError(
             f"`model` must be one of {', '.join(sorted(known))}. Received: model={name}"

@@ -1,4 +1,4 @@
-"""Parameter counts worked out by hand, as the document does it."""
+"""Layer tables of a model, with the parameter count of each layer as a formula."""
 
 import math
 
@@ -6,23 +6,26 @@ import keras
 
 
 def parameter_formula(layer: keras.layers.Layer) -> str:
-    """How a layer's parameter count comes about, such as "(3·3·3 + 1)·32".
+    """Returns the parameter count of a layer as a formula, such as "(3·3·3 + 1)·32".
 
-    Empty for a layer without weights.
+    Args:
+        layer: A built layer.
+
+    Returns:
+        The formula, empty for a layer without weights.
     """
     if isinstance(layer, keras.layers.Bidirectional):
-        return " + ".join(
-            parameter_formula(one) for one in (layer.forward_layer, layer.backward_layer)
-        )
+        directions = layer.forward_layer, layer.backward_layer
+        return " + ".join(parameter_formula(direction) for direction in directions)
     if isinstance(layer, keras.layers.SimpleRNN | keras.layers.LSTM | keras.layers.GRU):
         inputs, columns = layer.cell.kernel.shape
         biases = math.prod(layer.cell.bias.shape) // columns if layer.use_bias else 0
-        gates = columns // layer.units
-        units = f"{layer.units}" if gates == 1 else f"{gates}·{layer.units}"
+        num_gates = columns // layer.units
+        units = f"{layer.units}" if num_gates == 1 else f"{num_gates}·{layer.units}"
         return f"{units}·({inputs} + {layer.units} + {biases})"
     shapes = [tuple(weight.shape) for weight in layer.weights]
     if len(shapes) == 2 and len(shapes[0]) > 1 and shapes[1] == shapes[0][-1:]:
-        *inputs, units = shapes[0]  # each unit has a weight for each input, and a bias
+        *inputs, units = shapes[0]  # a weight for each input, and a bias
         return f"({_product(inputs)} + 1)·{units}"
     return " + ".join(_product(shape) for shape in shapes)
 
@@ -32,29 +35,35 @@ def _product(shape: tuple[int, ...] | list[int]) -> str:
 
 
 def rows(model: keras.Model) -> list[tuple[str, str, str, str, int]]:
-    """A row a layer: name, kind, output shape, arithmetic, parameters.
+    """Returns the layer table of a model.
 
-    A model within the model is shown layer by layer, too.
+    Args:
+        model: Model to describe. The layers of a nested model are listed one by one.
+
+    Returns:
+        One row for each layer: name, class and activation, output shape, formula of the parameter
+        count, and parameter count.
     """
-    result = []
+    table = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            result += [(f"{layer.name}/{row[0]}", *row[1:]) for row in rows(layer)]
+            table += [(f"{layer.name}/{row[0]}", *row[1:]) for row in rows(layer)]
             continue
-        output = keras.tree.flatten(layer.output)[0]  # a recurrent layer's states stand behind it
-        # The first axis left open is the batch, the second the steps.
+        # The outputs of a recurrent layer are its output and its states.
+        output = keras.tree.flatten(layer.output)[0]
+        # An unknown first axis is the batch, an unknown second axis the time steps.
         sizes = [
             name if size is None else str(size)
             for name, size in zip(("B", "T", *["?"] * len(output.shape)), output.shape)
         ]
         shape = f"({', '.join(sizes)})"
-        count = sum(math.prod(weight.shape) for weight in layer.weights)
+        parameter_count = sum(math.prod(weight.shape) for weight in layer.weights)
         kind = type(layer).__name__
         activation = getattr(layer, "activation", None)
-        ordinary = keras.activations.linear, None
+        default_activations = keras.activations.linear, None
         if isinstance(layer, keras.layers.RNN):
-            ordinary = keras.activations.tanh, None
-        if activation not in ordinary:
+            default_activations = keras.activations.tanh, None
+        if activation not in default_activations:
             kind += f", {activation.__name__}"
-        result.append((layer.name, kind, shape, parameter_formula(layer), count))
-    return result
+        table.append((layer.name, kind, shape, parameter_formula(layer), parameter_count))
+    return table

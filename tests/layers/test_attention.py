@@ -1,4 +1,4 @@
-"""Attention against its formula, positions, the maps."""
+"""Tests of attention against its formula, of position encodings and of attention maps."""
 
 import math
 from typing import Any
@@ -17,30 +17,32 @@ CONTEXT = np.random.default_rng(1).normal(size=(2, 7, 8)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]], bool)
 
 
-def projected(layer: Any, name: str, x: np.ndarray) -> np.ndarray:
-    """(B, T, heads, head_dim) in float64."""
+def project(layer: Any, name: str, x: np.ndarray) -> np.ndarray:
+    """Returns one projection of x in float64, (B, T, heads, head_dim)."""
     kernel, bias = (
         np.asarray(w, np.float64) for w in getattr(layer, f"{name}_projection").get_weights()
     )
     return (x.astype(np.float64) @ kernel + bias).reshape(*x.shape[:2], -1, layer.head_dim)
 
 
-def by_the_formula(
+def attention_by_formula(
     layer: Any, x: np.ndarray, y: np.ndarray, attention_mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    q, k, v = projected(layer, "query", x), projected(layer, "key", y), projected(layer, "value", y)
+    """Returns the output and the weights of attention from x to y, by the formula in NumPy."""
+    q, k, v = project(layer, "query", x), project(layer, "key", y), project(layer, "value", y)
     groups = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
     scores = np.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(layer.head_dim)
     scores = np.where(attention_mask[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    mixed = np.einsum("bnts,bsnh->btnh", weights, v).reshape(x.shape)
+    attended = np.einsum("bnts,bsnh->btnh", weights, v).reshape(x.shape)
     kernel, bias = layer.output_projection.get_weights()
-    return mixed @ kernel + bias, weights
+    return attended @ kernel + bias, weights
 
 
-def made(**options: Any) -> Attention:
+def make_attention(**options: Any) -> Attention:
+    """Builds a layer of 4 heads and width 8 with random weights and biases."""
     layer = Attention(4, **options)
     layer.build((None, None, 8))
     for number, variable in enumerate(layer.weights):
@@ -49,22 +51,22 @@ def made(**options: Any) -> Attention:
 
 
 @pytest.mark.parametrize("kv_heads", [None, 2, 1])
-def test_to_itself_causally(kv_heads: int | None) -> None:
-    layer = made(num_kv_heads=kv_heads, causal=True)
+def test_attention_matches_the_formula_in_causal_self_attention(kv_heads: int | None) -> None:
+    layer = make_attention(num_kv_heads=kv_heads, causal=True)
     attention_mask = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
-    expected, _ = by_the_formula(layer, X, X, attention_mask)
+    expected, _ = attention_by_formula(layer, X, X, attention_mask)
     np.testing.assert_allclose(ops.convert_to_numpy(layer(X)), expected, atol=1e-5)
 
 
-def test_to_another_sequence_where_the_mask_is_true() -> None:
-    layer = made()
+def test_attention_matches_the_formula_in_masked_cross_attention() -> None:
+    layer = make_attention()
     attention_mask = np.broadcast_to(MASK[:, None], (2, 5, 7))
-    expected, _ = by_the_formula(layer, X, CONTEXT, attention_mask)
-    found = layer(X, CONTEXT, padding_mask=ops.convert_to_tensor(MASK))
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+    expected, _ = attention_by_formula(layer, X, CONTEXT, attention_mask)
+    outputs = layer(X, CONTEXT, padding_mask=ops.convert_to_tensor(MASK))
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs), expected, atol=1e-5)
 
 
-def test_sinusoids_are_the_papers() -> None:
+def test_sinusoidal_table_matches_the_paper() -> None:
     table = sinusoidal_table(50, 6)
     for position in (0, 1, 49):
         for i in range(3):
@@ -73,7 +75,7 @@ def test_sinusoids_are_the_papers() -> None:
             assert table[position, 2 * i + 1] == pytest.approx(math.cos(angle))
 
 
-def test_rotations_depend_on_the_distance_alone() -> None:
+def test_rotate_makes_scores_depend_on_the_distance_only() -> None:
     cosines, sines = rotary_tables(40, 8)
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8))
 
@@ -81,7 +83,7 @@ def test_rotations_depend_on_the_distance_alone() -> None:
         tensors = (
             map(ops.convert_to_tensor, (x, cosines[p], sines[p])) for x, p in ((q, i), (k, j))
         )
-        a, b = (ops.convert_to_numpy(rotate(*three)) for three in tensors)
+        a, b = (ops.convert_to_numpy(rotate(*arguments)) for arguments in tensors)
         return float((a * b).sum())
 
     assert score(3, 1) == pytest.approx(score(32, 30), abs=1e-5)
@@ -90,16 +92,16 @@ def test_rotations_depend_on_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
-def test_positions_that_are_given(kind: str) -> None:
+def test_positions_encodes_given_positions(kind: str) -> None:
     layer = Positions(kind, 10, initializer="glorot_uniform")
-    whole = ops.convert_to_numpy(layer(X))
-    places = np.array([[3, 4], [0, 1]])
+    expected = ops.convert_to_numpy(layer(X))
+    positions = np.array([[3, 4], [0, 1]])
     rows = np.arange(2)[:, None]
-    found = layer(X[rows, places % 5], ops.convert_to_tensor(places))
-    np.testing.assert_allclose(ops.convert_to_numpy(found), whole[rows, places], rtol=1e-6)
+    outputs = layer(X[rows, positions % 5], ops.convert_to_tensor(positions))
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs), expected[rows, positions], rtol=1e-6)
 
 
-def test_maps_are_the_weights() -> None:
+def test_attention_maps_match_the_formula() -> None:
     model = gpt(11, 8, 2, num_heads=2, hidden_dim=8, seed=1)
     ids = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.int32)
     maps = attention_maps(model, ids)
@@ -111,13 +113,13 @@ def test_maps_are_the_weights() -> None:
     block = model.get_layer("block1")
     x = block.attention_norm(model.get_layer("positions")(model.get_layer("embedding")(ids)))
     attention_mask = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
-    _, expected = by_the_formula(
+    _, expected = attention_by_formula(
         block.attention, ops.convert_to_numpy(x), ops.convert_to_numpy(x), attention_mask
     )
     np.testing.assert_allclose(maps["block1/attention"], expected, atol=1e-6)
 
 
-def test_the_picture_has_a_panel_a_head() -> None:
+def test_plot_attention_has_one_panel_for_each_head() -> None:
     weights = np.full((6, 2, 3), 1 / 3)
     figure = plot_attention(weights, ["a", "b"], ["x", "y", "z"])
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
@@ -126,14 +128,14 @@ def test_the_picture_has_a_panel_a_head() -> None:
         plot_attention(weights, ["a"], ["x", "y", "z"])
 
 
-def test_layers_keep_their_configuration() -> None:
-    for layer in (made(causal=True), Positions("learned", 4)):
-        again = type(layer).from_config(layer.get_config())
-        assert isinstance(again, keras.layers.Layer)
-        assert again.get_config() == layer.get_config()
+def test_layers_round_trip_their_configuration() -> None:
+    for layer in (make_attention(causal=True), Positions("learned", 4)):
+        restored = type(layer).from_config(layer.get_config())
+        assert isinstance(restored, keras.layers.Layer)
+        assert restored.get_config() == layer.get_config()
 
 
-def test_a_single_token_looks_at_itself() -> None:
+def test_attention_maps_of_a_single_token_are_one() -> None:
     model = gpt(8, num_layers=1, num_heads=2, hidden_dim=8)
     (weights,) = attention_maps(model, np.array([[3]])).values()
     np.testing.assert_allclose(weights, np.ones((1, 2, 1, 1)))

@@ -1,4 +1,4 @@
-"""The decoder-only transformer, and generation with keys and values that are kept."""
+"""Tests of the decoder-only transformer and of generation with cached keys and values."""
 
 import itertools
 from typing import Any
@@ -20,11 +20,11 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama", "sinusoidal"])
 
 
-def made(kind: str = "gpt2", **options: Any) -> keras.Model:
-    """With larger weights than initial ones, so that tokens vary."""
-    chosen = {"gpt2": {"num_heads": 2}, "llama": CONFIGURATIONS["llama"]}
-    chosen["sinusoidal"] = {"num_heads": 4, "positions": "sinusoidal"}
-    model = gpt(**{**chosen[kind], **SIZES, "intermediate_dim": 48, "seed": 3, **options})
+def make_model(kind: str = "gpt2", **options: Any) -> keras.Model:
+    """Builds a model with weights larger than the initial ones, so that generated tokens vary."""
+    arguments = {"gpt2": {"num_heads": 2}, "llama": CONFIGURATIONS["llama"]}
+    arguments["sinusoidal"] = {"num_heads": 4, "positions": "sinusoidal"}
+    model = gpt(**{**arguments[kind], **SIZES, "intermediate_dim": 48, "seed": 3, **options})
     for variable in model.trainable_variables:
         if len(variable.shape) > 1:
             variable.assign(8 * variable.value)
@@ -32,28 +32,29 @@ def made(kind: str = "gpt2", **options: Any) -> keras.Model:
 
 
 def logits_of(model: keras.Model, ids: list[int]) -> np.ndarray:
-    """Of the token after each, by a forward pass over all of them."""
-    padded = np.zeros((1, WIDTH), np.int32)  # one shape, so that it is compiled once
+    """Returns the logits of the token after each id, by a forward pass over all ids."""
+    padded = np.zeros((1, WIDTH), np.int32)  # one shape, so that the model is compiled once
     padded[0, : len(ids)] = ids
     return ops.convert_to_numpy(model(padded))[0, : len(ids)]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "sinusoidal"])
 def model(request: pytest.FixtureRequest) -> keras.Model:
-    return made(request.param)
+    return make_model(request.param)
 
 
-def test_the_counts_of_the_named_configurations() -> None:
-    count = registry.get("gpt").count
-    assert count(**CONFIGURATIONS["gpt2_small"]) == 124_439_808
+def test_gpt_configurations_have_the_published_parameter_counts() -> None:
+    parameter_count = registry.get("gpt").parameter_count
+    assert parameter_count(**CONFIGURATIONS["gpt2_small"]) == 124_439_808
     d, n = 768, 12
     assert 50257 * d + 1024 * d + n * (12 * d**2 + 13 * d) + 2 * d == 124_439_808
     for name in ("small", "llama"):
-        assert gpt(**CONFIGURATIONS[name]).count_params() == count(**CONFIGURATIONS[name])
+        expected = parameter_count(**CONFIGURATIONS[name])
+        assert gpt(**CONFIGURATIONS[name]).count_params() == expected
 
 
-def test_kept_keys_and_values_change_nothing(model: keras.Model) -> None:
-    """At each of 64 steps, for prompts of different lengths in one batch."""
+def test_kv_cache_decoder_agrees_with_a_forward_pass(model: keras.Model) -> None:
+    """The logits agree at each of 64 steps, for prompts of different lengths in one batch."""
     rows = [list(prompt) for prompt in PROMPTS]
     decoder = decoder_for(model)
     steps = [ops.convert_to_numpy(decoder.prefill([np.array(row) for row in rows], 64))]
@@ -62,76 +63,76 @@ def test_kept_keys_and_values_change_nothing(model: keras.Model) -> None:
         for row, token in zip(rows, ids.tolist()):
             row.append(token)
         steps.append(ops.convert_to_numpy(decoder.decode(ids[:, None].astype(np.int32))))
-    for prompt, row, found in zip(PROMPTS, rows, np.stack(steps, axis=1)):
-        # What comes later does not change what is predicted before.
-        np.testing.assert_allclose(found, logits_of(model, row)[len(prompt) - 1 :], atol=1e-5)
+    for prompt, row, logits in zip(PROMPTS, rows, np.stack(steps, axis=1)):
+        # One forward pass suffices, since later tokens do not change earlier logits.
+        np.testing.assert_allclose(logits, logits_of(model, row)[len(prompt) - 1 :], atol=1e-5)
     assert len({tuple(row[-8:]) for row in rows}) == 3
 
 
-def test_greedy_tokens_are_the_likeliest(model: keras.Model) -> None:
-    for prompt, found in zip(PROMPTS, generate(model, PROMPTS, 64, temperature=0.0)):
-        likeliest = logits_of(model, [*prompt, *found]).argmax(-1)
-        np.testing.assert_array_equal(found, likeliest[len(prompt) - 1 : -1])
+def test_generate_greedily_gives_the_most_probable_tokens(model: keras.Model) -> None:
+    for prompt, tokens in zip(PROMPTS, generate(model, PROMPTS, 64, temperature=0.0)):
+        likeliest = logits_of(model, [*prompt, *tokens]).argmax(-1)
+        np.testing.assert_array_equal(tokens, likeliest[len(prompt) - 1 : -1])
 
 
-def test_the_same_seed_gives_the_same_tokens(model: keras.Model) -> None:
-    first, again = (generate(model, PROMPTS, 20, seed=1) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
+def test_generate_is_reproducible_with_a_seed(model: keras.Model) -> None:
+    first, second = (generate(model, PROMPTS, 20, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
     assert (np.array(first) != generate(model, PROMPTS, 20, seed=2)).any()
 
 
-def test_beyond_the_context_it_goes_on_from_the_later_half() -> None:
-    model = made(max_length=12)
-    (found,) = generate(model, [[1, 2, 3]], 20, temperature=0.0)
-    assert len(found) == 20
-    padded, seen = np.zeros((20, 12), np.int32), [[1, 2, 3]]
-    for token in found.tolist():
-        longer = [*seen[-1], token]
-        seen.append(longer if len(longer) <= 12 else longer[-6:])
-    for row, ids in zip(padded, seen):
+def test_generate_continues_from_the_later_half_of_a_full_context() -> None:
+    model = make_model(max_length=12)
+    (tokens,) = generate(model, [[1, 2, 3]], 20, temperature=0.0)
+    assert len(tokens) == 20
+    padded, contexts = np.zeros((20, 12), np.int32), [[1, 2, 3]]
+    for token in tokens.tolist():
+        context = [*contexts[-1], token]
+        contexts.append(context if len(context) <= 12 else context[-6:])
+    for row, ids in zip(padded, contexts):
         row[: len(ids)] = ids
     logits = ops.convert_to_numpy(model(padded))
-    likeliest = [logits[i, len(ids) - 1].argmax() for i, ids in enumerate(seen[:20])]
-    np.testing.assert_array_equal(found, likeliest)
+    likeliest = [logits[i, len(ids) - 1].argmax() for i, ids in enumerate(contexts[:20])]
+    np.testing.assert_array_equal(tokens, likeliest)
 
 
-def test_only_a_row_that_is_full_goes_on_from_its_later_half() -> None:
-    model = made(max_length=12)
+def test_generate_shortens_only_the_rows_with_a_full_context() -> None:
+    model = make_model(max_length=12)
     short, long = [7, 2, 5, 1], [*range(11)]
-    beside, _ = generate(model, [short, long], 8, temperature=0.0)
+    in_batch, _ = generate(model, [short, long], 8, temperature=0.0)
     (alone,) = generate(model, [short], 8, temperature=0.0)
-    np.testing.assert_array_equal(beside, alone)
+    np.testing.assert_array_equal(in_batch, alone)
 
 
-def test_two_streams_do_not_disturb_each_other() -> None:
-    model = made()
+def test_stream_is_independent_of_other_streams() -> None:
+    model = make_model()
     expected = [np.stack(list(stream(model, [prompt], 12, seed=4))) for prompt in PROMPTS[:2]]
-    together = zip(*(stream(model, [prompt], 12, seed=4) for prompt in PROMPTS[:2]))
-    for found, alone in zip(zip(*together), expected):
-        np.testing.assert_array_equal(np.stack(found), alone)
+    interleaved = zip(*(stream(model, [prompt], 12, seed=4) for prompt in PROMPTS[:2]))
+    for tokens, alone in zip(zip(*interleaved), expected):
+        np.testing.assert_array_equal(np.stack(tokens), alone)
 
 
-def test_it_stops_at_a_stop_token() -> None:
-    model = made()
-    whole = generate(model, PROMPTS, 30, seed=4)
-    stop = int(whole[0][9])
-    found = generate(model, PROMPTS, 30, seed=4, stop_tokens=[stop])
-    for row, expected in zip(found, whole):
+def test_generate_stops_at_a_stop_token() -> None:
+    model = make_model()
+    complete = generate(model, PROMPTS, 30, seed=4)
+    stop = int(complete[0][9])
+    stopped = generate(model, PROMPTS, 30, seed=4, stop_tokens=[stop])
+    for row, expected in zip(stopped, complete):
         end = next((i + 1 for i, t in enumerate(expected) if t == stop), 30)
         np.testing.assert_array_equal(row, expected[:end])
-    assert len(found[0]) <= 10
+    assert len(stopped[0]) <= 10
 
 
-def test_tokens_come_one_by_one() -> None:
-    model = made()
-    whole = np.stack(generate(model, PROMPTS, 30, seed=4), axis=1)
-    coming = stream(model, PROMPTS, 30, seed=4)
-    np.testing.assert_array_equal(list(itertools.islice(coming, 3)), whole[:3])
+def test_stream_yields_the_tokens_of_generate() -> None:
+    model = make_model()
+    expected = np.stack(generate(model, PROMPTS, 30, seed=4), axis=1)
+    tokens = stream(model, PROMPTS, 30, seed=4)
+    np.testing.assert_array_equal(list(itertools.islice(tokens, 3)), expected[:3])
 
 
-def test_a_second_call_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does a prompt of about the same length."""
-    model = made()
+def test_generate_compiles_nothing_in_a_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of about the same length needs no compilation either."""
+    model = make_model()
     generate(model, [[1, 2, 3]], 4)
     calls = []
     step = type(decoder_for(model))._step
@@ -140,28 +141,30 @@ def test_a_second_call_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert not calls
 
 
-def test_weights_that_change_afterwards_count() -> None:
-    model = made()
-    before = generate(model, PROMPTS, 20, temperature=0.0)
-    model.set_weights(made(seed=4).get_weights())
-    after = generate(model, PROMPTS, 20, temperature=0.0)
-    assert (np.array(before) != np.array(after)).any()
-    for prompt, found in zip(PROMPTS, after):
-        likeliest = logits_of(model, [*prompt, *found]).argmax(-1)
-        np.testing.assert_array_equal(found, likeliest[len(prompt) - 1 : -1])
+def test_generate_uses_weights_that_changed_after_a_call() -> None:
+    model = make_model()
+    old_tokens = generate(model, PROMPTS, 20, temperature=0.0)
+    model.set_weights(make_model(seed=4).get_weights())
+    new_tokens = generate(model, PROMPTS, 20, temperature=0.0)
+    assert (np.array(old_tokens) != np.array(new_tokens)).any()
+    for prompt, tokens in zip(PROMPTS, new_tokens):
+        likeliest = logits_of(model, [*prompt, *tokens]).argmax(-1)
+        np.testing.assert_array_equal(tokens, likeliest[len(prompt) - 1 : -1])
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="others compile, and refuse it")
-def test_a_step_that_depends_on_numbers_is_refused() -> None:
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="the other backends compile, and reject such a step"
+)
+def test_decode_function_rejects_a_step_that_depends_on_tensor_values() -> None:
     step = backend.decode_function(
-        made(), lambda arrays, caches: (arrays[0] * int(arrays[0]), caches)
+        make_model(), lambda arrays, caches: (arrays[0] * int(arrays[0]), caches)
     )
     with pytest.raises(TypeError, match=r"must not depend on its tensors' values.*`__int__`"):
         step((np.int32(3),), [])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "message"),
     [
         ({"prompts": [[]]}, "Each of `prompts` must be a sequence of integers, at least one"),
         ({"prompts": [[1, 50]]}, r"`prompts` must hold ids in \[0, 50\).*Received: id 50"),
@@ -170,17 +173,17 @@ def test_a_step_that_depends_on_numbers_is_refused() -> None:
         ({"top_p": 0.0}, r"`top_p` must lie in \(0, 1\]. Received: top_p=0.0"),
     ],
 )
-def test_generation_refuses(arguments: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        # At the call, not when the first token is asked for.
-        stream(made(), **{"prompts": PROMPTS, "max_new_tokens": 3, **arguments})
+def test_stream_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        # The call itself raises the error, before the first token is requested.
+        stream(make_model(), **{"prompts": PROMPTS, "max_new_tokens": 3, **arguments})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "message"),
     [
         ({"num_heads": 5}, "divisible by `num_heads`. Received: hidden_dim=32, num_heads=5"),
-        ({"num_kv_heads": 3}, "which share the queries. Received: num_heads=2, num_kv_heads=3"),
+        ({"num_kv_heads": 3}, "as many query heads. Received: num_heads=2, num_kv_heads=3"),
         ({"activation": "mish"}, "one of relu, gelu, gelu_tanh, swiglu. Received: activation=mish"),
         ({"norm": "batch"}, "one of layer_norm, rms_norm. Received: norm=batch"),
         ({"positions": "none"}, "learned, sinusoidal, rotary. Received: positions=none"),
@@ -190,12 +193,12 @@ def test_generation_refuses(arguments: dict[str, Any], text: str) -> None:
         ({"vocabulary_size": 2.5}, "Received: vocabulary_size=2.5"),
     ],
 )
-def test_it_refuses(arguments: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+def test_gpt_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         gpt(**{**SIZES, "num_heads": 2, **arguments})
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_sequence_that_is_too_long(kind: str) -> None:
+def test_gpt_rejects_a_sequence_longer_than_max_length(kind: str) -> None:
     with pytest.raises(ValueError, match=r"at most `max_length` = 96 tokens.*Received: 97"):
-        made(kind)(np.zeros((1, 97), np.int32))
+        make_model(kind)(np.zeros((1, 97), np.int32))

@@ -1,3 +1,5 @@
+"""Tests of the multilayer perceptron."""
+
 import keras
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("activation", [["sigmoid", "tanh"], ["relu", "softmax"]])
-def test_it_is_weighted_sums_and_activations(activation: list[str]) -> None:
+def test_mlp_matches_the_formula(activation: list[str]) -> None:
     model = mlp((2, 3), 4, (8, 5), activation)
     x = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
     weights = dict(zip([v.path for v in model.variables], model.get_weights()))
@@ -26,26 +28,26 @@ def test_it_is_weighted_sums_and_activations(activation: list[str]) -> None:
 
 
 @pytest.mark.parametrize("output", ["sigmoid", "softmax"])
-def test_probabilities_when_asked(output: str) -> None:
+def test_mlp_output_activation_gives_probabilities(output: str) -> None:
     x = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
     logits = ops.convert_to_numpy(mlp((6,), 4)(x))
-    found = ops.convert_to_numpy(mlp((6,), 4, output_activation=output)(x))
-    np.testing.assert_allclose(found, FUNCTIONS[output](logits), atol=1e-6)
+    probabilities = ops.convert_to_numpy(mlp((6,), 4, output_activation=output)(x))
+    np.testing.assert_allclose(probabilities, FUNCTIONS[output](logits), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "count"),
+    ("arguments", "parameter_count"),
     [
         ({}, (784 + 1) * 512 + (512 + 1) * 10),
         ({"hidden_units": ()}, (784 + 1) * 10),
         ({"input_shape": (3,), "hidden_units": (4, 5), "num_classes": 2}, 4 * 4 + 5 * 5 + 6 * 2),
     ],
 )
-def test_parameters(arguments: dict, count: int) -> None:
-    assert mlp(**arguments).count_params() == count
+def test_mlp_has_the_expected_parameter_count(arguments: dict, parameter_count: int) -> None:
+    assert mlp(**arguments).count_params() == parameter_count
 
 
-def test_every_keras_activation_of_one_argument() -> None:
+def test_mlp_accepts_every_keras_activation_of_one_argument() -> None:
     with pytest.raises(ValueError, match="must be one of") as error:
         mlp(activation="glu")
     names = str(error.value).partition("one of ")[2].partition(". Received")[0].split(", ")
@@ -57,7 +59,7 @@ def test_every_keras_activation_of_one_argument() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "message"),
     [
         (
             {"activation": "rely"},
@@ -72,6 +74,6 @@ def test_every_keras_activation_of_one_argument() -> None:
         ({"output_activation": "relu"}, "logits.*Received: output_activation=relu"),
     ],
 )
-def test_wrong_arguments(arguments: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+def test_mlp_rejects_invalid_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         mlp(**arguments)

@@ -1,4 +1,4 @@
-"""Layers that the models are made of."""
+"""Layers of the models: convolutions, dense layers, attention, recurrent layers, blocks."""
 
 from zoo.layers.attention import Attention as Attention
 from zoo.layers.core import Conv2D as Conv2D

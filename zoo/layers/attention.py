@@ -1,15 +1,15 @@
-"""Attention: each position asks all others, and takes a weighted mean of what they hold.
+"""Multi-head attention and position encodings.
 
 For each head, with q = x·W_q, k = y·W_k and v = y·W_v, each (positions, d):
 
     attention(q, k, v) = softmax(q·kᵀ/sqrt(d) + mask)·v
 
-and the heads side by side go through W_o. y is x itself (self-attention), or what another network
-made of another sequence (cross-attention). The mask is -inf where a position is not to look: at
-padding or, in a decoder, at what is yet to come.
+The concatenated outputs of the heads are multiplied by W_o. In self-attention y is x; in
+cross-attention y is the encoded context. The mask is -inf for padding and, in causal attention,
+for later positions.
 
-The weights do not depend on where a position is, so that is said otherwise: a table is added to x
-(sinusoidal, or learned), or q and k are rotated by it (rotary).
+Attention does not depend on the order of the positions. Position encodings supply the order: a
+sinusoidal or learned table is added to x, or q and k are rotated (rotary embeddings).
 
 Source: the document's section "Architecture de Transformateur"; Vaswani et al., "Attention Is All
 You Need", 2017, sections 3.2 and 3.5; Su et al., "RoFormer", 2021; Ainslie et al., "GQA", 2023.
@@ -28,19 +28,24 @@ from zoo.backends import backend
 from zoo.layers.core import call_built, dense_projection
 
 Tensor = Any
-Cache = tuple[Tensor, Tensor]  # keys and values so far, (B, num_kv_heads, capacity, head_dim) each
+Cache = tuple[Tensor, Tensor]  # cached keys and values, (B, num_kv_heads, capacity, head_dim) each
 PositionKind = Literal["sinusoidal", "learned", "rotary"]
 
-# Where layers leave their weights, by path: see `zoo.evaluation.attention_maps`.
-asked_for: contextvars.ContextVar[dict[str, Tensor] | None] = contextvars.ContextVar(
-    "asked_for", default=None
+# While set, each `Attention` layer stores its attention weights in this dictionary, by layer path:
+# see `zoo.evaluation.attention_maps`.
+collected_attention_maps: contextvars.ContextVar[dict[str, Tensor] | None] = contextvars.ContextVar(
+    "collected_attention_maps", default=None
 )
 
-# ------------------------------------------------------------------ where a position is
+# ------------------------------------------------------------------ position encodings
 
 
 def sinusoidal_table(length: int, dim: int) -> np.ndarray:
-    """(length, dim) float64: sines of falling frequency, and cosines, in turn."""
+    """Returns sinusoidal position encodings, (length, dim) float64.
+
+    Even columns hold sines and odd columns cosines. The frequency falls from column to column.
+    Source: Vaswani et al., 2017, section 3.5.
+    """
     angles = _angles(length, dim, 10000.0)
     table = np.empty((length, dim))
     table[:, 0::2] = np.sin(angles)
@@ -52,7 +57,14 @@ def sinusoidal_table(length: int, dim: int) -> np.ndarray:
 def rotary_tables(
     length: int, dim: int, base: float = 10000.0, dtype: str = "float64"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(length, dim) each: the cosines and sines that a position rotates by, for all layers."""
+    """Returns the cosines and sines of rotary embeddings, (length, dim) each.
+
+    Args:
+        length: Number of positions.
+        dim: Width of a head, an even number.
+        base: Base of the wavelengths.
+        dtype: Dtype of the tables.
+    """
     angles = np.tile(_angles(length, dim, base), 2)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
@@ -63,29 +75,38 @@ def _angles(length: int, dim: int, base: float) -> np.ndarray:
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turns the plane of elements i and i + head_dim/2. x: (B, T, heads, head_dim)."""
+    """Applies rotary embeddings: rotates each pair of elements i and i + head_dim/2.
+
+    Args:
+        x: Queries or keys, (B, T, heads, head_dim).
+        cosines: Cosines of the angles, broadcastable to x.
+        sines: Sines of the angles, broadcastable to x.
+
+    Returns:
+        The rotated queries or keys, with the shape and dtype of x.
+    """
     dtype = x.dtype
-    x = ops.cast(x, cosines.dtype)  # 16 bits are too few for an angle
+    x = ops.cast(x, cosines.dtype)  # 16-bit floats are too coarse for angles
     first, second = ops.split(x, 2, axis=-1)
     return ops.cast(x * cosines + ops.concatenate([-second, first], axis=-1) * sines, dtype)
 
 
 def heads_first(x: Tensor) -> Tensor:
-    """(B, T, heads, head_dim) as caches hold it: (B, heads, T, head_dim)."""
+    """Transposes (B, T, heads, head_dim) to the layout of a cache, (B, heads, T, head_dim)."""
     return ops.transpose(x, (0, 2, 1, 3))
 
 
 @keras.saving.register_keras_serializable("zoo")
 class Positions(keras.layers.Layer):  # type: ignore[misc]
-    """Adds to each position's vector which position it is: (B, T, dim) to the same.
+    """Position encoding that is added to its input, (B, T, dim).
 
     Args:
         kind: "sinusoidal" or "learned".
-        max_length: positions there are.
-        initializer: of the learned table.
+        max_length: Number of positions.
+        initializer: Initializer of the learned table.
 
     Raises:
-        ValueError: for a sequence longer than `max_length`.
+        ValueError: When called with a sequence longer than `max_length`.
     """
 
     def __init__(self, kind: str, max_length: int, initializer: Any = "zeros", **kwargs: Any):
@@ -102,7 +123,12 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
             self._table = sinusoidal_table(*shape)
 
     def call(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """With `positions`, (B, T), they are these; else 0, 1, ..."""
+        """Adds the encoding of each position.
+
+        Args:
+            x: Vectors of the tokens, (B, T, dim).
+            positions: Positions of the tokens, (B, T) int; by default 0, 1, ..., T - 1.
+        """
         if positions is None:
             check_length(x.shape[1], self.max_length, self.name)
         table = self.table if self.kind == "learned" else self._table
@@ -123,12 +149,13 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
         }
 
 
-def check_length(length: int | None, most: int, layer: str) -> None:
-    """Raises ValueError for a sequence longer than a model was made for."""
-    if length is not None and length > most:
+def check_length(length: int | None, max_length: int, layer: str) -> None:
+    """Raises ValueError for a sequence longer than `max_length`, the positions of a layer."""
+    if length is not None and length > max_length:
         raise ValueError(
-            f"A sequence must have at most `max_length` = {most} tokens, the positions that the "
-            f"layer {layer} has. Received: {length}. Cut it, or build the model with more"
+            f"A sequence must have at most `max_length` = {max_length} tokens, the positions of "
+            f"the layer {layer}. Received: {length}. Truncate the sequence, or build the model "
+            "with a larger `max_length`"
         )
 
 
@@ -137,20 +164,21 @@ def check_length(length: int | None, most: int, layer: str) -> None:
 
 @keras.saving.register_keras_serializable("zoo")
 class Attention(keras.layers.Layer):  # type: ignore[misc]
-    """Multi-head attention: (B, T, hidden_dim) to the same, by the backend's fused kernel.
+    """Multi-head attention by the backend's fused kernel; keeps (B, T, hidden_dim).
 
     Args:
-        num_heads: heads of the queries; a divisor of hidden_dim.
-        num_kv_heads: heads of keys and values, each shared by num_heads/num_kv_heads of the
-            queries'; by default as many as there are.
-        causal: whether a position sees only itself and those before.
-        rotary_base: of the rotations, if they say where a position is; 10000 is usual.
-        max_length: positions there are rotations for.
-        use_bias: of the four projections.
-        stddev: of the initial weights; by default 1/sqrt(fan_in).
-        output_stddev: of the output's.
-        seed: of the initial weights.
-        stream: names them.
+        num_heads: Number of query heads, a divisor of hidden_dim.
+        num_kv_heads: Number of key and value heads, a divisor of num_heads; by default num_heads.
+            Each is shared by num_heads/num_kv_heads query heads (grouped-query attention).
+        causal: Whether a position attends only to itself and earlier positions.
+        rotary_base: Base of the rotary embeddings, usually 10000; None disables them.
+        max_length: Number of positions of the rotary embeddings.
+        use_bias: Whether the four projections have biases.
+        stddev: Standard deviation of the initial query, key and value kernels; by default
+            1/sqrt(fan_in).
+        output_stddev: Standard deviation of the initial output kernel; by default 1/sqrt(fan_in).
+        seed: Seed of the initial weights.
+        stream: Name of the random stream of the initial weights, unique within a model.
     """
 
     def __init__(
@@ -182,16 +210,25 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
     def build(self, input_shape: Any, *_: Any) -> None:
         width = input_shape[-1]
         self.head_dim = width // self.num_heads
-        narrow = self.num_kv_heads * self.head_dim
+        kv_width = self.num_kv_heads * self.head_dim
         self.query_projection = dense_projection(self, "query", width, width, self.stddev)
-        self.key_projection = dense_projection(self, "key", width, narrow, self.stddev)
-        self.value_projection = dense_projection(self, "value", width, narrow, self.stddev)
+        self.key_projection = dense_projection(self, "key", width, kv_width, self.stddev)
+        self.value_projection = dense_projection(self, "value", width, kv_width, self.stddev)
         self.output_projection = dense_projection(self, "output", width, width, self.output_stddev)
 
     def call(
         self, x: Tensor, context: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """Attends to `context`, (B, S, hidden_dim), or to x; where `padding_mask`, (B, S), is true."""
+        """Computes self-attention or, with a context, cross-attention.
+
+        Args:
+            x: Vectors of the queries, (B, T, hidden_dim).
+            context: Vectors of the keys and values, (B, S, hidden_dim); by default x.
+            padding_mask: Boolean mask of the keys, (B, S), false at padding.
+
+        Returns:
+            Attention output, (B, T, hidden_dim).
+        """
         query = self.queries(x)
         keys, values = self.keys_and_values(x if context is None else context)
         attention_mask = None if padding_mask is None else padding_mask[:, None, None, :]
@@ -200,19 +237,18 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
     def compute_output_shape(self, input_shape: Any, *_: Any, **__: Any) -> Any:
         return input_shape
 
-    # The steps of `call`, for generation, which keeps keys and values.
+    # The stages of `call`, for incremental decoding with cached keys and values.
 
     def queries(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(B, T, hidden_dim) to (B, T, num_heads, head_dim)."""
-        return self._rotated(
-            self._heads(call_built(self.query_projection, x), self.num_heads), positions
-        )
+        """Projects (B, T, hidden_dim) to queries, (B, T, num_heads, head_dim)."""
+        queries = self._split_heads(call_built(self.query_projection, x), self.num_heads)
+        return self._rotate(queries, positions)
 
     def keys_and_values(self, x: Tensor, positions: Tensor | None = None) -> Cache:
-        """(B, S, hidden_dim) to (B, S, num_kv_heads, head_dim) each."""
-        keys = self._heads(call_built(self.key_projection, x), self.num_kv_heads)
-        values = self._heads(call_built(self.value_projection, x), self.num_kv_heads)
-        return self._rotated(keys, positions), values
+        """Projects (B, S, hidden_dim) to keys and values, (B, S, num_kv_heads, head_dim) each."""
+        keys = self._split_heads(call_built(self.key_projection, x), self.num_kv_heads)
+        values = self._split_heads(call_built(self.value_projection, x), self.num_kv_heads)
+        return self._rotate(keys, positions), values
 
     def attend(
         self,
@@ -222,29 +258,50 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """To (B, T, hidden_dim); `attention_mask`: bool, broadcast to (B, heads, T, S)."""
-        maps = asked_for.get()
+        """Computes attention and the output projection.
+
+        Args:
+            query: Queries, (B, T, num_heads, head_dim).
+            keys: Keys, (B, S, num_kv_heads, head_dim).
+            values: Values, (B, S, num_kv_heads, head_dim).
+            attention_mask: Boolean mask, broadcastable to (B, num_heads, T, S).
+            causal: Whether a position attends only to itself and earlier positions.
+
+        Returns:
+            Attention output, (B, T, hidden_dim).
+        """
+        maps = collected_attention_maps.get()
         if maps is not None:
-            maps[self.path] = self._weights(query, keys, attention_mask, causal)
+            maps[self.path] = self._attention_weights(query, keys, attention_mask, causal)
         scale = self.head_dim**-0.5
-        return self._output(backend.attention(query, keys, values, attention_mask, causal, scale))
+        heads = backend.attention(query, keys, values, attention_mask, causal, scale)
+        return self._project_output(heads)
 
-    def attend_cache(self, query: Tensor, cache: Cache, attention_mask: Tensor) -> Tensor:
-        """The same to keys and values that are kept; `attention_mask`: (B, 1, T, S) bool."""
-        return self._output(
-            backend.cached_attention(query, *cache, attention_mask, self.head_dim**-0.5)
-        )
+    def attend_to_cache(self, query: Tensor, cache: Cache, attention_mask: Tensor) -> Tensor:
+        """Computes attention to cached keys and values, and the output projection.
 
-    def _output(self, mixed: Tensor) -> Tensor:
-        shape = ops.shape(mixed)
-        return call_built(
-            self.output_projection, ops.reshape(mixed, (*shape[:2], shape[2] * shape[3]))
-        )
+        Args:
+            query: Queries, (B, T, num_heads, head_dim).
+            cache: Cached keys and values, (B, num_kv_heads, S, head_dim) each.
+            attention_mask: Boolean mask, (B, 1, T, S).
 
-    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        Returns:
+            Attention output, (B, T, hidden_dim).
+        """
+        heads = backend.cached_attention(query, *cache, attention_mask, self.head_dim**-0.5)
+        return self._project_output(heads)
+
+    def _project_output(self, heads: Tensor) -> Tensor:
+        # (B, T, num_heads, head_dim) -> (B, T, hidden_dim)
+        shape = ops.shape(heads)
+        concatenated = ops.reshape(heads, (*shape[:2], shape[2] * shape[3]))
+        return call_built(self.output_projection, concatenated)
+
+    def _split_heads(self, x: Tensor, heads: int) -> Tensor:
+        # (B, T, heads · head_dim) -> (B, T, heads, head_dim)
         return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))
 
-    def _rotated(self, x: Tensor, positions: Tensor | None) -> Tensor:
+    def _rotate(self, x: Tensor, positions: Tensor | None) -> Tensor:
         if self.rotary_base is None:
             return x
         if positions is None:
@@ -255,23 +312,26 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             for table in rotary_tables(self.max_length, self.head_dim, self.rotary_base, dtype)
         )
         if positions is None:
-            turns = [table[: ops.shape(x)[1], None] for table in tables]
+            rotations = [table[: ops.shape(x)[1], None] for table in tables]
         else:
-            turns = [ops.take(table, positions, axis=0)[:, :, None] for table in tables]
-        return rotate(x, *turns)
+            rotations = [ops.take(table, positions, axis=0)[:, :, None] for table in tables]
+        return rotate(x, *rotations)
 
-    def _weights(self, query: Tensor, keys: Tensor, attention_mask: Any, causal: bool) -> Tensor:
-        """(B, heads, T, S): what the fused kernel does not show."""
+    def _attention_weights(
+        self, query: Tensor, keys: Tensor, attention_mask: Any, causal: bool
+    ) -> Tensor:
+        """Computes the attention weights, (B, heads, T, S), which the fused kernel hides."""
         keys = ops.repeat(keys, self.num_heads // self.num_kv_heads, axis=2)
         scores = ops.einsum("btnh,bsnh->bnts", query, keys) * self.head_dim**-0.5
         if causal:
-            before = ops.tril(ops.ones(scores.shape[-2:], "bool"))
-            attention_mask = (
-                before if attention_mask is None else ops.logical_and(attention_mask, before)
-            )
+            causal_mask = ops.tril(ops.ones(scores.shape[-2:], "bool"))
+            if attention_mask is None:
+                attention_mask = causal_mask
+            else:
+                attention_mask = ops.logical_and(attention_mask, causal_mask)
         if attention_mask is not None:
             scores = ops.where(attention_mask, scores, ops.full_like(scores, -math.inf))
-        # Keras' softmax warns of a single key.
+        # Computed by hand, since Keras' softmax warns about an axis of size 1 (a single key).
         weights = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
         return weights / ops.sum(weights, axis=-1, keepdims=True)
 

@@ -1,7 +1,7 @@
-"""Layers and arguments that two families or more use.
+"""Keras layers with an implementation chosen for each backend.
 
-The layers are Keras' own, with the same weights and the same numbers; only how they are computed is
-chosen for each backend, in `zoo.backends`.
+The weights and the results are those of Keras' own layers. `zoo.backends` chooses the fastest
+computation on each backend.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ Tensor = Any
 
 @keras.saving.register_keras_serializable("zoo")
 class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
-    """`keras.layers.Conv2D`: (B, H, W, C) to (B, H', W', filters)."""
+    """Two-dimensional convolution, (B, H, W, C) to (B, H', W', filters): `keras.layers.Conv2D`."""
 
     def call(self, inputs: Tensor) -> Tensor:
         return backend.conv2d(self, inputs)
@@ -25,7 +25,7 @@ class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("zoo")
 class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
-    """`keras.layers.MaxPooling2D`: (B, H, W, C) to (B, H', W', C)."""
+    """Max pooling of images, (B, H, W, C) to (B, H', W', C): `keras.layers.MaxPooling2D`."""
 
     def call(self, inputs: Tensor) -> Tensor:
         return backend.max_pool2d(self, inputs)
@@ -33,15 +33,17 @@ class MaxPooling2D(keras.layers.MaxPooling2D):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("zoo")
 class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
-    """`keras.layers.GroupNormalization` and what follows it: (B, H, W, C) to the same.
+    """Group normalization with an activation and an optional modulation; keeps (B, H, W, C).
 
-    Called with a second tensor, (B, 2·C), the first half of which scales each image's channels by 1
-    more, and the second is added to them ("adaptive": Dhariwal and Nichol, 2021).
+    The optional second input `scale_shift`, (B, 2·C), modulates the channels of each image by
+    `x * (1 + scale) + shift`. The first half is the scale and the second half the shift
+    (adaptive group normalization: Dhariwal and Nichol, 2021, section 3).
 
     Args:
-        groups: of channels.
-        activation: of Keras', by its name; by default none.
-        epsilon: added to the variance.
+        groups: Number of groups of channels.
+        activation: Name of the Keras activation of the output; by default none.
+        epsilon: Constant added to the variance for numerical stability.
+        **kwargs: Further arguments of `keras.layers.GroupNormalization`.
     """
 
     def __init__(
@@ -66,9 +68,9 @@ class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("zoo")
 class Dense(keras.layers.Dense):  # type: ignore[misc]
-    """`keras.layers.Dense` that keeps its dtype without a bias, too: (..., inputs) to (..., units).
+    """Dense layer whose output keeps the compute dtype: (..., inputs) to (..., units).
 
-    Two float64 tensors give Keras a float32 one on PyTorch and JAX.
+    On PyTorch and JAX, Keras computes a float32 product of two float64 tensors if there is no bias.
     """
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
@@ -77,16 +79,18 @@ class Dense(keras.layers.Dense):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("zoo")
 class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
-    """`keras.layers.ReversibleEmbedding` that refuses ids outside the vocabulary.
+    """Token embedding that checks its ids: `keras.layers.ReversibleEmbedding`.
 
-    (B, T) to (B, T, width) and, called with `reverse=True`, (B, T, width) to (B, T, vocabulary).
+    Maps ids (B, T) to vectors (B, T, width) and, with `reverse=True`, vectors (B, T, width) to
+    logits (B, T, vocabulary).
 
-    What a backend does with such an id is its own: an error without a word of the id, NaN, another
-    row.
+    Without the check the backends differ for an id outside the vocabulary: an error that does not
+    name the id, NaN, or another row of the table.
 
     Raises:
-        ValueError: where the ids are known; the text names one and the size. In compiled code it is
-            the backend's own error with the same text; XLA on TensorFlow drops the check.
+        ValueError: If an id lies outside the vocabulary. The text names the id and the vocabulary
+            size. Compiled code raises the backend's own error with the same text; XLA on
+            TensorFlow drops the check.
     """
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
@@ -94,15 +98,34 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
             inputs = backend.check_token_ids(inputs, self.input_dim, self.name)
         return ops.cast(super().call(inputs, reverse=reverse), self.compute_dtype)
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        """For ids that were checked: the check makes JAX take its slow way into compiled code."""
+    def embed_unchecked(self, ids: Tensor) -> Tensor:
+        """Embeds ids that the caller has checked; on JAX the check slows the call of compiled code.
+
+        Args:
+            ids: Token ids in [0, vocabulary), (B, T).
+
+        Returns:
+            Vectors of the tokens, (B, T, width).
+        """
         return super().call(ids)
 
 
 def dense_projection(
     owner: Any, name: str, inputs: int, units: int, stddev: float | None
 ) -> keras.layers.Layer:
-    """A built `Dense` within a layer that has `use_bias`, `seed` and `stream`; normal weights."""
+    """Creates and builds a `Dense` sublayer with normal initial weights.
+
+    Args:
+        owner: Layer that contains the projection. Its `use_bias`, `seed`, `stream` and
+            `dtype_policy` apply to the projection.
+        name: Name of the projection.
+        inputs: Input width.
+        units: Output width.
+        stddev: Standard deviation of the initial kernel; None means 1/sqrt(inputs).
+
+    Returns:
+        The built layer.
+    """
     layer = Dense(
         units,
         use_bias=owner.use_bias,
@@ -115,10 +138,18 @@ def dense_projection(
 
 
 def call_built(layer: keras.layers.Layer, *inputs: Tensor, **options: Any) -> Tensor:
-    """Calls a layer that is built and lies in another one.
+    """Calls a built sublayer of another layer without the overhead of `Layer.__call__`.
 
-    What Keras does around a layer's `call` takes longer than a small one's arithmetic where steps
-    are not compiled, and within another layer it is of no use unless numbers have to be cast.
+    In eager execution, Keras' work around `call` takes longer than the arithmetic of a small layer.
+    Within another layer that work is needed only to cast the inputs.
+
+    Args:
+        layer: Built sublayer.
+        *inputs: Positional arguments of its `call`.
+        **options: Keyword arguments of its `call`.
+
+    Returns:
+        Output of the sublayer.
     """
     if layer.compute_dtype == layer.variable_dtype:
         return layer.call(*inputs, **options)

@@ -1,24 +1,24 @@
-"""Recurrent layers: a state that goes from step to step, and gates that decide what it keeps.
+"""Recurrent layers: SimpleRNN, LSTM and GRU, whose gates control how the state is updated.
 
-Each cell takes an input x of i numbers and a state of u units. W, U and b below hold the weights of
-all gates side by side; · is the matrix product, * works element by element, σ is the sigmoid:
+Each cell takes an input x with i features and a state h with u units. W, U and b below concatenate
+the weights of all gates. · is the matrix product, * the elementwise product, σ the sigmoid:
 
     simple_rnn   h = tanh(W·x + U·h + b)                           u(i + u + 1) parameters
 
     lstm         i, f, o = σ(W·x + U·h + b), g = tanh(...)        4u(i + u + 1)
-                 c = f*c + i*g          forget a part, add a part
-                 h = o*tanh(c)          show a part
+                 c = f*c + i*g          forget gate f, input gate i
+                 h = o*tanh(c)          output gate o
 
     gru          z, r = σ(W·x + U·h + b)                           3u(i + u + 2)
                  n = tanh(W·x + b + r*(U·h + b'))
-                 h = z*h + (1 - z)*n    one gate for both
+                 h = z*h + (1 - z)*n    update gate z
 
-The plain cell multiplies the gradient by U and the slope of tanh at each step back, so that it dies
-away; the gates' sums let it pass (`recipes/long_memory.py`).
+In a simple RNN, backpropagation multiplies the gradient by U and the derivative of tanh at each
+step, and the gradient vanishes. The sums of the gated cells preserve it (`recipes/long_memory.py`).
 
 Source: the document's sections "Réseaux de Neurones Récurrents" and "Mémoire à Long Terme et Unité
 Récurrente Gâtée"; Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997; Cho et al.,
-"Learning Phrase Representations", 2014, with the reset gate behind the product, as in PyTorch.
+"Learning Phrase Representations", 2014, with the reset gate after the product, as in PyTorch.
 """
 
 import math
@@ -35,25 +35,28 @@ from zoo.validation import check_sizes
 Tensor = Any
 Cell = Literal["simple_rnn", "lstm", "gru"]
 
-# ------------------------------------------------------------------ one step of each cell
-# x is W·x + b and h_part U·h + b', for all gates side by side: (B, units · gates).
+# ------------------------------------------------------------------ cell steps
+# wx is W·x + b and uh is U·h + b', each (B, gates · units) with the gates concatenated.
 
 
-def simple_rnn_step(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
-    return (ops.tanh(x + h_part),)
+def simple_rnn_step(wx: Tensor, uh: Tensor, h: Tensor) -> tuple[Tensor]:
+    """Time step of a simple RNN: returns the new h, (B, units)."""
+    return (ops.tanh(wx + uh),)
 
 
-def lstm_step(x: Tensor, h_part: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = ops.split(x + h_part, 4, axis=-1)
+def lstm_step(wx: Tensor, uh: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Time step of an LSTM with gates in the order i, f, g, o: returns the new h and c."""
+    i, f, g, o = ops.split(wx + uh, 4, axis=-1)
     c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
     return ops.sigmoid(o) * ops.tanh(c), c
 
 
-def gru_step(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
-    x_z, x_r, x_n = ops.split(x, 3, axis=-1)
-    h_z, h_r, h_n = ops.split(h_part, 3, axis=-1)
-    z = ops.sigmoid(x_z + h_z)
-    n = ops.tanh(x_n + ops.sigmoid(x_r + h_r) * h_n)
+def gru_step(wx: Tensor, uh: Tensor, h: Tensor) -> tuple[Tensor]:
+    """Time step of a GRU with gates in the order z, r, n: returns the new h."""
+    wx_z, wx_r, wx_n = ops.split(wx, 3, axis=-1)
+    uh_z, uh_r, uh_n = ops.split(uh, 3, axis=-1)
+    z = ops.sigmoid(wx_z + uh_z)
+    n = ops.tanh(wx_n + ops.sigmoid(wx_r + uh_r) * uh_n)
     return (z * h + (1 - z) * n,)
 
 
@@ -61,18 +64,24 @@ def gru_step(x: Tensor, h_part: Tensor, h: Tensor) -> tuple[Tensor]:
 
 
 class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
-    """What the three layers share: their loop over time is chosen for each backend.
+    """Base class of the three recurrent layers: a time loop chosen for each backend.
 
-    Masked steps leave the state as it is and repeat the output before. The weights are Keras' own;
-    so is the loop where a cell is not the one above, such as one with another activation.
+    A masked step keeps the state and repeats the previous output. The weights are Keras' own. A
+    cell with other equations, such as another activation, runs in Keras' own loop.
+
+    Args:
+        units: Width of the state.
+        dropout: Must be 0. Keras samples the masks inside a cell with the backend's own generator.
+        recurrent_dropout: Must be 0. Keras samples its masks with the backend's own generator.
+        **kwargs: Further arguments of Keras' layer.
 
     Raises:
-        ValueError: for dropout inside the cell, which Keras draws from the backend's own generator,
-            and for a mask of another shape than the sequences.
+        ValueError: If `dropout` or `recurrent_dropout` is not 0. When called: if the shape of the
+            mask does not fit the sequences.
     """
 
     kind: Cell
-    gates: Callable[..., tuple[Tensor, ...]]
+    cell_step: Callable[..., tuple[Tensor, ...]]
     cell: Any
     go_backwards: bool
 
@@ -81,13 +90,14 @@ class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
     ):
         if dropout or recurrent_dropout:
             raise ValueError(
-                "`dropout` and `recurrent_dropout` must be 0, since other numbers are drawn for "
-                "them on each backend; put a zoo.random.Dropout between layers. Received: "
-                f"dropout={dropout}, recurrent_dropout={recurrent_dropout}"
+                "`dropout` and `recurrent_dropout` must be 0, since their masks would differ from "
+                "backend to backend. Received: "
+                f"dropout={dropout}, recurrent_dropout={recurrent_dropout}. "
+                "Put a zoo.random.Dropout between layers"
             )
         super().__init__(units, **kwargs)
-        # The cell's generator is of no use without dropout, and named after how many there were
-        # before it, so that no checkpoint would fit another process' model.
+        # Without dropout the cell needs no seed generator. The name of the generator contains a
+        # counter of the process, so that a checkpoint would not fit a model of another process.
         self.cell._tracker.untrack(self.cell.seed_generator)
         self.cell.seed_generator = None
 
@@ -106,13 +116,13 @@ class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
         self, sequences: Tensor, initial_state: Any, mask: Any, training: bool = False
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         cell = self.cell
-        ordinary = (
+        has_standard_cell = (
             cell.use_bias
             and cell.activation is keras.activations.tanh
             and getattr(cell, "recurrent_activation", None) in (None, keras.activations.sigmoid)
             and getattr(cell, "reset_after", True)
         )
-        if not ordinary:
+        if not has_standard_cell:
             return super().inner_loop(sequences, initial_state, mask, training)  # type: ignore[no-any-return]
         weights = cell.kernel, cell.recurrent_kernel, cell.bias
         weights = tuple(ops.convert_to_tensor(w, dtype=cell.compute_dtype) for w in weights)
@@ -121,41 +131,42 @@ class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
             sequences = ops.flip(sequences, axis=1)
             mask = None if mask is None else ops.flip(mask, axis=1)
         outputs, states = backend.recurrent(
-            self.kind, type(self).gates, sequences, initial_state, weights, mask
+            self.kind, type(self).cell_step, sequences, initial_state, weights, mask
         )
         return states[0], outputs, states
 
 
 @keras.saving.register_keras_serializable("zoo")
 class SimpleRNN(_FusedRNN, keras.layers.SimpleRNN):  # type: ignore[misc]
-    """`keras.layers.SimpleRNN`: (B, T, features) to (B, units) or (B, T, units)."""
+    """Simple RNN, (B, T, features) to (B, units) or (B, T, units): `keras.layers.SimpleRNN`."""
 
     kind = "simple_rnn"
-    gates = simple_rnn_step
+    cell_step = simple_rnn_step
 
 
 @keras.saving.register_keras_serializable("zoo")
 class LSTM(_FusedRNN, keras.layers.LSTM):  # type: ignore[misc]
-    """`keras.layers.LSTM`: (B, T, features) to (B, units) or (B, T, units)."""
+    """LSTM, (B, T, features) to (B, units) or (B, T, units): `keras.layers.LSTM`."""
 
     kind = "lstm"
-    gates = lstm_step
+    cell_step = lstm_step
 
 
 @keras.saving.register_keras_serializable("zoo")
 class GRU(_FusedRNN, keras.layers.GRU):  # type: ignore[misc]
-    """`keras.layers.GRU`: (B, T, features) to (B, units) or (B, T, units)."""
+    """GRU, (B, T, features) to (B, units) or (B, T, units): `keras.layers.GRU`."""
 
     kind = "gru"
-    gates = gru_step
+    cell_step = gru_step
 
 
 LAYERS = {"simple_rnn": SimpleRNN, "lstm": LSTM, "gru": GRU}
+# Number of gates, and number of bias vectors of each gate.
 GATES_AND_BIASES = {"simple_rnn": (1, 1), "lstm": (4, 1), "gru": (3, 2)}
 
 
 def check_cell(cell: str) -> None:
-    """Raises ValueError for an unknown cell; the text lists the three."""
+    """Raises ValueError for an unknown cell. The text lists the known ones."""
     if cell not in LAYERS:
         raise ValueError(f"`cell` must be one of {', '.join(LAYERS)}. Received: cell={cell}")
 
@@ -169,10 +180,26 @@ def recurrent_layer(
     recurrent_initializer: str = "orthogonal",
     **options: Any,
 ) -> keras.layers.RNN:
-    """The kernel begins uniform in ±1/sqrt(units), as PyTorch's, biases at 0, a forget gate's at 1.
+    """Creates a recurrent layer with reproducible initial weights.
 
-    The open forget gate is Keras' default, too: Jozefowicz et al., "An Empirical Exploration of
-    Recurrent Network Architectures", 2015.
+    The kernel is uniform in ±1/sqrt(units), as in PyTorch. Biases are 0, except for 1 at the forget
+    gate, as in Keras.
+
+    Args:
+        cell: "simple_rnn", "lstm" or "gru".
+        units: Width of the state.
+        seed: Seed of the initial weights.
+        dtype: A dtype or dtype policy; None means Keras' global one.
+        name: Name of the layer.
+        recurrent_initializer: "orthogonal", or "uniform" in ±1/sqrt(units), for the recurrent
+            kernel.
+        **options: Further arguments of the layer, such as `return_sequences`.
+
+    Returns:
+        The layer, not built yet.
+
+    Source: Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures", 2015,
+    for the bias of the forget gate.
     """
     stream = f"{name}/recurrent_kernel"
     uniform = recurrent_initializer == "uniform"
@@ -191,15 +218,18 @@ def recurrent_layer(
 
 
 def chrono_initialize(model: keras.Model, steps: int) -> None:
-    """Lets each LSTM and GRU layer begin by keeping its state over so many steps.
+    """Sets the gate biases of LSTM and GRU layers for a memory of a given number of steps.
 
-    A forget or update gate's bias becomes log(steps): by itself the gate then keeps
-    steps/(steps + 1) of the state at a step, and about 1/e over all of them. The plain cell has no
-    gate and is left as it is.
+    The bias of each forget or update gate becomes log(steps). With this bias alone, the gate keeps
+    steps/(steps + 1) of the state at each step, and about 1/e over all steps. A simple RNN has no
+    gates and stays unchanged.
 
     Args:
-        model: any whose recurrent layers are its own, such as an `rnn_classifier`.
-        steps: how far the memory should reach, at least 1.
+        model: Model with recurrent layers at its top level, such as an `rnn_classifier`.
+        steps: Number of time steps that the memory should span, at least 1.
+
+    Raises:
+        ValueError: If `steps` is not a whole number of at least 1.
 
     Source: Gers, Schmidhuber and Cummins, "Learning to Forget", 2000; the logarithm from Tallec and
     Ollivier, "Can Recurrent Neural Networks Warp Time?", ICLR 2018, section 3.

@@ -1,16 +1,16 @@
-"""The transformer's block: attention and a feed-forward network, each added to what came in.
+"""Transformer block: attention and a feed-forward network, each with a residual connection.
 
-    x = x + attention(norm(x))          pre-norm, as GPT-2 and later
+    x = x + attention(norm(x))          pre-norm, as in GPT-2 and later models
     x = x + feed_forward(norm(x))
 
     x = norm(x + attention(x))          post-norm, as in the paper
     x = norm(x + feed_forward(x))
 
-A decoder that reads another sequence has cross-attention to it between the two.
+The decoder of an encoder-decoder has cross-attention to the encoded source between the two.
 
 Source: Vaswani et al., "Attention Is All You Need", 2017, section 3; Xiong et al., "On Layer
-Normalization in the Transformer Architecture", 2020; Shazeer, "GLU Variants Improve Transformer",
-2020; Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+Normalization in the Transformer Architecture", 2020; Zhang and Sennrich, "Root Mean Square Layer
+Normalization", 2019.
 """
 
 from collections.abc import Callable
@@ -21,101 +21,51 @@ from keras import ops
 
 from zoo import random
 from zoo.layers.attention import Attention, Cache, heads_first
-from zoo.layers.core import call_built, dense_projection
+from zoo.layers.core import call_built
+from zoo.layers.feed_forward import ACTIVATIONS, FeedForward
 from zoo.validation import check_dropout, check_sizes
 
 Tensor = Any
-
-
 Norm = Literal["layer_norm", "rms_norm"]
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": ops.relu,
-    "gelu": lambda x: ops.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
-    "swiglu": ops.silu,
-}
-
-
 def normalization(norm: str, epsilon: float, dtype: Any, name: str) -> keras.layers.Layer:
-    """Over the last axis."""
+    """Creates a normalization layer over the last axis.
+
+    Args:
+        norm: "layer_norm" or "rms_norm".
+        epsilon: Constant added to the variance for numerical stability.
+        dtype: A dtype or dtype policy; None means Keras' global one.
+        name: Name of the layer.
+    """
     if norm == "rms_norm":
         return keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name=name)
     return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
 
 
 @keras.saving.register_keras_serializable("zoo")
-class FeedForward(keras.layers.Layer):  # type: ignore[misc]
-    """Two layers for each position by itself: (B, T, hidden_dim) to the same.
-
-    Args:
-        intermediate_dim: width between them.
-        activation: "relu", "gelu", "gelu_tanh" (its approximation in GPT-2), or "swiglu", where the
-            SiLU of one layer gates another.
-        use_bias: of the layers.
-        stddev: of the initial weights; by default 1/sqrt(fan_in).
-        output_stddev: of the last layer's.
-        seed: of the initial weights.
-        stream: names them.
-    """
-
-    def __init__(
-        self,
-        intermediate_dim: int,
-        activation: str = "relu",
-        use_bias: bool = True,
-        stddev: float | None = None,
-        output_stddev: float | None = None,
-        seed: int = 0,
-        stream: str = "feed_forward",
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.intermediate_dim = intermediate_dim
-        self.activation = activation
-        self.use_bias = use_bias
-        self.stddev = stddev
-        self.output_stddev = output_stddev
-        self.seed = seed
-        self.stream = stream
-
-    def build(self, input_shape: Any) -> None:
-        width = input_shape[-1]
-        inner = self.intermediate_dim
-        self.up = dense_projection(self, "up", width, inner, self.stddev)
-        if self.activation == "swiglu":
-            self.gate = dense_projection(self, "gate", width, inner, self.stddev)
-        self.down = dense_projection(self, "down", inner, width, self.output_stddev)
-
-    def call(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
-        if self.activation == "swiglu":
-            return call_built(
-                self.down, activate(call_built(self.gate, x)) * call_built(self.up, x)
-            )
-        return call_built(self.down, activate(call_built(self.up, x)))
-
-    def get_config(self) -> dict[str, Any]:
-        names = (
-            "intermediate_dim", "activation", "use_bias", "stddev", "output_stddev", "seed",
-            "stream",
-        )  # fmt: skip
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-@keras.saving.register_keras_serializable("zoo")
 class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
-    """One layer of an encoder or a decoder: (B, T, hidden_dim) to the same.
+    """Transformer block of an encoder or a decoder; keeps (B, T, hidden_dim).
 
     Args:
-        intermediate_dim, activation: of the `FeedForward`.
-        num_heads, num_kv_heads, causal, rotary_base, max_length: of the `Attention` to itself.
-        cross_attention: whether it also attends to a `context`.
-        norm: "layer_norm" or "rms_norm", with `epsilon` added to the variance.
-        norm_first: whether what goes into each part is normalised (pre-norm), or the sum after it.
-        dropout: fraction of each part's output that is dropped, in [0, 1).
-        use_bias, stddev, output_stddev, seed: of all parts.
+        intermediate_dim: Width between the two layers of the feed-forward network.
+        activation: Activation of the feed-forward network: "relu", "gelu", "gelu_tanh" or "swiglu".
+        num_heads: Number of query heads, a divisor of hidden_dim.
+        num_kv_heads: Number of key and value heads, a divisor of num_heads; by default num_heads.
+        causal: Whether self-attention covers only the position itself and earlier positions.
+        rotary_base: Base of the rotary embeddings of self-attention; None disables them.
+        max_length: Number of positions of the rotary embeddings.
+        cross_attention: Whether the block has cross-attention to a context.
+        norm: "layer_norm" or "rms_norm".
+        epsilon: Constant added to the variance in a normalization.
+        norm_first: Whether the input of each sublayer is normalized (pre-norm), instead of the sum
+            after the sublayer (post-norm).
+        dropout: Fraction of each sublayer's output that is dropped, in [0, 1).
+        use_bias: Whether the dense layers have biases.
+        stddev: Standard deviation of the initial kernels; by default 1/sqrt(fan_in).
+        output_stddev: Standard deviation of the initial kernels of each sublayer's last
+            projection; by default 1/sqrt(fan_in).
+        seed: Seed of the initial weights and dropout masks.
     """
 
     def __init__(
@@ -139,7 +89,7 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self._settings = {
+        self._block_config = {
             "intermediate_dim": intermediate_dim, "activation": activation,
             "num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal,
             "rotary_base": rotary_base, "max_length": max_length,
@@ -148,41 +98,42 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             "stddev": stddev, "output_stddev": output_stddev, "seed": seed,
         }  # fmt: skip
         self.norm_first = norm_first
-        shared: dict[str, Any] = {
+        common_options: dict[str, Any] = {
             "use_bias": use_bias, "stddev": stddev, "output_stddev": output_stddev, "seed": seed,
             "dtype": self.dtype_policy,
         }  # fmt: skip
         self.attention = Attention(
             num_heads, num_kv_heads, causal, rotary_base, max_length,
-            stream=f"{self.name}/attention", name="attention", **shared,
+            stream=f"{self.name}/attention", name="attention", **common_options,
         )  # fmt: skip
         self.cross_attention = None
         if cross_attention:
             self.cross_attention = Attention(
                 num_heads, num_kv_heads,
-                stream=f"{self.name}/cross_attention", name="cross_attention", **shared,
+                stream=f"{self.name}/cross_attention", name="cross_attention",
+                **common_options,
             )  # fmt: skip
         self.feed_forward = FeedForward(
             intermediate_dim, activation,
-            stream=f"{self.name}/feed_forward", name="feed_forward", **shared,
+            stream=f"{self.name}/feed_forward", name="feed_forward", **common_options,
         )  # fmt: skip
-        for part in self._parts:
-            normalize = normalization(norm, epsilon, self.dtype_policy, f"{part}_norm")
-            setattr(self, f"{part}_norm", normalize)
+        for sublayer in self._sublayers:
+            norm_layer = normalization(norm, epsilon, self.dtype_policy, f"{sublayer}_norm")
+            setattr(self, f"{sublayer}_norm", norm_layer)
             if dropout:
-                # The layer's name says which numbers it draws.
-                name = f"{self.name}_{part}_dropout"
-                drop = random.Dropout(dropout, seed, dtype=self.dtype_policy, name=name)
-                setattr(self, f"{part}_dropout", drop)
+                # The name of a dropout layer selects its random stream, so the name is unique.
+                name = f"{self.name}_{sublayer}_dropout"
+                dropout_layer = random.Dropout(dropout, seed, dtype=self.dtype_policy, name=name)
+                setattr(self, f"{sublayer}_dropout", dropout_layer)
 
     @property
-    def _parts(self) -> list[str]:
-        cross = ["cross_attention"] if self.cross_attention is not None else []
-        return ["attention", *cross, "feed_forward"]
+    def _sublayers(self) -> list[str]:
+        cross_attention = ["cross_attention"] if self.cross_attention is not None else []
+        return ["attention", *cross_attention, "feed_forward"]
 
     def build(self, input_shape: Any, *_: Any) -> None:
-        for part in self._parts:
-            for name in (part, f"{part}_norm", f"{part}_dropout"):
+        for sublayer in self._sublayers:
+            for name in (sublayer, f"{sublayer}_norm", f"{sublayer}_dropout"):
                 if hasattr(self, name):
                     getattr(self, name).build(input_shape)
 
@@ -194,9 +145,23 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         context_mask: Tensor | None = None,
         training: bool = False,
     ) -> Tensor:
-        """`context`: (B, S, hidden_dim); `padding_mask`, `context_mask`: (B, T), (B, S), no padding."""
+        """Applies the block.
+
+        Args:
+            x: Vectors of the tokens, (B, T, hidden_dim).
+            context: Vectors that cross-attention reads, (B, S, hidden_dim).
+            padding_mask: Boolean mask of x, (B, T), false at padding.
+            context_mask: Boolean mask of the context, (B, S), false at padding.
+            training: Whether dropout is active.
+
+        Returns:
+            Output, (B, T, hidden_dim).
+
+        Raises:
+            ValueError: If the batch sizes of x and the context differ.
+        """
         if context is not None:
-            _check_rows(context.shape[0], x.shape[0])
+            _check_batch_sizes(context.shape[0], x.shape[0])
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
@@ -205,92 +170,110 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         def attend(x: Tensor) -> Tensor:
             return call_built(self.attention, x, padding_mask=padding_mask)
 
-        return self.combine(x, attend, attend_context, training)
+        return self._apply_sublayers(x, attend, attend_context, training)
 
-    def combine(
+    def _apply_sublayers(
         self,
         x: Tensor,
         attend: Callable[[Tensor], Tensor],
         attend_context: Callable[[Tensor], Tensor] | None = None,
         training: bool = False,
     ) -> Tensor:
-        """The block around whatever attention is done by."""
-        x = self._add("attention", x, attend, training)
+        """Applies all sublayers with the given functions of attention and cross-attention."""
+        x = self._residual("attention", x, attend, training)
         if self.cross_attention is not None:
-            x = self._add("cross_attention", x, attend_context, training)
-        return self._add("feed_forward", x, lambda x: call_built(self.feed_forward, x), training)
+            x = self._residual("cross_attention", x, attend_context, training)
+        feed_forward = self.feed_forward
+        return self._residual("feed_forward", x, lambda x: call_built(feed_forward, x), training)
 
-    def _add(self, part: str, x: Tensor, function: Any, training: bool) -> Tensor:
-        norm, drop = getattr(self, f"{part}_norm"), getattr(self, f"{part}_dropout", None)
-        added = function(call_built(norm, x) if self.norm_first else x)
-        if drop is not None:
-            added = call_built(drop, added, training=training)
-        return x + added if self.norm_first else call_built(norm, x + added)
+    def _residual(self, sublayer: str, x: Tensor, function: Any, training: bool) -> Tensor:
+        norm = getattr(self, f"{sublayer}_norm")
+        dropout = getattr(self, f"{sublayer}_dropout", None)
+        residual = function(call_built(norm, x) if self.norm_first else x)
+        if dropout is not None:
+            residual = call_built(dropout, residual, training=training)
+        return x + residual if self.norm_first else call_built(norm, x + residual)
 
-    def step(
+    def call_with_cache(
         self,
         x: Tensor,
         cache: Cache,
-        write: Callable[[Tensor, Tensor], Tensor],
+        update_cache: Callable[[Tensor, Tensor], Tensor],
         attention_mask: Tensor,
         positions: Tensor,
-        context: Cache | None = None,
+        cross_attention_cache: Cache | None = None,
         context_mask: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """The same in inference mode for the next positions, with keys and values kept.
+        """Applies the block to the next positions, with cached keys and values, in inference mode.
 
         Args:
-            x: (B, T, hidden_dim).
-            cache: of the positions before, (B, num_kv_heads, capacity, head_dim) each.
-            write: puts new keys or values into one.
-            attention_mask: (B, 1, T, capacity) bool.
-            positions: (B, T).
-            context: keys and values of the context: `context_cache`.
-            context_mask: (B, 1, 1, S) bool.
+            x: Vectors of the next tokens, (B, T, hidden_dim).
+            cache: Keys and values of the earlier positions, (B, num_kv_heads, capacity, head_dim)
+                each.
+            update_cache: Function from a cached tensor and the new keys or values to the updated
+                cached tensor.
+            attention_mask: Boolean mask of self-attention, (B, 1, T, capacity).
+            positions: Positions of the next tokens, (B, T) int.
+            cross_attention_cache: Keys and values of the context, from `context_cache`.
+            context_mask: Boolean mask of the context, (B, 1, 1, S).
 
         Returns:
-            What `call` gives for these positions, and the cache with them in it.
+            The output of `call` for these positions, (B, T, hidden_dim), and the updated cache.
         """
-        kept: list[Tensor] = []
+        keys, values = cache
 
         def attend(x: Tensor) -> Tensor:
+            nonlocal keys, values
             query = self.attention.queries(x, positions)
-            new = (heads_first(x) for x in self.attention.keys_and_values(x, positions))
-            kept.extend(write(old, added) for old, added in zip(cache, new))
-            return self.attention.attend_cache(query, (kept[0], kept[1]), attention_mask)
+            new_keys, new_values = self.attention.keys_and_values(x, positions)
+            keys = update_cache(keys, heads_first(new_keys))
+            values = update_cache(values, heads_first(new_values))
+            return self.attention.attend_to_cache(query, (keys, values), attention_mask)
 
         def attend_context(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
-            assert context is not None
+            assert cross_attention_cache is not None
             query = self.cross_attention.queries(x)
-            return self.cross_attention.attend_cache(query, context, context_mask)
+            return self.cross_attention.attend_to_cache(query, cross_attention_cache, context_mask)
 
-        x = self.combine(x, attend, attend_context)
-        return x, (kept[0], kept[1])
+        x = self._apply_sublayers(x, attend, attend_context)
+        return x, (keys, values)
 
     def context_cache(self, context: Tensor) -> Cache:
-        """Keys and values of a context, (B, S, hidden_dim), for every `step` that reads it."""
+        """Computes the keys and values of a context for `call_with_cache`.
+
+        Args:
+            context: Vectors that cross-attention reads, (B, S, hidden_dim).
+
+        Returns:
+            Keys and values, (B, num_kv_heads, S, head_dim) each.
+        """
         assert self.cross_attention is not None
         keys, values = self.cross_attention.keys_and_values(context)
         return heads_first(keys), heads_first(values)
 
-    def cache_spec(self, rows: int, capacity: int) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of each half of a cache for `step`."""
+    def cache_spec(self, batch_size: int, capacity: int) -> tuple[tuple[int, ...], str]:
+        """Returns the shape and dtype of the keys (and of the values) of a `call_with_cache` cache.
+
+        Args:
+            batch_size: Number of sequences.
+            capacity: Number of positions in the cache.
+        """
         attention = self.attention
-        shape = rows, attention.num_kv_heads, capacity, attention.head_dim
+        shape = batch_size, attention.num_kv_heads, capacity, attention.head_dim
         return shape, attention.compute_dtype
 
     def compute_output_shape(self, input_shape: Any, *_: Any, **__: Any) -> Any:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._settings}
+        return {**super().get_config(), **self._block_config}
 
 
-def _check_rows(sources: int | None, targets: int | None) -> None:
+def _check_batch_sizes(sources: int | None, targets: int | None) -> None:
     if None not in (sources, targets) and sources != targets:
         raise ValueError(
-            "There must be as many sources as targets, each of which attends to its own. "
+            "There must be as many sources as targets, since each target attends to one source. "
             f"Received: {sources} sources and {targets} targets"
         )
 
@@ -305,7 +288,21 @@ def check_block(
     positions: str,
     **sizes: int,
 ) -> None:
-    """Raises ValueError for arguments of a block that make no sense; the text says which."""
+    """Checks the arguments of a transformer block.
+
+    Args:
+        hidden_dim: Width of a token's vector.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key and value heads; None means `num_heads`.
+        activation: Activation of the feed-forward network.
+        norm: Kind of the normalization.
+        dropout: Dropout rate.
+        positions: Kind of the position encodings.
+        **sizes: Further sizes, each a whole number of at least 1.
+
+    Raises:
+        ValueError: If an argument is invalid. The text names the argument.
+    """
     check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, **sizes)
     check_sizes(num_kv_heads=1 if num_kv_heads is None else num_kv_heads)
     check_dropout(dropout)
@@ -316,13 +313,13 @@ def check_block(
         )
     if num_heads % (num_kv_heads or 1):
         raise ValueError(
-            "`num_heads` must be divisible by `num_kv_heads`, which share the queries. Received: "
-            f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
+            "`num_heads` must be divisible by `num_kv_heads`, since each key and value head serves "
+            f"as many query heads. Received: num_heads={num_heads}, num_kv_heads={num_kv_heads}"
         )
     if positions == "rotary" and hidden_dim // num_heads % 2:
         raise ValueError(
-            "`hidden_dim` / `num_heads` must be even for rotary positions, which turn pairs. "
-            f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
+            "`hidden_dim` / `num_heads` must be even for rotary positions, which rotate pairs of "
+            f"elements. Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
         )
     for argument, value, known in (
         ("activation", activation, tuple(ACTIVATIONS)),
@@ -345,24 +342,35 @@ def block_parameter_count(
     norm: str = "layer_norm",
     use_bias: bool = True,
 ) -> int:
-    """Parameters of a block, in closed form."""
+    """Returns the parameter count of a transformer block in closed form.
+
+    Args:
+        hidden_dim: Width of a token's vector.
+        intermediate_dim: Width between the two layers of the feed-forward network.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key and value heads; None means `num_heads`.
+        activation: Activation of the feed-forward network.
+        cross_attention: Whether the block has cross-attention to a context.
+        norm: "layer_norm" or "rms_norm".
+        use_bias: Whether the dense layers have biases.
+    """
     d, bias = hidden_dim, int(use_bias)
-    narrow = d // num_heads * (num_kv_heads or num_heads)
-    attention = 2 * d * (d + bias) + 2 * (d + bias) * narrow
-    ups = 2 if activation == "swiglu" else 1
-    feed_forward = ups * (d + bias) * intermediate_dim + (intermediate_dim + bias) * d
+    kv_width = d // num_heads * (num_kv_heads or num_heads)
+    attention = 2 * d * (d + bias) + 2 * (d + bias) * kv_width
+    num_inner = 2 if activation == "swiglu" else 1
+    feed_forward = num_inner * (d + bias) * intermediate_dim + (intermediate_dim + bias) * d
     norms = (3 if cross_attention else 2) * (d if norm == "rms_norm" else 2 * d)
     return (2 if cross_attention else 1) * attention + feed_forward + norms
 
 
 @keras.saving.register_keras_serializable("zoo")
 class PaddingMask(keras.layers.Layer):  # type: ignore[misc]
-    """Which tokens of a sequence count: (B, T) ids to (B, T) bool.
+    """Boolean padding mask of token ids, (B, T) int to (B, T) bool, false at padding.
 
-    The first always does, so that attention has something to look at.
+    The first token is never masked, so that attention always has at least one key.
 
     Args:
-        padding: the id that fills up shorter sequences.
+        padding: Token id of padding.
     """
 
     def __init__(self, padding: int, **kwargs: Any):

@@ -1,1 +1,1 @@
-"""The document's architectures, one family a file."""
+"""Architectures of the document, one model family in each file."""

@@ -1,10 +1,10 @@
-"""A smaller space to draw in: an image goes in, and comes back from fewer numbers.
+"""Autoencoder of images for latent diffusion.
 
     encoder     (B, H, W, C) -> (B, H/f, W/f, latent_channels)       f = 2^(levels - 1)
-    decoder     and back
+    decoder     (B, H/f, W/f, latent_channels) -> (B, H, W, C)
 
-What a diffusion model is trained on then are the latents, each channel brought to mean 0 and
-variance 1 over the training images; the decoder makes images of what it draws.
+A latent diffusion model is trained on the latents. Each channel of the latents is scaled to mean 0
+and variance 1 over the training images. The decoder decodes sampled latents to images.
 
 Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
 section 3.1.
@@ -23,27 +23,29 @@ from zoo.validation import check_sizes
 Tensor = Any
 
 
-def _count(
+def parameter_count(
     input_shape: tuple[int, int, int], channels: Sequence[int], latent_channels: int, **_: object
 ) -> int:
+    """Returns the parameter count of an `autoencoder` with these arguments."""
+
     def conv(inputs: int, filters: int) -> int:
         return (9 * inputs + 1) * filters
 
     first, last = channels[0], channels[-1]
     encoder = conv(input_shape[-1], first) + 2 * last + conv(last, latent_channels)
     decoder = conv(latent_channels, last) + 2 * first + conv(first, input_shape[-1])
-    for before, after in zip((first, *channels), channels):
-        encoder += residual_parameter_count(before, after)
-        decoder += residual_parameter_count(after, after)
-    decoder += sum(conv(upper, lower) for lower, upper in pairwise(channels))
+    for inputs, filters in zip((first, *channels), channels):
+        encoder += residual_parameter_count(inputs, filters)
+        decoder += residual_parameter_count(filters, filters)
+    decoder += sum(conv(inputs, filters) for filters, inputs in pairwise(channels))
     return encoder + decoder
 
 
 @register(
     section="Modèles de Diffusion",
     recipe="recipes/diffusion.py",
-    parameters="see zoo/models/autoencoder.py",
-    count=_count,
+    parameter_formula="see zoo/models/autoencoder.py",
+    parameter_count=parameter_count,
     loss="mean_squared_error",
     examples={"": {"input_shape": (8, 8, 1), "channels": (8, 16), "latent_channels": 2}},
 )
@@ -56,47 +58,47 @@ def autoencoder(
     dtype: str | None = None,
     name: str = "autoencoder",
 ) -> keras.Model:
-    """Takes an image apart and puts it together again.
+    """Convolutional autoencoder of images.
 
     Args:
-        input_shape: (H, W, C) of an image; H and W can be halved once for each level but the first.
-        channels: of each level, multiples of `num_groups`.
-        latent_channels: of what it is taken apart into.
-        num_groups: of channels that are normalised together.
-        seed: of the initial weights.
-        dtype: a dtype or dtype policy; by default Keras' global one.
-        name: of the model.
+        input_shape: Shape of an image, (H, W, C). H and W must be divisible by 2^(levels - 1).
+        channels: Number of channels of each level, multiples of `num_groups`.
+        latent_channels: Number of channels of the latents.
+        num_groups: Number of groups in group normalization.
+        seed: Seed of the initial weights.
+        dtype: A dtype or dtype policy; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model of images, (B, H, W, C), to the same; its layers "encoder" and "decoder"
-        are models to and from the latents.
+        An uncompiled model from images to reconstructions, (B, H, W, C) each. Its layers "encoder"
+        and "decoder" are the models from images to latents and from latents to images.
 
     Raises:
-        ValueError: for a size that is not at least 1, an image that cannot be halved, or channels
-            that are no multiples of `num_groups`.
+        ValueError: If a size is not at least 1, `input_shape` is not divisible as required, or
+            `channels` are no multiples of `num_groups`.
     """
     check_network(input_shape, channels, num_groups)
     check_sizes(latent_channels=latent_channels)
-    blocks = UNetLayers(seed, dtype, num_groups=num_groups)
+    layers = UNetLayers(seed, dtype, num_groups=num_groups)
 
     image = keras.Input(input_shape, name="image")
-    x = blocks.conv(image, channels[0], "encoder_in")
+    x = layers.conv(image, channels[0], "encoder_in")
     for level, filters in enumerate(channels, 1):
         if level > 1:
-            x = blocks.halve(x, f"encoder{level}_halve")
-        x = blocks.residual(x, filters, f"encoder{level}")
-    x = blocks.norm(x, "encoder_norm")
-    x = blocks.conv(x, latent_channels, "encoder_out")
+            x = layers.downsample(x, f"encoder{level}_downsample")
+        x = layers.residual(x, filters, f"encoder{level}")
+    x = layers.norm(x, "encoder_norm")
+    x = layers.conv(x, latent_channels, "encoder_out")
     encoder = keras.Model(image, x, name="encoder")
 
     latents = keras.Input(tuple(x.shape[1:]), name="latents")
-    x = blocks.conv(latents, channels[-1], "decoder_in")
+    x = layers.conv(latents, channels[-1], "decoder_in")
     for level, filters in reversed(list(enumerate(channels, 1))):
         if level < len(channels):
-            x = blocks.double(x, filters, f"decoder{level}_conv")
-        x = blocks.residual(x, filters, f"decoder{level}")
-    x = blocks.norm(x, "decoder_norm")
-    decoder = keras.Model(latents, blocks.conv(x, input_shape[-1], "decoder_out"), name="decoder")
+            x = layers.upsample(x, filters, f"decoder{level}_conv")
+        x = layers.residual(x, filters, f"decoder{level}")
+    x = layers.norm(x, "decoder_norm")
+    decoder = keras.Model(latents, layers.conv(x, input_shape[-1], "decoder_out"), name="decoder")
 
-    whole = keras.Input(input_shape, name="image")
-    return keras.Model(whole, decoder(encoder(whole)), name=name)
+    image = keras.Input(input_shape, name="image")
+    return keras.Model(image, decoder(encoder(image)), name=name)

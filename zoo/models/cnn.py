@@ -1,6 +1,6 @@
-"""Convolutional neural networks: the document's network for 48×48 images.
+"""Convolutional neural network for 48×48 images.
 
-Shapes for a batch of B images, parameters of each layer:
+Output shapes for a batch of B images, and parameters of each layer:
 
     image      (B, 48, 48, 3)
     conv1      (B, 48, 48, 32)   (3·3·3 + 1)·32       =       896
@@ -12,9 +12,9 @@ Shapes for a batch of B images, parameters of each layer:
     fc1        (B, 512)          (12·12·128 + 1)·512  = 9,437,696
     fc2        (B, classes)      (512 + 1)·classes
 
-The document also works out by hand a dense layer from its 64·24·24 features after `pool1` to 512
-units and prints 3,221,504 parameters. That is a slip: (64·24·24 + 1)·512 = 18,874,880. The network
-itself pools once more before it flattens, as above.
+The document also counts the parameters of a dense layer from the 64·24·24 features after `pool1` to
+512 units, and prints 3,221,504. The correct count is (64·24·24 + 1)·512 = 18,874,880. The network
+itself has a second pooling layer before `flatten`, as listed above.
 
 Source: the document's sections "Convolutional Neural Networks" and "Exemple de code CNN".
 """
@@ -30,8 +30,8 @@ from zoo.validation import check_dropout, check_sizes
 @register(
     section="Convolutional Neural Networks",
     recipe="recipes/mnist.py",
-    parameters="9,530,944 + 513·num_classes",
-    count=lambda num_classes=32, **_: 9_530_944 + 513 * num_classes,
+    parameter_formula="9,530,944 + 513·num_classes",
+    parameter_count=lambda num_classes=32, **_: 9_530_944 + 513 * num_classes,
     images=ImageInput(48, channels=3),
 )
 def cnn_48x48(
@@ -41,26 +41,28 @@ def cnn_48x48(
     dtype: str | None = None,
     name: str = "cnn_48x48",
 ) -> keras.Model:
-    """The document's `MY_NET`: three convolutions, two poolings, two dense layers.
+    """Convolutional network `MY_NET` of the document, with three convolutions.
+
+    Two pooling layers and two dense layers complete the network.
 
     Args:
-        num_classes: width of the output.
-        dropout: fraction dropped before each of the two dense layers, in [0, 1).
-        seed: of the initial weights and the dropout masks; the same on every backend. Weights
-            begin as PyTorch's layers do, uniform in ±1/sqrt(fan_in).
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        num_classes: Number of classes, the width of the output.
+        dropout: Dropout rate before each of the two dense layers, in [0, 1).
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+            Initial weights are uniform in ±1/sqrt(fan_in), as in PyTorch.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
         An uncompiled model from images, (B, 48, 48, 3) float, to logits, (B, num_classes).
 
     Raises:
-        ValueError: if `num_classes` is not at least 1 or `dropout` lies outside [0, 1).
+        ValueError: If `num_classes` is not at least 1, or `dropout` lies outside [0, 1).
     """
     check_sizes(num_classes=num_classes)
     check_dropout(dropout)
 
-    def start(layer: str, fan_in: int) -> dict[str, object]:
+    def weight_options(layer: str, fan_in: int) -> dict[str, object]:
         return {
             "kernel_initializer": initializers.FanInUniform(seed, f"{layer}/kernel"),
             "bias_initializer": initializers.FanInUniform(seed, f"{layer}/bias", fan_in),
@@ -69,7 +71,7 @@ def cnn_48x48(
         }
 
     def conv(layer: str, channels: int, filters: int) -> Conv2D:
-        weights = start(layer, 3 * 3 * channels)
+        weights = weight_options(layer, 3 * 3 * channels)
         return Conv2D(
             filters, 3, padding="same", data_format="channels_last", activation="relu", **weights
         )
@@ -85,7 +87,7 @@ def cnn_48x48(
     x = pool("pool2")(x)
     x = keras.layers.Flatten("channels_last", dtype=dtype, name="flatten")(x)
     x = random.Dropout(dropout, seed, dtype=dtype, name="dropout1")(x)
-    x = keras.layers.Dense(512, activation="relu", **start("fc1", 12 * 12 * 128))(x)
+    x = keras.layers.Dense(512, activation="relu", **weight_options("fc1", 12 * 12 * 128))(x)
     x = random.Dropout(dropout, seed, dtype=dtype, name="dropout2")(x)
-    logits = keras.layers.Dense(num_classes, **start("fc2", 512))(x)
+    logits = keras.layers.Dense(num_classes, **weight_options("fc2", 512))(x)
     return keras.Model(image, logits, name=name)

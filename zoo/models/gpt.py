@@ -1,15 +1,15 @@
-"""The decoder-only transformer: reads tokens, and predicts the next after each.
+"""GPT: decoder-only transformer that predicts the next token after each token.
 
     x = embedding(ids) + positions                 (B, T, hidden_dim)
     x = block(x), num_layers times                 causal self-attention, feed-forward
     logits = embedding(norm(x), reverse=True)      (B, T, vocabulary_size)
 
-With d = hidden_dim, V = vocabulary_size and blocks as GPT-2's:
+With d = hidden_dim, V = vocabulary_size and the blocks of GPT-2, the parameter count is
 
     V·d + max_length·d + num_layers·(12·d² + 13·d) + 2·d       124,439,808 for GPT-2 small
 
-What came later (RMSNorm, rotary positions, SwiGLU, grouped queries, no biases) is another
-configuration of the same code: `CONFIGURATIONS["llama"]`.
+`CONFIGURATIONS["llama"]` has the later blocks: RMSNorm, rotary embeddings, SwiGLU, grouped-query
+attention and no biases.
 
 Source: the document's section "LLMs"; Radford et al., "Language Models are Unsupervised Multitask
 Learners", 2019; Touvron et al., "LLaMA", 2023.
@@ -32,7 +32,7 @@ from zoo.layers.transformer_block import (
 from zoo.registry import register
 from zoo.validation import check_sizes
 
-_STDDEV = 0.02  # of initial weights, as GPT-2's
+_STDDEV = 0.02  # standard deviation of the initial weights, as in GPT-2
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "small": {"max_length": 64, "num_layers": 4, "num_heads": 4, "hidden_dim": 128},
@@ -48,7 +48,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _count(
+def parameter_count(
     vocabulary_size: int,
     max_length: int,
     num_layers: int,
@@ -63,21 +63,22 @@ def _count(
     tie_embeddings: bool,
     **_: object,
 ) -> int:
+    """Returns the parameter count of a `gpt` with these arguments."""
     block = block_parameter_count(
         hidden_dim, intermediate_dim or 4 * hidden_dim, num_heads, num_kv_heads, activation,
         norm=norm, use_bias=use_bias,
     )  # fmt: skip
     embeddings = vocabulary_size * (1 if tie_embeddings else 2)
     embeddings += max_length if positions == "learned" else 0
-    last = 1 if norm == "rms_norm" else 2
-    return num_layers * block + (embeddings + last) * hidden_dim
+    final_norm = 1 if norm == "rms_norm" else 2
+    return num_layers * block + (embeddings + final_norm) * hidden_dim
 
 
 @register(
     section="LLMs",
     recipe="recipes/shakespeare.py",
-    parameters="V·d + max_length·d + num_layers·(12·d² + 13·d) + 2·d",
-    count=_count,
+    parameter_formula="V·d + max_length·d + num_layers·(12·d² + 13·d) + 2·d",
+    parameter_count=parameter_count,
     generates="tokens",
     examples={
         "": {
@@ -110,39 +111,40 @@ def gpt(
     dtype: str | None = None,
     name: str = "gpt",
 ) -> keras.Model:
-    """Reads tokens and predicts the next after each, from all that stand before it.
+    """Decoder-only transformer: predicts the next token from all tokens up to each position.
 
     `gpt(**CONFIGURATIONS["gpt2_small"])` is GPT-2 (`from zoo.models.gpt import CONFIGURATIONS`).
 
     Args:
-        vocabulary_size: how many tokens there are.
-        max_length: the context, the longest sequence it reads.
-        num_layers: blocks.
-        num_heads: of the attention; a divisor of `hidden_dim`.
-        hidden_dim: width of a token's vector.
-        num_kv_heads: heads of keys and values, a divisor of `num_heads`; by default as many.
-        intermediate_dim: width within a block's feed-forward network; by default 4·hidden_dim.
-        activation: of it: "relu", "gelu", "gelu_tanh" or "swiglu".
-        norm: "layer_norm" or "rms_norm".
-        positions: "learned", "sinusoidal" or "rotary".
-        rotary_base: of the rotations' wave lengths.
-        epsilon: added to the variance in a normalisation.
-        use_bias: of the dense layers.
-        tie_embeddings: whether the output's kernel is the embedding's.
-        dropout: fraction dropped of the embeddings and of what each part of a block adds, in
-            [0, 1).
-        seed: of the initial weights and the dropout masks; the same on every backend.
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        vocabulary_size: Number of tokens in the vocabulary.
+        max_length: Context length, the number of tokens of the longest input.
+        num_layers: Number of transformer blocks.
+        num_heads: Number of query heads, a divisor of `hidden_dim`.
+        hidden_dim: Width of a token's vector.
+        num_kv_heads: Number of key and value heads, a divisor of `num_heads`; by default
+            `num_heads`.
+        intermediate_dim: Inner width of a block's feed-forward network; by default 4·hidden_dim.
+        activation: Activation of the feed-forward networks: "relu", "gelu", "gelu_tanh" or
+            "swiglu".
+        norm: Kind of the normalizations: "layer_norm" or "rms_norm".
+        positions: Kind of the position encodings: "learned", "sinusoidal" or "rotary".
+        rotary_base: Base of the wavelengths of rotary embeddings.
+        epsilon: Constant added to the variance in a normalization.
+        use_bias: Whether the dense layers have biases.
+        tie_embeddings: Whether the output layer shares the weights of the token embedding.
+        dropout: Dropout rate of the embeddings and of each sublayer's output, in [0, 1).
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model from token ids, (B, T) int, to logits, (B, T, vocabulary_size). An id
-        outside the vocabulary is refused: see `zoo.layers.core.Embedding`.
+        An uncompiled model from token ids, (B, T) int, to logits, (B, T, vocabulary_size).
 
     Raises:
-        ValueError: for a size that is not at least 1, heads that do not divide what they share, an
-            unknown `activation`, `norm` or kind of `positions`, `dropout` outside [0, 1) and, when
-            it is called, for a sequence longer than `max_length`.
+        ValueError: If a size is not at least 1, `num_heads` does not divide `hidden_dim`,
+            `num_kv_heads` does not divide `num_heads`, `activation`, `norm` or `positions` is
+            unknown, or `dropout` lies outside [0, 1). When called: if a sequence is longer than
+            `max_length`, or an id lies outside the vocabulary (see `zoo.layers.core.Embedding`).
     """
     check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
@@ -171,7 +173,7 @@ def gpt(
             causal=True, max_length=max_length,
             rotary_base=rotary_base if positions == "rotary" else None,
             norm=norm, epsilon=epsilon, dropout=dropout, use_bias=use_bias,
-            # What is added 2·num_layers times begins smaller, so that the sum does not grow.
+            # The sum of 2·num_layers residuals keeps its scale with smaller initial weights.
             stddev=_STDDEV, output_stddev=_STDDEV / (2 * num_layers) ** 0.5,
             seed=seed, dtype=dtype, name=f"block{i}",
         )(x)  # fmt: skip

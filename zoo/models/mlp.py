@@ -1,16 +1,16 @@
-"""Neural networks from the first page: layers of neurons, each a weighted sum and an activation.
+"""Multilayer perceptron: layers of neurons, each a weighted sum and an activation function.
 
     input      (B, 28, 28, 1)
     flatten    (B, 784)
     hidden1    (B, 512)          (784 + 1)·512 = 401,920
     output     (B, classes)      (512 + 1)·classes
 
-A neuron gives `f(w·x + b)`. The activation f is what makes the network more than one linear map:
+A neuron computes `f(w·x + b)`. Without the activation function f the network would be linear:
 
     sigmoid    1 / (1 + exp(-z))      in (0, 1)
     tanh       tanh(z)                in (-1, 1)
     relu       max(z, 0)              in [0, inf)
-    softmax    exp(z) / sum(exp(z))   in (0, 1), together 1
+    softmax    exp(z) / sum(exp(z))   in (0, 1), with sum 1
 
 Source: the document's sections "Neural Networks", "Activation Functions" and "Backpropagation".
 """
@@ -27,12 +27,13 @@ from zoo.registry import ImageInput, register
 from zoo.validation import check_activation, check_dropout, check_sizes
 
 
-def _count(
+def parameter_count(
     input_shape: Sequence[int],
     num_classes: int,
     hidden_units: Sequence[int],
     **_: object,
 ) -> int:
+    """Returns the parameter count of an `mlp` with these arguments."""
     widths = [math.prod(input_shape), *hidden_units, num_classes]
     return sum((inputs + 1) * units for inputs, units in itertools.pairwise(widths))
 
@@ -40,8 +41,8 @@ def _count(
 @register(
     section="Neural Networks",
     recipe="recipes/mnist.py",
-    parameters="Σ (inputs + 1)·units",
-    count=_count,
+    parameter_formula="Σ (inputs + 1)·units",
+    parameter_count=parameter_count,
     images=ImageInput(28),
 )
 def mlp(
@@ -55,27 +56,29 @@ def mlp(
     dtype: str | None = None,
     name: str = "mlp",
 ) -> keras.Model:
-    """A multilayer perceptron: an input layer, hidden layers, an output layer.
+    """Multilayer perceptron: an input layer, hidden layers and an output layer.
 
     Args:
-        input_shape: of one example; it is flattened.
-        num_classes: width of the output.
-        hidden_units: width of each hidden layer. None at all gives logistic regression.
-        activation: of the hidden layers, one for all or one for each: "sigmoid", "relu", "tanh",
-            "softmax", or another that Keras knows.
-        output_activation: by default none: the outputs are logits.
-        dropout: fraction dropped after each hidden layer, in [0, 1).
-        seed: of the initial weights and the dropout masks; the same on every backend. Weights
-            begin as PyTorch's layers do, uniform in ±1/sqrt(fan_in).
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        input_shape: Shape of one example, which the model flattens.
+        num_classes: Number of classes, the width of the output.
+        hidden_units: Width of each hidden layer. An empty sequence gives logistic regression.
+        activation: Activation of the hidden layers, one for all or one for each: "sigmoid", "relu",
+            "tanh", "softmax", or another Keras activation.
+        output_activation: Activation of the output layer; by default none, so that the outputs are
+            logits.
+        dropout: Dropout rate after each hidden layer, in [0, 1).
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+            Initial weights are uniform in ±1/sqrt(fan_in), as in PyTorch.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
         An uncompiled model from (B, *input_shape) to (B, num_classes).
 
     Raises:
-        ValueError: for a size that is not at least 1, an unknown activation (the text lists those
-            there are), as many activations as there are not layers, or `dropout` outside [0, 1).
+        ValueError: If a size is not at least 1, an activation is unknown (the text lists the known
+            ones), the number of activations is not the number of hidden layers, or `dropout` lies
+            outside [0, 1).
     """
     input_shape, hidden_units = tuple(input_shape), tuple(hidden_units)
     check_sizes(num_classes=num_classes)

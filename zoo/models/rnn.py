@@ -1,14 +1,14 @@
-"""Recurrent networks: a class for a sequence, and the next word after each.
+"""Recurrent networks: a sequence classifier and a language model.
 
-The cells and their equations are in zoo/layers/recurrent.py. An `rnn_classifier` reads rows of 28
-pixels:
+The cells and their equations are in zoo/layers/recurrent.py. An `rnn_classifier` of images reads
+rows of 28 pixels:
 
     sequence   (B, 28, 28)
     rnn1       (B, 128)          4·128·(28 + 128 + 1) for an LSTM
     output     (B, classes)      (128 + 1)·classes
 
-and an `rnn_language_model` reads tokens of a vocabulary of V and gives, after each, a logit for
-every token that may come next:
+An `rnn_language_model` reads tokens of a vocabulary of size V. After each token it predicts the
+logits of the next one:
 
     ids        (B, T)
     embedding  (B, T, 256)       V·256
@@ -32,7 +32,7 @@ from zoo.validation import check_dropout, check_sizes
 Tensor = Any
 
 
-def _dense(units: int, inputs: int, seed: int, dtype: str | None) -> keras.layers.Dense:
+def _output_layer(units: int, inputs: int, seed: int, dtype: str | None) -> keras.layers.Dense:
     return keras.layers.Dense(
         units,
         kernel_initializer=initializers.FanInUniform(seed, "output/kernel"),
@@ -45,14 +45,14 @@ def _dense(units: int, inputs: int, seed: int, dtype: str | None) -> keras.layer
 def _stack_parameter_count(
     cell: str, inputs: int, units: int, num_layers: int, directions: int = 1
 ) -> int:
-    gates, biases = GATES_AND_BIASES[cell]
+    num_gates, num_biases = GATES_AND_BIASES[cell]
     return sum(
-        directions * gates * units * (width + units + biases)
+        directions * num_gates * units * (width + units + num_biases)
         for width in (inputs, *[directions * units] * (num_layers - 1))
     )
 
 
-# ------------------------------------------------------------------ a class for a sequence
+# ------------------------------------------------------------------ sequence classifier
 
 
 def classifier_parameter_count(
@@ -64,6 +64,7 @@ def classifier_parameter_count(
     bidirectional: bool,
     **_: object,
 ) -> int:
+    """Returns the parameter count of an `rnn_classifier` with these arguments."""
     directions = 2 if bidirectional else 1
     stack = _stack_parameter_count(cell, input_shape[-1] or 0, units, num_layers, directions)
     return stack + (directions * units + 1) * num_classes
@@ -72,8 +73,8 @@ def classifier_parameter_count(
 @register(
     section="Réseaux de Neurones Récurrents",
     recipe="recipes/mnist.py",
-    parameters="a layer u(i+u+1), LSTM 4u(i+u+1), GRU 3u(i+u+2)",
-    count=classifier_parameter_count,
+    parameter_formula="a layer u(i+u+1), LSTM 4u(i+u+1), GRU 3u(i+u+2)",
+    parameter_count=classifier_parameter_count,
     images=ImageInput(28, rows=True),
     examples={cell: {"cell": cell} for cell in LAYERS},
 )
@@ -92,33 +93,35 @@ def rnn_classifier(
     dtype: str | None = None,
     name: str = "rnn_classifier",
 ) -> keras.Model:
-    """Reads a sequence step by step and classifies it by the state at its end.
+    """Recurrent classifier of sequences by the final hidden state.
 
     Args:
-        input_shape: of one example, (steps, features); steps may be None, for any number.
-        num_classes: width of the output.
-        cell: "simple_rnn", "lstm" or "gru".
-        units: of the state.
-        num_layers: recurrent layers, each reading the states of the one before.
-        dropout: fraction dropped between the layers and before the output, in [0, 1).
-        bidirectional: whether a second stack reads from the end, its states beside the first's.
-        padding_value: steps all of whose features are this number are padding and are skipped,
-            wherever they are.
-        mask: whether a second input, (B, steps) bool, says which steps count.
-        recurrent_initializer: "orthogonal" lets each gate's recurrent kernel begin as a rotation,
-            which keeps a state's length; "uniform", in ±1/sqrt(units) as in PyTorch, shrinks it.
-        seed: of the initial weights and the dropout masks; the same on every backend.
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        input_shape: Shape of one example, (steps, features); steps may be None for any length.
+        num_classes: Number of classes, the width of the output.
+        cell: Recurrent cell: "simple_rnn", "lstm" or "gru".
+        units: Width of the hidden state.
+        num_layers: Number of recurrent layers. Each layer reads the outputs of the previous one.
+        dropout: Dropout rate between the layers and before the output, in [0, 1).
+        bidirectional: Whether each layer also reads the sequence backwards and concatenates the
+            outputs of both directions.
+        padding_value: Value of padding. A step is skipped, at any place, if all of its features
+            have this value. By default no step is skipped.
+        mask: Whether the model has a second input, the padding mask (B, steps) bool, which is false
+            at padding.
+        recurrent_initializer: "orthogonal" or "uniform". An orthogonal recurrent kernel preserves
+            the norm of the state. A uniform one, in ±1/sqrt(units) as in PyTorch, reduces the norm.
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model from (B, steps, features), or that and a mask, to logits,
-        (B, num_classes).
+        An uncompiled model from sequences, (B, steps, features), or from [sequences, mask], to
+        logits, (B, num_classes).
 
     Raises:
-        ValueError: for a size that is not at least 1, an unknown cell (the text lists the three),
-            `dropout` outside [0, 1), both `padding_value` and `mask`, and, when it is called, for
-            a mask of another shape than the sequences.
+        ValueError: If a size is not at least 1, the cell is unknown (the text lists the three),
+            `dropout` lies outside [0, 1), or both `padding_value` and `mask` are given. When
+            called: if the shape of the mask does not fit the sequences.
     """
     check_cell(cell)
     if len(input_shape) != 2:
@@ -137,12 +140,12 @@ def rnn_classifier(
         )
     if mask and padding_value is not None:
         raise ValueError(
-            "`padding_value` and `mask` both say which steps count; give one. Received: "
+            "`padding_value` and `mask` both define the padding mask; give one. Received: "
             f"padding_value={padding_value}, mask={mask}"
         )
 
     sequence = keras.Input((steps, features), name="sequence")
-    counts = {"mask": keras.Input((steps,), dtype="bool", name="mask")} if mask else {}
+    padding_mask = {"mask": keras.Input((steps,), dtype="bool", name="mask")} if mask else {}
     x = sequence
     if padding_value is not None:
         x = keras.layers.Masking(padding_value, dtype=dtype, name="padding")(x)
@@ -152,22 +155,23 @@ def rnn_classifier(
             cell, units, seed, dtype, f"rnn{i}", recurrent_initializer, **options
         )
         if bidirectional:
-            back = recurrent_layer(
+            backward_layer = recurrent_layer(
                 cell, units, seed, dtype, f"rnn{i}_back", recurrent_initializer,
                 go_backwards=True, **options,
             )  # fmt: skip
             layer = keras.layers.Bidirectional(
-                layer, backward_layer=back, dtype=dtype, name=f"rnn{i}_both"
+                layer, backward_layer=backward_layer, dtype=dtype, name=f"rnn{i}_both"
             )
-        x = layer(x, **counts)
+        x = layer(x, **padding_mask)
         if dropout:
             x = random.Dropout(dropout, seed, dtype=dtype, name=f"dropout{i}")(x)
     width = 2 * units if bidirectional else units
-    logits = _dense(num_classes, width, seed, dtype)(x)
-    return keras.Model([sequence, *counts.values()] if mask else sequence, logits, name=name)
+    logits = _output_layer(num_classes, width, seed, dtype)(x)
+    inputs = [sequence, *padding_mask.values()] if mask else sequence
+    return keras.Model(inputs, logits, name=name)
 
 
-# ------------------------------------------------------------------ the next word
+# ------------------------------------------------------------------ language model
 
 
 def language_model_parameter_count(
@@ -178,6 +182,7 @@ def language_model_parameter_count(
     num_layers: int,
     **_: object,
 ) -> int:
+    """Returns the parameter count of an `rnn_language_model` with these arguments."""
     stack = _stack_parameter_count(cell, embedding_dim, units, num_layers)
     return vocabulary_size * embedding_dim + stack + (units + 1) * vocabulary_size
 
@@ -185,8 +190,8 @@ def language_model_parameter_count(
 @register(
     section="Réseaux de Neurones Récurrents",
     recipe="recipes/next_word.py",
-    parameters="V·e, a layer as above, (u + 1)·V",
-    count=language_model_parameter_count,
+    parameter_formula="V·e + layers + (u + 1)·V; a layer as in rnn_classifier",
+    parameter_count=language_model_parameter_count,
     generates="tokens",
     examples={
         cell: {
@@ -209,30 +214,30 @@ def rnn_language_model(
     dtype: str | None = None,
     name: str = "rnn_language_model",
 ) -> keras.Model:
-    """Reads tokens one by one and predicts the next after each.
+    """Recurrent language model: predicts the next token after each token.
 
     Args:
-        vocabulary_size: how many tokens there are.
-        cell: "simple_rnn", "lstm" or "gru".
-        embedding_dim: width of a token's vector.
-        units: of the state.
-        num_layers: recurrent layers, each reading the states of the one before.
-        dropout: fraction dropped before each layer and before the output, in [0, 1).
-        stateful: whether a call goes on where the one before ended, as Keras' recurrent layers
-            do; `layer.reset_state()` begins anew. `zoo.generation.decoding.with_explicit_states` hands the
-            states over instead.
-        batch_size: of every batch; a stateful model needs it.
-        seed: of the initial weights and the dropout masks; the same on every backend.
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        vocabulary_size: Number of tokens in the vocabulary.
+        cell: Recurrent cell: "simple_rnn", "lstm" or "gru".
+        embedding_dim: Width of a token's vector.
+        units: Width of the hidden state.
+        num_layers: Number of recurrent layers. Each layer reads the outputs of the previous one.
+        dropout: Dropout rate before each layer and before the output, in [0, 1).
+        stateful: Whether each call starts from the final states of the previous call, as in Keras'
+            recurrent layers; `layer.reset_state()` resets the states. The function
+            `zoo.generation.decoding.with_explicit_states` makes the states inputs and outputs.
+        batch_size: Number of sequences in every batch; required for a stateful model.
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model from token ids, (B, T) int, to logits, (B, T, vocabulary_size). An id
-        outside the vocabulary is refused: see `zoo.layers.core.Embedding`.
+        An uncompiled model from token ids, (B, T) int, to logits, (B, T, vocabulary_size).
 
     Raises:
-        ValueError: for a size that is not at least 1, an unknown cell (the text lists the three),
-            `dropout` outside [0, 1), or a stateful model without `batch_size`.
+        ValueError: If a size is not at least 1, the cell is unknown (the text lists the three),
+            `dropout` lies outside [0, 1), or a stateful model has no `batch_size`. When called: if
+            an id lies outside the vocabulary (see `zoo.layers.core.Embedding`).
     """
     check_cell(cell)
     check_sizes(vocabulary_size=vocabulary_size, embedding_dim=embedding_dim, units=units)
@@ -244,7 +249,7 @@ def rnn_language_model(
             "sequence. Received: stateful=True, batch_size=None"
         )
 
-    def drop(x: Tensor, layer: str) -> Tensor:
+    def apply_dropout(x: Tensor, layer: str) -> Tensor:
         return random.Dropout(dropout, seed, dtype=dtype, name=layer)(x) if dropout else x
 
     ids = keras.Input((None,), batch_size, dtype="int32", name="ids")
@@ -260,6 +265,6 @@ def rnn_language_model(
             cell, units, seed, dtype, f"rnn{i}",
             return_sequences=True, return_state=True, stateful=stateful,
         )  # fmt: skip
-        x, *_ = layer(drop(x, f"dropout{i}"))
-    logits = _dense(vocabulary_size, units, seed, dtype)(drop(x, "dropout"))
+        x, *_ = layer(apply_dropout(x, f"dropout{i}"))
+    logits = _output_layer(vocabulary_size, units, seed, dtype)(apply_dropout(x, "dropout"))
     return keras.Model(ids, logits, name=name)

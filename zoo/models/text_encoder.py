@@ -1,7 +1,8 @@
-"""The network that reads a prompt: a transformer's encoder.
+"""Text encoder of a prompt: the encoder of a transformer.
 
-    ids      (B, L)               1 first, padding behind
-    x        (B, L, hidden_dim)   what each token is, given the others
+    ids             (B, L)               beginning of sequence (1), tokens, padding (0)
+    x               (B, L, hidden_dim)   vector of each token in its context
+    padding_mask    (B, L)               false at padding
 
 Source: Vaswani et al., 2017; Rombach et al., 2022, section 3.3.
 """
@@ -23,7 +24,7 @@ from zoo.layers.transformer_block import (
 )
 from zoo.validation import check_sizes
 
-_STDDEV = 1.0  # of the embeddings: words are to differ from the first step on
+_STDDEV = 1.0  # of the initial embeddings, so that words differ from the first step on
 
 
 def text_encoder(
@@ -36,24 +37,25 @@ def text_encoder(
     dtype: str | None = None,
     name: str = "text_encoder",
 ) -> keras.Model:
-    """Reads prompts.
+    """Transformer encoder that encodes prompts.
 
     Args:
-        vocabulary_size: how many tokens there are; 0 is padding.
-        max_length: tokens of the longest prompt.
-        num_layers: blocks.
-        num_heads: of each attention; a divisor of `hidden_dim`.
-        hidden_dim: width of a token's vector.
-        seed: of the initial weights.
-        dtype: a dtype or dtype policy; by default Keras' global one.
-        name: of the model.
+        vocabulary_size: Number of tokens in the vocabulary; id 0 is padding.
+        max_length: Number of tokens of the longest prompt.
+        num_layers: Number of transformer blocks.
+        num_heads: Number of attention heads, a divisor of `hidden_dim`.
+        hidden_dim: Width of a token's vector.
+        seed: Seed of the initial weights.
+        dtype: A dtype or dtype policy; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model from ids, (B, L) int, to [tokens (B, L, hidden_dim), padding_mask (B, L) bool,
-        true but for padding].
+        An uncompiled model from token ids, (B, L) int, to [vectors, padding_mask]. The vectors are
+        (B, L, hidden_dim); the padding mask is (B, L) bool, false at padding.
 
     Raises:
-        ValueError: for a size that is not at least 1, or heads that do not divide `hidden_dim`.
+        ValueError: If a size is not at least 1, or `num_heads` does not divide `hidden_dim`. When
+            called: if a prompt is longer than `max_length`, or an id lies outside the vocabulary.
     """
     check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
     check_block(hidden_dim, num_heads, None, "gelu", "layer_norm", 0.0, "learned")
@@ -77,6 +79,6 @@ def text_encoder(
 def text_encoder_parameter_count(
     vocabulary_size: int, max_length: int, num_layers: int, num_heads: int, hidden_dim: int
 ) -> int:
-    """Parameters, in closed form."""
+    """Returns the parameter count of a `text_encoder` with these arguments."""
     block = block_parameter_count(hidden_dim, 4 * hidden_dim, num_heads)
     return (vocabulary_size + max_length + 2) * hidden_dim + num_layers * block

@@ -1,15 +1,15 @@
-"""Images from a text: the network reads what it is to see in the noise.
+"""Text-to-image diffusion model: a U-Net conditioned on an encoded prompt.
 
     context, padding_mask = text_encoder(prompt)
     predicted = unet({image, time, context, padding_mask})
 
-Trained with and without the prompt, it says how much the prompt matters, and may be made to believe
-that it matters more (classifier-free guidance):
+A model that is trained with prompts and with empty prompts can sample with classifier-free
+guidance:
 
-    predicted = nothing + guidance_scale·(asked - nothing)
+    predicted = unconditional + guidance_scale·(conditional - unconditional)
 
-where `nothing` is what it predicts of an empty prompt, or of a negative one: what the image is not
-to be.
+The prediction `unconditional` belongs to the empty prompt or to a negative prompt, which names what
+the image should not show.
 
 Source: the document's section "Modèles de Diffusion"; Ho and Salimans, "Classifier-Free Diffusion
 Guidance", 2022; Rombach et al., 2022.
@@ -25,25 +25,27 @@ from zoo.models.unet import unet
 from zoo.registry import get, register
 
 
-def _count(
+def parameter_count(
     vocabulary_size: int,
     max_length: int,
     num_layers: int,
     num_heads: int,
     hidden_dim: int,
-    **network: Any,
+    **unet_arguments: Any,
 ) -> int:
-    text = text_encoder_parameter_count(
+    """Returns the parameter count of a `text_to_image` model with these arguments."""
+    encoder_parameters = text_encoder_parameter_count(
         vocabulary_size, max_length, num_layers, num_heads, hidden_dim
     )
-    return text + get("unet").count(**{**network, "context_dim": hidden_dim})
+    unet_arguments["context_dim"] = hidden_dim
+    return encoder_parameters + get("unet").parameter_count(**unet_arguments)
 
 
 @register(
     section="Modèles de Diffusion",
     recipe="recipes/text_to_image.py",
-    parameters="see zoo/models/unet.py",
-    count=_count,
+    parameter_formula="see zoo/models/unet.py",
+    parameter_count=parameter_count,
     loss="mean_squared_error",
     generates="images",
     examples={
@@ -69,30 +71,32 @@ def text_to_image(
     dtype: str | None = None,
     name: str = "text_to_image",
 ) -> keras.Model:
-    """Sees a noisy image and a prompt, and predicts the noise, the image, or v.
+    """Text-to-image model: predicts the noise, the image or v from a noisy image and a prompt.
 
     Args:
-        vocabulary_size: how many tokens there are in prompts; 0 is padding, 1 stands first.
-        max_length: tokens of the longest prompt.
-        num_layers: blocks of the text encoder.
-        num_heads: of each of its attentions; a divisor of `hidden_dim`.
-        hidden_dim: width of a token's vector in it.
-        input_shape: (H, W, C) of an image; H and W can be halved once for each level but the first.
-        channels: of each level of the U-Net, multiples of `num_groups`.
-        num_blocks: residual blocks of each level, on the way down and on the way up.
-        num_steps: T, the steps of the schedule.
-        num_groups: of channels that are normalised together.
-        dropout: fraction dropped within a residual block, in [0, 1).
-        seed: of the initial weights and the dropout masks; the same on every backend.
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        vocabulary_size: Number of tokens in the vocabulary of prompts; id 0 is padding, and id 1
+            begins each prompt.
+        max_length: Number of tokens of the longest prompt.
+        num_layers: Number of transformer blocks of the text encoder.
+        num_heads: Number of attention heads of the text encoder, a divisor of `hidden_dim`.
+        hidden_dim: Width of a token's vector in the text encoder.
+        input_shape: Shape of an image, (H, W, C). H and W must be divisible by 2^(levels - 1).
+        channels: Number of channels of each level of the U-Net, multiples of `num_groups`.
+        num_blocks: Number of residual blocks at each level, downwards and upwards.
+        num_steps: Number of time steps T of the noise schedule.
+        num_groups: Number of groups in group normalization.
+        dropout: Dropout rate within a residual block, in [0, 1).
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
         An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps),
         "prompt": (B, L) int} to (B, H, W, C).
 
     Raises:
-        ValueError: as `text_encoder` and `unet` do.
+        ValueError: If an argument of the text encoder or the U-Net is invalid. The text names the
+            argument.
     """
     encoder = text_encoder(
         vocabulary_size, max_length, num_layers, num_heads, hidden_dim, seed, dtype

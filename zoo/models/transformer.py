@@ -1,4 +1,4 @@
-"""The encoder-decoder transformer: reads one sequence, and writes another.
+"""Encoder-decoder transformer: predicts a target sequence from a source sequence.
 
     memory = embedding(source)·sqrt(d) + positions              (B, S, d)
     memory = block(memory), num_layers times                    self-attention, feed-forward
@@ -6,11 +6,12 @@
     x = block(x, memory), num_layers times      causal self-attention, cross-attention, feed-forward
     logits = embedding(x, reverse=True)                         (B, T, target_vocabulary_size)
 
-With d = hidden_dim, f = intermediate_dim and one table of V tokens for source, target and output:
+With d = hidden_dim, f = intermediate_dim and one table of V tokens for source, target and output,
+the parameter count is
 
     V·d + num_layers·((4·d² + 2·d·f + 9·d + f) + (8·d² + 2·d·f + 15·d + f))
 
-63,082,496 for the paper's base model with its 37,000 tokens.
+The base model of the paper, with 37,000 tokens, has 63,082,496 parameters.
 
 Source: the document's section "Architecture de Transformateur"; Vaswani et al., "Attention Is All
 You Need", 2017.
@@ -36,12 +37,9 @@ from zoo.validation import check_sizes
 
 Tensor = Any
 
-
-PADDING = 0  # the id that fills up shorter sequences, unless a model is told another
-
+PADDING = 0  # default id of padding
 
 _BPE = {"source_vocabulary_size": 37000, "target_vocabulary_size": 37000, "share_embeddings": True}
-
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "small": {"num_layers": 3, "num_heads": 4, "hidden_dim": 256, "intermediate_dim": 1024},
@@ -56,7 +54,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _count(
+def parameter_count(
     source_vocabulary_size: int,
     target_vocabulary_size: int,
     max_length: int,
@@ -74,6 +72,7 @@ def _count(
     tie_embeddings: bool,
     **_: object,
 ) -> int:
+    """Returns the parameter count of a `transformer` with these arguments."""
     encoder, decoder = (
         block_parameter_count(
             hidden_dim, intermediate_dim or 4 * hidden_dim, num_heads, num_kv_heads, activation,
@@ -91,8 +90,8 @@ def _count(
 @register(
     section="Architecture de Transformateur",
     recipe="recipes/translate.py",
-    parameters="V·d + num_layers·((4·d² + 2·d·f + 9·d + f) + (8·d² + 2·d·f + 15·d + f))",
-    count=_count,
+    parameter_formula="V·d + num_layers·((4·d² + 2·d·f + 9·d + f) + (8·d² + 2·d·f + 15·d + f))",
+    parameter_count=parameter_count,
     generates="tokens",
     examples={
         "": {
@@ -132,49 +131,51 @@ def transformer(
     dtype: str | None = None,
     name: str = "transformer",
 ) -> keras.Model:
-    """Reads a sequence, and predicts each token of another from it and the tokens before.
+    """Encoder-decoder transformer: predicts the next target token from source and earlier tokens.
 
-    `transformer(**CONFIGURATIONS["base"])` is the paper's (`from zoo.models.transformer import
-    CONFIGURATIONS`).
+    `transformer(**CONFIGURATIONS["base"])` is the base model of the paper
+    (`from zoo.models.transformer import CONFIGURATIONS`).
 
     Args:
-        source_vocabulary_size: how many tokens there are in what is read.
-        target_vocabulary_size: and in what is written.
-        max_length: the longest sequence, of either.
-        num_layers: blocks of the encoder, and as many of the decoder.
-        num_heads: of each attention; a divisor of `hidden_dim`.
-        hidden_dim: width of a token's vector.
-        intermediate_dim: width within a block's feed-forward network; by default 4·hidden_dim.
-        num_kv_heads: heads of keys and values, a divisor of `num_heads`; by default as many.
-        activation: of it: "relu", "gelu", "gelu_tanh" or "swiglu".
-        norm: "layer_norm" or "rms_norm".
-        norm_first: whether what goes into each part of a block is normalised, and what leaves the
-            last block (pre-norm), or, as in the paper, the sum after each part (post-norm).
-        positions: "sinusoidal", "learned" or "rotary".
-        rotary_base: of the rotations' wave lengths.
-        epsilon: added to the variance in a normalisation.
-        use_bias: of the dense layers, but for the output.
-        share_embeddings: whether source and target have one table.
-        tie_embeddings: whether the output's kernel is the target's table.
-        padding: the id that fills up shorter sources. A target's padding stands behind it, where
-            no token before sees it.
-        dropout: fraction dropped of the embeddings and of what each part of a block adds, in
-            [0, 1).
-        seed: of the initial weights and the dropout masks; the same on every backend.
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        source_vocabulary_size: Number of tokens in the source vocabulary.
+        target_vocabulary_size: Number of tokens in the target vocabulary.
+        max_length: Number of tokens of the longest source or target.
+        num_layers: Number of blocks of the encoder, and of the decoder.
+        num_heads: Number of query heads, a divisor of `hidden_dim`.
+        hidden_dim: Width of a token's vector.
+        intermediate_dim: Inner width of a block's feed-forward network; by default 4·hidden_dim.
+        num_kv_heads: Number of key and value heads, a divisor of `num_heads`; by default
+            `num_heads`.
+        activation: Activation of the feed-forward networks: "relu", "gelu", "gelu_tanh" or
+            "swiglu".
+        norm: Kind of the normalizations: "layer_norm" or "rms_norm".
+        norm_first: Whether the inputs of the sublayers and the outputs of the last blocks are
+            normalized (pre-norm), instead of the sum after each sublayer (post-norm, as in the
+            paper).
+        positions: Kind of the position encodings: "sinusoidal", "learned" or "rotary".
+        rotary_base: Base of the wavelengths of rotary embeddings.
+        epsilon: Constant added to the variance in a normalization.
+        use_bias: Whether the dense layers have biases; the output layer never has.
+        share_embeddings: Whether source and target share one token embedding.
+        tie_embeddings: Whether the output layer shares the weights of the target embedding.
+        padding: Token id of padding in sources. Padding of a target follows the target's tokens,
+            where the causal mask hides it.
+        dropout: Dropout rate of the embeddings and of each sublayer's output, in [0, 1).
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model from [source (B, S), target (B, T)], int, to logits, (B, T,
-        target_vocabulary_size): after each token of the target the next. An id outside the
-        vocabulary is refused: see `zoo.layers.core.Embedding`.
+        An uncompiled model from token ids [source (B, S), target (B, T)], int, to the logits of
+        the next target tokens, (B, T, target_vocabulary_size).
 
     Raises:
-        ValueError: for a size that is not at least 1, heads that do not divide what they share, an
-            unknown `activation`, `norm` or kind of `positions`, vocabularies that differ and are to
-            share a table, `padding` outside the source's, `dropout` outside [0, 1) and, when it is
-            called, for a sequence longer than `max_length` or other than as many sources as
-            targets.
+        ValueError: If a size is not at least 1, `num_heads` does not divide `hidden_dim`,
+            `num_kv_heads` does not divide `num_heads`, `activation`, `norm` or `positions` is
+            unknown, shared embeddings have vocabularies of different sizes, `padding` lies outside
+            the source vocabulary, or `dropout` lies outside [0, 1). When called: if a sequence is
+            longer than `max_length`, there are not as many sources as targets, or an id lies
+            outside the vocabulary (see `zoo.layers.core.Embedding`).
     """
     check_sizes(
         source_vocabulary_size=source_vocabulary_size,
@@ -189,60 +190,60 @@ def transformer(
     )  # fmt: skip
     if share_embeddings and source_vocabulary_size != target_vocabulary_size:
         raise ValueError(
-            "`share_embeddings` needs one vocabulary for both. Received: "
+            "`share_embeddings` needs source and target vocabularies of one size. Received: "
             f"source_vocabulary_size={source_vocabulary_size}, "
             f"target_vocabulary_size={target_vocabulary_size}"
         )
     if not 0 <= padding < source_vocabulary_size:
         raise ValueError(
-            f"`padding` must lie in [0, {source_vocabulary_size}), the source's vocabulary. "
+            f"`padding` must lie in [0, {source_vocabulary_size}), the source vocabulary. "
             f"Received: padding={padding}"
         )
 
-    def table(vocabulary_size: int, name: str) -> Embedding:
+    def token_embedding(vocabulary_size: int, name: str) -> Embedding:
         initializer = initializers.Normal(seed, name, hidden_dim**-0.5)
         return Embedding(
             vocabulary_size, hidden_dim, embeddings_initializer=initializer, dtype=dtype, name=name
         )
 
-    def embedded(embedding: Embedding, ids: Tensor, half: str) -> Tensor:
+    def embed(embedding: Embedding, ids: Tensor, stack: str) -> Tensor:
         x = embedding(ids)
-        x = keras.layers.Rescaling(hidden_dim**0.5, dtype=dtype, name=f"{half}_scale")(x)
+        x = keras.layers.Rescaling(hidden_dim**0.5, dtype=dtype, name=f"{stack}_scale")(x)
         if positions != "rotary":
-            name = f"{half}_positions"
+            name = f"{stack}_positions"
             initializer = initializers.Normal(seed, name, 0.02)
             x = Positions(positions, max_length, initializer, dtype=dtype, name=name)(x)
         if dropout:
-            x = random.Dropout(dropout, seed, dtype=dtype, name=f"{half}_dropout")(x)
+            x = random.Dropout(dropout, seed, dtype=dtype, name=f"{stack}_dropout")(x)
         return x
 
-    def block(half: str, number: int) -> TransformerBlock:
-        decodes = half == "decoder"
+    def block(stack: str, number: int) -> TransformerBlock:
+        is_decoder = stack == "decoder"
         return TransformerBlock(
             intermediate_dim, activation, num_heads, num_kv_heads,
-            causal=decodes, cross_attention=decodes,
+            causal=is_decoder, cross_attention=is_decoder,
             rotary_base=rotary_base if positions == "rotary" else None, max_length=max_length,
             norm=norm, epsilon=epsilon, norm_first=norm_first, dropout=dropout, use_bias=use_bias,
-            seed=seed, dtype=dtype, name=f"{half}_block{number}",
+            seed=seed, dtype=dtype, name=f"{stack}_block{number}",
         )  # fmt: skip
 
     source = keras.Input((None,), dtype="int32", name="source")
     target = keras.Input((None,), dtype="int32", name="target")
-    embedding = table(
+    embedding = token_embedding(
         target_vocabulary_size, "embedding" if share_embeddings else "target_embedding"
     )
     source_embedding = embedding
     if not share_embeddings:
-        source_embedding = table(source_vocabulary_size, "source_embedding")
+        source_embedding = token_embedding(source_vocabulary_size, "source_embedding")
     padding_mask = PaddingMask(padding, name="source_mask")(source)
 
-    memory = embedded(source_embedding, source, "encoder")
+    memory = embed(source_embedding, source, "encoder")
     for number in range(1, num_layers + 1):
         memory = block("encoder", number)(memory, padding_mask=padding_mask)
     if norm_first:
         memory = normalization(norm, epsilon, dtype, "encoder_norm")(memory)
 
-    x = embedded(embedding, target, "decoder")
+    x = embed(embedding, target, "decoder")
     for number in range(1, num_layers + 1):
         x = block("decoder", number)(x, memory, context_mask=padding_mask)
     if norm_first:

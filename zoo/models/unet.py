@@ -1,12 +1,13 @@
-"""The network that sees a noisy image, and says what of it is noise.
+"""U-Net: the denoising network of a diffusion model.
 
-It halves the image level by level and doubles it again; on the way up each level is given what it
-made on the way down. With levels of c_1, c_2, ... channels, one block each:
+The downward path halves the resolution from level to level, and the upward path doubles it again.
+Skip connections concatenate the outputs of the downward path to the inputs of the upward path. With
+levels of c_1, c_2, ... channels and one residual block each:
 
     image                     (B, H, W, C)
     conv_in                   (B, H, W, c_1)
     down1, down2, ...         (B, H, W, c_1), (B, H/2, W/2, c_2), ...        residual blocks
-    middle1, attention, middle2                                              of the last level
+    middle1, attention, middle2                                              at the last level
     ..., up2, up1             (B, H, W, c_1)                                 residual blocks
     norm_out, conv_out        (B, H, W, C)
 
@@ -14,15 +15,15 @@ A residual block from a to b channels has
 
     2·a + 2·b + (9·a + 1)·b + (9·b + 1)·b + (4·c_1 + 1)·2·b       and (a + 1)·b more if a is not b
 
-parameters, and a model as many as its blocks, its convolutions, and attention's: `_count`.
+parameters. `parameter_count` adds the convolutions and attention blocks.
 
-Every residual block is told the time step, by a scale and a shift for each channel. At the last
-level the pixels attend to one another and, where there is a text, to its tokens. What a text says
-as a whole also goes the time step's way.
+The time step modulates each residual block by a scale and a shift of each channel. At the last
+level, pixels have self-attention and, in a conditional model, cross-attention to the tokens of the
+context. The mean of the context's tokens is added to the time embedding.
 
 Source: the document's section "Modèles de Diffusion"; Ronneberger et al., "U-Net", 2015; Ho et al.,
 2020; Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021; Rombach et al.,
-"High-Resolution Image Synthesis with Latent Diffusion Models", 2022 (attention to a text).
+"High-Resolution Image Synthesis with Latent Diffusion Models", 2022 (cross-attention to a text).
 """
 
 from collections.abc import Sequence
@@ -30,113 +31,31 @@ from itertools import pairwise
 from typing import Any
 
 import keras
-from keras import ops
 
 from zoo import initializers, random
-from zoo.backends import backend
-from zoo.layers.attention import sinusoidal_table
 from zoo.layers.core import Conv2D, Dense, GroupNormalization
+from zoo.layers.image import Downsample, Flatten, MaskedMean, TimeEmbedding, Upsample
 from zoo.layers.transformer_block import TransformerBlock, block_parameter_count
 from zoo.registry import register
 from zoo.validation import check_dropout, check_sizes
 
 Tensor = Any
 
-_RESIDUAL_INIT_SCALE = 0.1  # of what is added to something: its weights begin that much smaller
-HEAD_DIM = 32
-
-
-@keras.saving.register_keras_serializable("zoo")
-class TimeEmbedding(keras.layers.Layer):  # type: ignore[misc]
-    """Sines and cosines of a time step: (B,) int in [0, num_steps) to (B, dim).
-
-    Raises:
-        ValueError: for a time outside, as `zoo.layers.core.Embedding` does.
-    """
-
-    def __init__(self, num_steps: int, dim: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.num_steps = num_steps
-        self.dim = dim
-        self._table = sinusoidal_table(num_steps, dim)
-
-    def call(self, time: Tensor) -> Tensor:
-        time = backend.check_token_ids(time, self.num_steps, self.name)
-        return ops.take(ops.convert_to_tensor(self._table, dtype=self.compute_dtype), time, axis=0)
-
-    def compute_output_spec(self, time: Tensor) -> Any:
-        return keras.KerasTensor((*time.shape, self.dim), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_steps": self.num_steps, "dim": self.dim}
-
-
-@keras.saving.register_keras_serializable("zoo")
-class MaskedMean(keras.layers.Layer):  # type: ignore[misc]
-    """The mean of the tokens that count: (B, L, dim), (B, L) bool to (B, dim)."""
-
-    def call(self, x: Tensor, padding_mask: Tensor) -> Tensor:
-        weights = ops.cast(padding_mask, x.dtype)[..., None]
-        return ops.sum(x * weights, axis=1) / ops.sum(weights, axis=1)
-
-    def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
-        return (input_shape[0], input_shape[-1])
-
-
-@keras.saving.register_keras_serializable("zoo")
-class Downsample(keras.layers.Layer):  # type: ignore[misc]
-    """The mean of each two by two pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
-
-    def call(self, x: Tensor) -> Tensor:
-        # A sum over both axes of two at once reads memory in small steps, which takes far longer.
-        _, height, width, channels = x.shape
-        above, below = ops.unstack(ops.reshape(x, (-1, height // 2, 2, width, channels)), 2, axis=2)
-        x = ops.reshape(above + below, (-1, height // 2, width // 2, 2, channels))
-        left, right = ops.unstack(x, 2, axis=3)
-        return 0.25 * (left + right)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        batch, height, width, channels = input_shape
-        return (batch, height // 2, width // 2, channels)
-
-
-@keras.saving.register_keras_serializable("zoo")
-class Upsample(keras.layers.Layer):  # type: ignore[misc]
-    """Each pixel two by two times: (B, H, W, C) to (B, 2·H, 2·W, C).
-
-    A convolution follows it. A transposed convolution would reach some pixels more often than their
-    neighbours, and leave a checkerboard.
-    """
-
-    def call(self, x: Tensor) -> Tensor:
-        _, height, width, channels = x.shape
-        x = ops.reshape(ops.stack([x, x], axis=3), (-1, height, 2 * width, channels))
-        return ops.reshape(ops.stack([x, x], axis=2), (-1, 2 * height, 2 * width, channels))
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        batch, height, width, channels = input_shape
-        return (batch, 2 * height, 2 * width, channels)
-
-
-@keras.saving.register_keras_serializable("zoo")
-class Flatten(keras.layers.Layer):  # type: ignore[misc]
-    """Pixels as a row of tokens: (B, H, W, C) to (B, H·W, C)."""
-
-    def call(self, x: Tensor) -> Tensor:
-        return ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        batch, height, width, channels = input_shape
-        return (batch, height * width, channels)
+_RESIDUAL_INIT_SCALE = 0.1  # scale of the initial weights of a layer that ends a residual branch
+HEAD_DIM = 32  # width of an attention head
 
 
 class UNetLayers:
-    """Makes the layers that an image goes through; each has a name, and weights of the seed's.
+    """Factory of named layers for image networks with common options.
+
+    Each method creates layers and applies them to a tensor. Initial weights depend on the seed and
+    the layer's name only.
 
     Args:
-        seed, dtype: of all layers.
-        dropout: in a residual block.
-        num_groups: of the normalisations.
+        seed: Seed of the initial weights and dropout masks.
+        dtype: A dtype or dtype policy of all layers.
+        dropout: Dropout rate within a residual block, in [0, 1).
+        num_groups: Number of groups in group normalization.
     """
 
     def __init__(self, seed: int, dtype: Any, dropout: float = 0.0, num_groups: int = 8):
@@ -145,9 +64,9 @@ class UNetLayers:
         self.dropout = dropout
         self.num_groups = num_groups
 
-    def conv(self, x: Tensor, filters: int, name: str, small: bool = False) -> Tensor:
-        """A convolution of 3×3 pixels."""
-        stddev = (_RESIDUAL_INIT_SCALE if small else 1) / (3 * 3 * x.shape[-1]) ** 0.5
+    def conv(self, x: Tensor, filters: int, name: str, init_scale: float = 1.0) -> Tensor:
+        """Applies a 3×3 convolution with initial weights scaled by `init_scale`."""
+        stddev = init_scale / (3 * 3 * x.shape[-1]) ** 0.5
         layer = Conv2D(
             filters, 3, padding="same", data_format="channels_last",
             kernel_initializer=initializers.Normal(self.seed, f"{name}/kernel", stddev),
@@ -156,29 +75,36 @@ class UNetLayers:
         return layer(x)
 
     def dense(self, x: Tensor, units: int, name: str, activation: Any = None) -> Tensor:
+        """Applies a dense layer."""
         kernel = initializers.Normal(self.seed, f"{name}/kernel")
         layer = Dense(units, activation, kernel_initializer=kernel, dtype=self.dtype, name=name)
         return layer(x)
 
     def norm(self, x: Tensor, name: str, scale_shift: Tensor | None = None) -> Tensor:
-        """With a scale and a shift for each channel, scale_shift: (B, 2·C), if they are."""
+        """Applies group normalization and SiLU, modulated by an optional scale_shift, (B, 2·C)."""
         layer = GroupNormalization(self.num_groups, "silu", dtype=self.dtype, name=name)
         return layer(x) if scale_shift is None else layer(x, scale_shift)
 
-    def halve(self, x: Tensor, name: str) -> Tensor:
+    def downsample(self, x: Tensor, name: str) -> Tensor:
+        """Halves the resolution."""
         return Downsample(dtype=self.dtype, name=name)(x)
 
-    def double(self, x: Tensor, filters: int, name: str) -> Tensor:
-        return self.conv(Upsample(dtype=self.dtype, name=f"{name}_double")(x), filters, name)
+    def upsample(self, x: Tensor, filters: int, name: str) -> Tensor:
+        """Doubles the resolution and applies a 3×3 convolution."""
+        return self.conv(Upsample(dtype=self.dtype, name=f"{name}_upsample")(x), filters, name)
 
-    def residual(self, x: Tensor, filters: int, name: str, time: Tensor | None = None) -> Tensor:
-        """Two convolutions, added to what came in. `time`: (B, dim), if they are scale_shift."""
+    def residual(
+        self, x: Tensor, filters: int, name: str, time_embedding: Tensor | None = None
+    ) -> Tensor:
+        """Applies a residual block of two convolutions, modulated by an optional time embedding."""
         h = self.conv(self.norm(x, f"{name}_norm1"), filters, f"{name}_conv1")
-        scale_shift = None if time is None else self.dense(time, 2 * filters, f"{name}_time")
+        scale_shift = None
+        if time_embedding is not None:  # (B, dim) -> (B, 2·filters)
+            scale_shift = self.dense(time_embedding, 2 * filters, f"{name}_time")
         h = self.norm(h, f"{name}_norm2", scale_shift)
         if self.dropout:
             h = random.Dropout(self.dropout, self.seed, dtype=self.dtype, name=f"{name}_dropout")(h)
-        h = self.conv(h, filters, f"{name}_conv2", small=True)
+        h = self.conv(h, filters, f"{name}_conv2", _RESIDUAL_INIT_SCALE)
         if x.shape[-1] != filters:
             x = self.dense(x, filters, f"{name}_skip")
         return keras.layers.Add(dtype=self.dtype, name=f"{name}_add")([x, h])
@@ -190,7 +116,15 @@ class UNetLayers:
         context: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """A transformer's block over the pixels, with attention to a text if there is one."""
+        """Applies a transformer block to the pixels.
+
+        Args:
+            x: Feature map, (B, H, W, C).
+            name: Name of the block.
+            context: Vectors that cross-attention reads, (B, L, context_dim); None for a block
+                without cross-attention.
+            padding_mask: Boolean mask of the context, (B, L), false at padding.
+        """
         shape, channels = x.shape[1:], x.shape[-1]
         x = Flatten(dtype=self.dtype, name=f"{name}_flatten")(x)
         if context is not None:
@@ -204,7 +138,13 @@ class UNetLayers:
 
 
 def residual_parameter_count(inputs: int, filters: int, time_dim: int = 0) -> int:
-    """Parameters of a residual block, in closed form."""
+    """Returns the parameter count of a residual block in closed form.
+
+    Args:
+        inputs: Number of input channels.
+        filters: Number of output channels.
+        time_dim: Width of the time embedding; 0 for a block without time embedding.
+    """
     norms = 2 * inputs + 2 * filters
     convs = (9 * inputs + 1) * filters + (9 * filters + 1) * filters
     scale_shift = (time_dim + 1) * 2 * filters if time_dim else 0
@@ -219,6 +159,7 @@ def parameter_count(
     context_dim: int | None,
     **_: object,
 ) -> int:
+    """Returns the parameter count of a `unet` with these arguments."""
     time_dim = 4 * channels[0]
     last = channels[-1]
 
@@ -227,30 +168,30 @@ def parameter_count(
 
     def attention() -> int:
         heads = max(last // HEAD_DIM, 1)
-        found = block_parameter_count(
-            last, 2 * last, heads, cross_attention=context_dim is not None
-        )
-        return found + ((context_dim + 1) * last if context_dim is not None else 0)
+        if context_dim is None:
+            return block_parameter_count(last, 2 * last, heads)
+        projection = (context_dim + 1) * last
+        return projection + block_parameter_count(last, 2 * last, heads, cross_attention=True)
 
     total = (channels[0] + 1) * time_dim + (time_dim + 1) * time_dim
     if context_dim is not None:
         total += (context_dim + 1) * time_dim
     total += (9 * input_shape[-1] + 1) * channels[0]  # conv_in
-    for before, after in zip((channels[0], *channels), channels):
-        total += block(before, after) + (num_blocks - 1) * block(after, after)
-        total += num_blocks * block(2 * after, after)  # on the way up
+    for inputs, filters in zip((channels[0], *channels), channels):
+        total += block(inputs, filters) + (num_blocks - 1) * block(filters, filters)
+        total += num_blocks * block(2 * filters, filters)  # upward path
     total += 2 * num_blocks * attention()
     total += 2 * block(last, last) + attention()  # middle
-    for lower, upper in pairwise(channels):  # on the way up, after each doubling
-        total += (9 * upper + 1) * lower
+    for filters, inputs in pairwise(channels):  # convolution after each upsampling
+        total += (9 * inputs + 1) * filters
     return total + 2 * channels[0] + (9 * channels[0] + 1) * input_shape[-1]
 
 
 @register(
     section="Modèles de Diffusion",
     recipe="recipes/diffusion.py",
-    parameters="see zoo/models/unet.py",
-    count=parameter_count,
+    parameter_formula="see zoo/models/unet.py",
+    parameter_count=parameter_count,
     loss="mean_squared_error",
     generates="images",
     examples={
@@ -270,28 +211,31 @@ def unet(
     dtype: str | None = None,
     name: str = "unet",
 ) -> keras.Model:
-    """Sees a noisy image, and predicts the noise, the image, or v, as it is trained to.
+    """U-Net: predicts the noise, the image or v from a noisy image and its time step.
 
     Args:
-        input_shape: (H, W, C) of an image; H and W can be halved once for each level but the first.
-        channels: of each level, multiples of `num_groups`.
-        num_blocks: residual blocks of each level, on the way down and on the way up.
-        num_steps: T, the steps of the schedule.
-        context_dim: width of a text's tokens, if it attends to one.
-        num_groups: of channels that are normalised together.
-        dropout: fraction dropped within a residual block, in [0, 1).
-        seed: of the initial weights and the dropout masks; the same on every backend.
-        dtype: a dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
-        name: of the model.
+        input_shape: Shape of an image, (H, W, C). H and W must be divisible by 2^(levels - 1).
+        channels: Number of channels of each level, multiples of `num_groups`. The last one must be
+            at most 32, or a multiple of 32, the width of an attention head.
+        num_blocks: Number of residual blocks at each level, downwards and upwards.
+        num_steps: Number of time steps T of the noise schedule.
+        context_dim: Width of the context's tokens; None for a model without cross-attention.
+        num_groups: Number of groups in group normalization.
+        dropout: Dropout rate within a residual block, in [0, 1).
+        seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
+        dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
+        name: Name of the model.
 
     Returns:
-        An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps)} to (B,
-        H, W, C). With a `context_dim` it also takes "context", (B, L, context_dim), and
-        "context_mask", (B, L) bool, true where there is a token; one at least of each row.
+        An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps)} to
+        predictions, (B, H, W, C). With a `context_dim`, the model has two more inputs: "context",
+        (B, L, context_dim), and "context_mask", (B, L) bool, false at padding. Each row of the mask
+        must contain at least one token.
 
     Raises:
-        ValueError: for a size that is not at least 1, an image that cannot be halved, channels that
-            are no multiples of `num_groups` or, in attention, of 32, or `dropout` outside [0, 1).
+        ValueError: If a size is not at least 1, `input_shape` is not divisible as required,
+            `channels` are no multiples of `num_groups` or, in attention, of 32, or `dropout` lies
+            outside [0, 1).
     """
     check_network(input_shape, channels, num_groups, num_blocks=num_blocks, num_steps=num_steps)
     check_dropout(dropout)
@@ -299,64 +243,76 @@ def unet(
     last = channels[-1]
     if last > HEAD_DIM and last % HEAD_DIM:
         raise ValueError(
-            f"The last of `channels` must be a multiple of {HEAD_DIM}, a head's width in "
-            f"attention, or less. Received: channels={tuple(channels)}"
+            f"The last of `channels` must be a multiple of {HEAD_DIM}, the width of an attention "
+            f"head, or less. Received: channels={tuple(channels)}"
         )
-    blocks = UNetLayers(seed, dtype, dropout, num_groups)
+    layers = UNetLayers(seed, dtype, dropout, num_groups)
     image = keras.Input(input_shape, name="image")
     time = keras.Input((), dtype="int32", name="time")
     inputs = {"image": image, "time": time}
-    text: tuple[Tensor, ...] = ()
+    context: tuple[Tensor, ...] = ()
     if context_dim is not None:
         inputs["context"] = keras.Input((None, context_dim), name="context")
         inputs["context_mask"] = keras.Input((None,), dtype="bool", name="context_mask")
-        text = inputs["context"], inputs["context_mask"]
+        context = inputs["context"], inputs["context_mask"]
 
     time_embedding = TimeEmbedding(num_steps, channels[0], dtype=dtype, name="time_embedding")(time)
-    time_embedding = blocks.dense(time_embedding, 4 * channels[0], "time1", "silu")
-    time_embedding = blocks.dense(time_embedding, 4 * channels[0], "time2")
-    if text:
-        whole = MaskedMean(dtype=dtype, name="context_mean")(*text)
-        whole = blocks.dense(whole, 4 * channels[0], "context_whole")
+    time_embedding = layers.dense(time_embedding, 4 * channels[0], "time1", "silu")
+    time_embedding = layers.dense(time_embedding, 4 * channels[0], "time2")
+    if context:
+        context_mean = MaskedMean(dtype=dtype, name="context_mean")(*context)
+        context_mean = layers.dense(context_mean, 4 * channels[0], "context_whole")
         time_embedding = keras.layers.Add(dtype=dtype, name="time_and_context")(
-            [time_embedding, whole]
+            [time_embedding, context_mean]
         )
     time_embedding = keras.layers.Activation("silu", dtype=dtype, name="time_activation")(
         time_embedding
     )
 
     def attend(x: Tensor, level: int, name: str) -> Tensor:
-        return blocks.attention(x, name, *text) if level == len(channels) else x
+        return layers.attention(x, name, *context) if level == len(channels) else x
 
-    x = blocks.conv(image, channels[0], "conv_in")
-    kept = []
+    x = layers.conv(image, channels[0], "conv_in")
+    skips = []
     for level, filters in enumerate(channels, 1):
         if level > 1:
-            x = blocks.halve(x, f"down{level}_halve")
+            x = layers.downsample(x, f"down{level}_downsample")
         for number in range(1, num_blocks + 1):
-            x = blocks.residual(x, filters, f"down{level}_{number}", time_embedding)
+            x = layers.residual(x, filters, f"down{level}_{number}", time_embedding)
             x = attend(x, level, f"down{level}_{number}_attention")
-            kept.append(x)
-    x = blocks.residual(x, last, "middle1", time_embedding)
-    x = blocks.attention(x, "middle_attention", *text)
-    x = blocks.residual(x, last, "middle2", time_embedding)
+            skips.append(x)
+    x = layers.residual(x, last, "middle1", time_embedding)
+    x = layers.attention(x, "middle_attention", *context)
+    x = layers.residual(x, last, "middle2", time_embedding)
     for level, filters in reversed(list(enumerate(channels, 1))):
         if level < len(channels):
-            x = blocks.double(x, filters, f"up{level}_conv")
+            x = layers.upsample(x, filters, f"up{level}_conv")
         for number in range(1, num_blocks + 1):
-            join = keras.layers.Concatenate(dtype=dtype, name=f"up{level}_{number}_join")
-            x = blocks.residual(
-                join([x, kept.pop()]), filters, f"up{level}_{number}", time_embedding
-            )
+            concatenate = keras.layers.Concatenate(dtype=dtype, name=f"up{level}_{number}_join")
+            x = concatenate([x, skips.pop()])
+            x = layers.residual(x, filters, f"up{level}_{number}", time_embedding)
             x = attend(x, level, f"up{level}_{number}_attention")
-    x = blocks.norm(x, "norm_out")
-    return keras.Model(inputs, blocks.conv(x, input_shape[-1], "conv_out", small=True), name=name)
+    x = layers.norm(x, "norm_out")
+    return keras.Model(
+        inputs, layers.conv(x, input_shape[-1], "conv_out", _RESIDUAL_INIT_SCALE), name=name
+    )
 
 
 def check_network(
     input_shape: Sequence[int], channels: Sequence[int], num_groups: int, **sizes: int
 ) -> None:
-    """Raises ValueError for an image that cannot be halved, or channels that make no groups."""
+    """Checks the arguments of a network with several resolutions.
+
+    Args:
+        input_shape: Shape of an image, (H, W, C).
+        channels: Number of channels of each level.
+        num_groups: Number of groups in group normalization.
+        **sizes: Further sizes, each a whole number of at least 1.
+
+    Raises:
+        ValueError: If H or W is not divisible by 2^(levels - 1), a number of channels is not
+            divisible by `num_groups`, or a size is not at least 1.
+    """
     check_sizes(num_groups=num_groups, **sizes)
     if len(input_shape) != 3:
         raise ValueError(
@@ -364,19 +320,18 @@ def check_network(
             f"Received: input_shape={tuple(input_shape)}"
         )
     if not channels:
-        raise ValueError("`channels` must name one level at least. Received: channels=()")
-    for name, sizes_of in (("input_shape", input_shape), ("channels", channels)):
-        for size in sizes_of:
+        raise ValueError("`channels` must have at least one level. Received: channels=()")
+    for name, values in (("input_shape", input_shape), ("channels", channels)):
+        for size in values:
             check_sizes(**{name: size})
     factor = 2 ** (len(channels) - 1)
     if input_shape[0] % factor or input_shape[1] % factor:
         raise ValueError(
-            f"`input_shape` must have a height and a width divisible by {factor}, which "
-            f"{len(channels)} levels of `channels` halve {len(channels) - 1} times. Received: "
+            f"`input_shape` must have a height and a width divisible by {factor}, since "
+            f"{len(channels)} levels of `channels` halve them {len(channels) - 1} times. Received: "
             f"input_shape={tuple(input_shape)}, channels={tuple(channels)}"
         )
-    wrong = [count for count in channels if count % num_groups]
-    if wrong:
+    if any(filters % num_groups for filters in channels):
         raise ValueError(
             f"`channels` must be multiples of `num_groups`={num_groups}. Received: "
             f"channels={tuple(channels)}"

@@ -105,7 +105,7 @@ class Case:
             "name": name,
             "loss": entry.loss,
             "sample": SAMPLES.get(entry.generates or ""),
-            "parameters": entry.count(**arguments),
+            "parameters": entry.parameter_count(**arguments),
             "portable": True,
         }
         return Case(partial(entry.build, **arguments), **{**defaults, **options})
