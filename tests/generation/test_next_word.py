@@ -18,42 +18,42 @@ def model() -> keras.Model:
 
 
 def log_probabilities(model: keras.Model, ids: list[int]) -> np.ndarray:
-    """After the last token, from the sequence as a whole: (V,)."""
+    """Log-probabilities after the last token, (V,), without incremental decoding."""
     logits = keras.ops.convert_to_numpy(model(np.array([ids], np.int32)))[0, -1]
     return log_softmax(logits.astype(np.float64))
 
 
-def test_the_next_token_in_any_order_of_asking(model: keras.Model) -> None:
+def test_next_token_matches_full_sequence_in_any_order(model: keras.Model) -> None:
     predict = next_word.next_token(model)
     ids = tuple(int(i) for i in IDS)
-    for asked in (ids[:3], ids, ids[:2], (5, 4), ids[:3]):
-        expected = log_probabilities(model, list(asked))
-        np.testing.assert_allclose(predict([asked])[0], expected, atol=1e-5)
-    both = predict([ids[:4], (7,)] * 20)  # more than are read side by side
-    np.testing.assert_array_equal(both[:2], both[-2:])
-    np.testing.assert_allclose(both[1], log_probabilities(model, [7]), atol=1e-5)
+    for sequence in (ids[:3], ids, ids[:2], (5, 4), ids[:3]):
+        expected = log_probabilities(model, list(sequence))
+        np.testing.assert_allclose(predict([sequence])[0], expected, atol=1e-5)
+    batch = predict([ids[:4], (7,)] * 20)  # more than fit into one call of the model
+    np.testing.assert_array_equal(batch[:2], batch[-2:])
+    np.testing.assert_allclose(batch[1], log_probabilities(model, [7]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("ids", "problem"),
-    [((), "Give a token at least"), ((3, 12), "id 12 at index 1, vocabulary_size=12")],
+    [((), "Give at least one token"), ((3, 12), "id 12 at index 1, vocabulary_size=12")],
 )
-def test_tokens_that_cannot_be_read(model: keras.Model, ids: tuple, problem: str) -> None:
+def test_next_token_rejects_invalid_ids(model: keras.Model, ids: tuple, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         next_word.next_token(model)([ids])
 
 
 # ------------------------------------------------------------------ next words
 
-VOCABULARY = Tokenizer.train(["be bee, bear' be.\nBe 'tis; a beard- 'Bea\n\n3 beds "] * 4, 32)
+TOKENIZER = Tokenizer.train(["be bee, bear' be.\nBe 'tis; a beard- 'Bea\n\n3 beds "] * 4, 32)
 
 
-def chain(seed: int):  # type: ignore[no-untyped-def]
-    """Predicts by the last token alone, so that all ways to a word can be added up."""
-    scores = np.random.default_rng(seed).normal(scale=2, size=[len(VOCABULARY)] * 2)
-    first, last = ([in_word(token[i]) for token in VOCABULARY.tokens] for i in (0, -1))
-    scores += 3 * np.not_equal.outer(last, first)  # words end soon, and soon another begins
-    scores[:, VOCABULARY.BOS] -= 8
+def markov_chain(seed: int):  # type: ignore[no-untyped-def]
+    """Predictor from the last token alone, so that all paths to a word can be enumerated."""
+    scores = np.random.default_rng(seed).normal(scale=2, size=[len(TOKENIZER)] * 2)
+    first, last = ([in_word(token[i]) for token in TOKENIZER.tokens] for i in (0, -1))
+    scores += 3 * np.not_equal.outer(last, first)  # short words and short gaps between them
+    scores[:, TOKENIZER.BOS] -= 8
     table = log_softmax(scores, axis=-1)
     return lambda sequences: table[[ids[-1] for ids in sequences]]
 
@@ -62,67 +62,71 @@ def in_word(character: str) -> bool:
     return character.isalnum() or character == "'"
 
 
-def all_ways(predict, prompt: str) -> Counter:  # type: ignore[no-untyped-def]
-    """The probability of each word, over all token sequences, step by step."""
-    found: Counter = Counter()
-    states = {(int(VOCABULARY.encode(prompt)[-1]), ""): 1.0}
+def enumerate_words(predict, prompt: str) -> Counter:  # type: ignore[no-untyped-def]
+    """Probability of each word, summed over all token sequences."""
+    words: Counter = Counter()
+    states = {(int(TOKENIZER.encode(prompt)[-1]), ""): 1.0}
     first = True
     while states:
-        after: Counter = Counter()
-        for (last, begun), mass in states.items():
+        next_states: Counter = Counter()
+        for (last, prefix), mass in states.items():
             probabilities = np.exp(predict([(last,)])[0])
-            probabilities[VOCABULARY.BOS] = 0
+            probabilities[TOKENIZER.BOS] = 0
             if first and in_word(prompt[-1]):
-                probabilities[[in_word(token[0]) for token in VOCABULARY.tokens]] = 0
+                probabilities[[in_word(token[0]) for token in TOKENIZER.tokens]] = 0
                 probabilities /= probabilities.sum()
             for token, probability in enumerate(probabilities * mass):
-                word = begun
-                for character in VOCABULARY.tokens[token]:
+                word = prefix
+                for character in TOKENIZER.tokens[token]:
                     if in_word(character):
                         word += character
                     elif word.strip("'"):
-                        found[word] += probability
+                        words[word] += probability
                         break
                     else:
                         word = ""
                 else:
-                    after[token, word] += probability
+                    next_states[token, word] += probability
         first = False
-        states = {state: mass for state, mass in after.items() if mass > 1e-6}
-    return found
+        states = {state: mass for state, mass in next_states.items() if mass > 1e-6}
+    return words
 
 
 @pytest.mark.parametrize(("seed", "prompt"), list(enumerate(["be", "a be,", "bear'", "be.\n"])))
-def test_the_likeliest_words_over_all_ways(seed: int, prompt: str) -> None:
-    predict = chain(seed)
-    expected = all_ways(predict, prompt)
-    assert sum(expected.values()) > 0.98  # the rest are ways less likely than 1e-6
-    asked = []
+def test_next_words_match_enumeration(seed: int, prompt: str) -> None:
+    predict = markov_chain(seed)
+    expected = enumerate_words(predict, prompt)
+    assert sum(expected.values()) > 0.98  # the rest are sequences less likely than 1e-6
+    expanded = []
 
-    def counted(sequences: list) -> np.ndarray:
-        asked.extend(sequences)
+    def recording_predict(sequences: list) -> np.ndarray:
+        expanded.extend(sequences)
         return predict(sequences)
 
-    found = next_word.next_words(counted, VOCABULARY, f"{prompt} ", tolerance=2e-3, most=4000)
-    assert len(asked) < 4000
-    assert len(dict(found)) == 5
-    for (word, probability), (_, best) in zip(found, expected.most_common(5)):
+    words = next_word.next_words(
+        recording_predict, TOKENIZER, f"{prompt} ", tolerance=2e-3, max_expansions=4000
+    )
+    assert len(expanded) < 4000
+    assert len(dict(words)) == 5
+    for (word, probability), (_, best) in zip(words, expected.most_common(5)):
         assert expected[word] - 2e-3 <= probability <= expected[word] + 1e-4
         assert expected[word] >= best - 2e-3
 
 
-def test_a_model_that_has_not_learnt_is_asked_no_more_than_so_often() -> None:
-    asked = []
+def test_next_words_stops_at_max_expansions() -> None:
+    """An untrained model predicts nearly uniform probabilities, so no word is likely."""
+    expanded = []
 
     def predict(sequences: list) -> np.ndarray:
-        asked.extend(sequences)
-        return np.full((len(sequences), len(VOCABULARY)), -np.log(len(VOCABULARY)))
+        expanded.extend(sequences)
+        return np.full((len(sequences), len(TOKENIZER)), -np.log(len(TOKENIZER)))
 
-    assert len(next_word.next_words(predict, VOCABULARY, "be", count=3, most=50)) == 3
-    assert 50 <= len(asked) < 50 + 32
+    words = next_word.next_words(predict, TOKENIZER, "be", num_words=3, max_expansions=50)
+    assert len(words) == 3
+    assert 50 <= len(expanded) < 50 + 32
 
 
 @pytest.mark.parametrize(("prompt", "problem"), [("  ", "`prompt` must not"), ("bé", "'é' at")])
-def test_prompts_that_cannot_be(prompt: str, problem: str) -> None:
+def test_next_words_rejects_invalid_prompts(prompt: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        next_word.next_words(chain(0), VOCABULARY, prompt)
+        next_word.next_words(markov_chain(0), TOKENIZER, prompt)

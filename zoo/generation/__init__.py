@@ -1,1 +1,1 @@
-"""Generation: decoding, sampling, beam search, completion, translation."""
+"""Text generation: incremental decoding, sampling, beam search, completion and translation."""

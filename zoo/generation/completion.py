@@ -11,29 +11,30 @@ from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation import decoding, sampling
 from zoo.generation.next_word import next_token, next_words
 
-_TOP_K = 40  # tokens that a text is drawn from
+_TOP_K = 40  # tokens that a text is sampled from
 
 
 class TextGenerator:
-    """Writes on from a prompt, or translates it.
+    """Text generator that continues a prompt, or translates it with an encoder-decoder.
 
-    Made before a long training, it refuses at once what it would refuse at the end.
+    A recipe creates the generator before its training, so that invalid arguments are rejected at
+    once and not after hours.
 
     Args:
-        vocabulary: the model's.
-        prompt: what stands before, or is to be translated.
-        seed: of the text.
-        temperature: of the text, as in `zoo.generation.sampling.stream`; by default 0.8, and 0 of a
-            translation.
+        tokenizer: Tokenizer of the model.
+        prompt: Text to continue or to translate.
+        seed: Seed of the sampled text.
+        temperature: Sampling temperature, 0 or more; 0 is greedy decoding. By default 0.8, and 0
+            for a translation.
 
     Raises:
-        ValueError: for an empty prompt, one that `vocabulary` cannot encode, or `temperature` below
-            0.
+        ValueError: If the prompt is empty or has a character that `tokenizer` cannot encode, or
+            `temperature` is below 0.
     """
 
     def __init__(
         self,
-        vocabulary: Tokenizer,
+        tokenizer: Tokenizer,
         prompt: str,
         seed: int = 0,
         temperature: float | None = None,
@@ -42,56 +43,73 @@ class TextGenerator:
             raise ValueError(
                 f"`temperature` must be 0 or more. Received: temperature={temperature}"
             )
-        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
         self.prompt = prompt.rstrip(" ")
-        self.ids = vocabulary.encode(self.prompt, "prompt")
+        self.ids = tokenizer.encode(self.prompt, "prompt")
         self.seed = seed
         self.temperature = temperature
 
-    def write(self, model: keras.Model, console: Console, count: int = 300) -> None:
-        """Prints the prompt and so many tokens after it, or its translation, as they come."""
+    def print_text(self, model: keras.Model, console: Console, max_new_tokens: int = 300) -> None:
+        """Prints the prompt and its continuation, or its translation, token by token.
+
+        Args:
+            model: Trained language model or encoder-decoder.
+            console: Console to print on.
+            max_new_tokens: Maximum number of generated tokens.
+        """
 
         def show(text: str) -> None:
             console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
         options: dict[str, Any] = {"seed": self.seed, "top_k": _TOP_K}
         if decoding.is_encoder_decoder(model):
-            begin = Tokenizer.BOS
-            prompts: list[Any] = [[begin]]
-            options |= {"sources": [self.ids], "stop_tokens": [begin]}
+            bos = Tokenizer.BOS
+            prompts: list[Any] = [[bos]]
+            options |= {"sources": [self.ids], "stop_tokens": [bos]}
             temperature = 0.0
         else:
             show(self.prompt)
             prompts, temperature = [self.ids], 0.8
         if self.temperature is not None:
             temperature = self.temperature
-        written: list[int] = []
-        shown = ""
-        for (token,) in sampling.stream(model, prompts, count, temperature=temperature, **options):
-            written.append(token)
-            text = self.vocabulary.decode(np.array(written))
+        generated: list[int] = []
+        printed = ""
+        for (token,) in sampling.stream(
+            model, prompts, max_new_tokens, temperature=temperature, **options
+        ):
+            generated.append(token)
+            text = self.tokenizer.decode(np.array(generated))
             if not text.endswith("\ufffd"):  # a character may be several tokens
-                show(text[len(shown) :])
-                shown = text
+                show(text[len(printed) :])
+                printed = text
         show("\n")
 
 
 class NextWordDemo(TextGenerator):
-    """What a recurrent model says after a prompt: the five likeliest words, and then a text."""
+    """Text generator for recurrent models that also prints the five most likely next words."""
 
-    def write(self, model: keras.Model, console: Console, count: int = 120) -> None:
-        """Asks an `rnn_language_model`, and prints what it says."""
-        words = next_words(next_token(model), self.vocabulary, self.prompt)
+    def print_text(self, model: keras.Model, console: Console, max_new_tokens: int = 120) -> None:
+        """Prints the most likely words after the prompt, and then the continued prompt.
+
+        Args:
+            model: Trained `rnn_language_model`.
+            console: Console to print on.
+            max_new_tokens: Maximum number of generated tokens.
+        """
+        words = next_words(next_token(model), self.tokenizer, self.prompt)
         likeliest = ", ".join(f"{word} {probability:.1%}" for word, probability in words)
         console.print(f"After {self.prompt!r}: {likeliest}\n", markup=False, highlight=False)
-        super().write(model, console, count)
+        super().print_text(model, console, max_new_tokens)
 
 
 def load_run(folder: Path) -> tuple[keras.Model, Tokenizer]:
-    """The model and the vocabulary of a finished run of a language model.
+    """Loads the model and the tokenizer of a finished run of a language model.
+
+    Args:
+        folder: Run directory.
 
     Raises:
-        ValueError: if the directory holds no such run; the text names the file that is missing.
+        ValueError: If the directory holds no such run; the text names the missing file.
     """
     folder = Path(folder)
     for name in ("metrics.json", "model.json", "model.weights.h5", "vocabulary.json"):

@@ -1,6 +1,6 @@
-"""The next word: what a recurrent language model thinks likely after a prompt, word by word.
+"""Next-word probabilities of a recurrent language model, summed over tokenizations.
 
-A word may be several tokens, and a token may end one word and begin another.
+A word may be several tokens, and a token may end one word and begin the next.
 """
 
 import heapq
@@ -23,59 +23,70 @@ Tensor = Any
 Ids = tuple[int, ...]
 Predict = Callable[[Sequence[Ids]], np.ndarray]
 
-_ROWS = 32  # sequences that the model is asked of at once
+_BATCH_SIZE = 32  # sequences of one call of the model
 
-_WORD = re.compile(r"(?:[^\W_]|')*[^\W_](?:[^\W_]|')*")  # letters and digits, and apostrophes
+_WORD = re.compile(r"(?:[^\W_]|')*[^\W_](?:[^\W_]|')*")  # letters, digits and apostrophes
 _WORD_END = re.compile(r"(?:[^\W_]|')*\Z")
-_WORD_HEAD = re.compile(r"(?:[^\W_]|')*")
+_WORD_START = re.compile(r"(?:[^\W_]|')*")
 
 
 def next_token(model: keras.Model) -> Predict:
-    """Compiles a function from sequences of token ids to log-probabilities of the token after each.
+    """Compiles a function from token sequences to log-probabilities of the next token.
 
-    It keeps the state after each sequence it has read, so that one token more is one step.
+    The function caches the states after each sequence, so that a sequence extended by one token
+    takes one step.
 
     Args:
-        model: an `rnn_language_model`.
+        model: An `rnn_language_model`.
 
     Returns:
-        A function of N tuples of ids to (N, V) float64. It raises ValueError if one is empty or
+        A function of N tuples of ids to (N, V) float64. It raises ValueError if a tuple is empty or
         holds an id outside the vocabulary.
     """
-    stepper = decoding.with_explicit_states(model)
+    stateful_model = decoding.with_explicit_states(model)
 
     def step(*arrays: Tensor) -> Any:
-        return stepper([ops.convert_to_tensor(array) for array in arrays], training=False)
+        return stateful_model([ops.convert_to_tensor(array) for array in arrays], training=False)
 
-    forward = backend.inference_function(stepper, step)
-    zeros = decoding.initial_states(stepper, _ROWS)
-    known: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
+    compiled_step = backend.inference_function(stateful_model, step)
+    zeros = decoding.initial_states(stateful_model, _BATCH_SIZE)
+    cache: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
 
-    def read(sequences: Sequence[Ids]) -> np.ndarray:
-        """One step for sequences whose beginnings are known, in rows that are always as many."""
-        last = np.zeros((_ROWS, 1), np.int32)
+    def extend(sequences: Sequence[Ids]) -> np.ndarray:
+        """Processes the last token of sequences whose prefixes are cached.
+
+        The batch always has `_BATCH_SIZE` rows, so that one shape is compiled.
+        """
+        last_tokens = np.zeros((_BATCH_SIZE, 1), np.int32)
         states = [state.copy() for state in zeros]
         for row, ids in enumerate(sequences):
-            last[row] = ids[-1]
-            for state, kept in zip(states, known[ids[:-1]]):
-                state[row] = kept
-        logits, *after = (
-            ops.convert_to_numpy(ops.cast(x, "float32")) for x in forward(last, *states)
+            last_tokens[row] = ids[-1]
+            for state, cached in zip(states, cache[ids[:-1]]):
+                state[row] = cached
+        logits, *new_states = (
+            ops.convert_to_numpy(ops.cast(x, "float32"))
+            for x in compiled_step(last_tokens, *states)
         )
         for row, ids in enumerate(sequences):
-            known[ids] = [state[row] for state in after]
+            cache[ids] = [state[row] for state in new_states]
         return np.asarray(log_softmax(logits[: len(sequences), -1].astype(np.float64), axis=-1))
 
     def predict(sequences: Sequence[Ids]) -> np.ndarray:
         for ids in sequences:
             if not ids:
-                raise ValueError("`ids` must not be empty. Received: (). Give a token at least")
+                raise ValueError(
+                    "`ids` must not be empty. Received: (). Give at least one token, such as "
+                    "`Tokenizer.BOS`"
+                )
             check_ids(np.array(ids), int(model.output.shape[-1]))
             for length in range(1, len(ids)):
-                if ids[:length] not in known:
-                    read([ids[:length]])
+                if ids[:length] not in cache:
+                    extend([ids[:length]])
         return np.concatenate(
-            [read(sequences[first : first + _ROWS]) for first in range(0, len(sequences), _ROWS)]
+            [
+                extend(sequences[first : first + _BATCH_SIZE])
+                for first in range(0, len(sequences), _BATCH_SIZE)
+            ]
         )
 
     return predict
@@ -83,108 +94,119 @@ def next_token(model: keras.Model) -> Predict:
 
 def next_words(
     predict: Predict,
-    vocabulary: Tokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
-    count: int = 5,
+    num_words: int = 5,
     tolerance: float = 5e-3,
-    most: int = 1000,
+    max_expansions: int = 1000,
 ) -> list[tuple[str, float]]:
-    """The likeliest next words, whatever tokens they are made of.
+    """Finds the most likely next words, regardless of their tokenization.
 
-    A word is letters, digits and apostrophes; it ends where a token begins with something else.
-    The prompt's last word is taken to be whole. What stands before the next word (a space, a comma,
-    a new line) does not matter: its probability is the sum over all the ways to it.
+    A word consists of letters, digits and apostrophes; it ends where a token continues with another
+    character. The last word of the prompt is taken as complete. Characters between the prompt and
+    the next word (a space, a comma, a line end) are marginalized: the probability of a word is the
+    sum over all token sequences that lead to the word.
 
-    The search is best first: the likeliest beginnings of words are taken up, the model is asked for
-    the token after each, and each token ends the word or makes a longer beginning. It is over when
-    the beginnings left could add no more than `tolerance` to any word, found or not.
+    The algorithm is a best-first search over prefixes of words. Each step expands the most likely
+    prefixes by every possible next token, which completes a word or makes a longer prefix. The
+    search ends when the unexpanded prefixes could add no more than `tolerance` to any word.
 
     Args:
-        predict: from sequences of ids to log-probabilities of the next token, as of `next_token`.
-        vocabulary: of the tokens.
-        prompt: the text before.
-        count: how many words, at least 1.
-        tolerance: what a word's probability may lack.
-        most: the beginnings taken up at most, or a few more. A model that has not learnt anything
-            has no likeliest words to be found.
+        predict: Function from token sequences to log-probabilities of the next token, as returned
+            by `next_token`.
+        tokenizer: Tokenizer of the model.
+        prompt: Text before the next word.
+        num_words: Number of words to return, at least 1.
+        tolerance: Maximum probability that may be missing from each word.
+        max_expansions: Number of expanded prefixes after which the search ends; the last batch may
+            exceed the limit. An untrained model has no likely words, so its search ends only here.
 
     Returns:
-        (word, probability), the likeliest first.
+        (word, probability) pairs in descending order of probability.
 
     Raises:
-        ValueError: for an empty prompt, or one that `vocabulary` cannot encode.
+        ValueError: If the prompt is empty or has a character that `tokenizer` cannot encode.
     """
     prompt = prompt.rstrip(" ")  # the space belongs to the token of the next word
-    start = tuple(vocabulary.encode(prompt, "prompt").tolist())
-    tokens = vocabulary.tokens
-    ends_word = np.array([not _head(token) for token in tokens])  # (V,)
-    first_words = [_read(token)[0] for token in tokens]
+    start = tuple(tokenizer.encode(prompt, "prompt").tolist())
+    tokens = tokenizer.tokens
+    ends_word = np.array([not _word_start(token) for token in tokens])  # (V,)
+    first_words = [_first_word(token)[0] for token in tokens]
 
     words: dict[str, float] = defaultdict(float)
-    left: dict[str, float] = defaultdict(float, {"": 1.0})  # not taken up yet, by the word so far
-    rare = np.zeros(len(tokens))  # nor ever, by the token that a word would begin with
+    remaining: dict[str, float] = defaultdict(float, {"": 1.0})  # unexpanded, by prefix
+    pruned = np.zeros(len(tokens))  # never expanded, by the first token of a word
     order = itertools.count()
     queue = [(-1.0, next(order), start, "")]
-    asked = 0
-    while queue and asked < most and _most_to_come(left, rare, first_words) > tolerance:
-        taken = [heapq.heappop(queue) for _ in range(min(_ROWS, len(queue)))]
-        asked += len(taken)
-        answers = np.exp(predict([ids for _, _, ids, _ in taken]))
-        for (negative, _, ids, begun), probabilities in zip(taken, answers):
-            left[begun] += negative
-            probabilities[vocabulary.BOS] = 0  # another work: there is no next word
-            if ids == start and _head(prompt[-1]):
+    expansions = 0
+    while (
+        queue
+        and expansions < max_expansions
+        and _largest_gain(remaining, pruned, first_words) > tolerance
+    ):
+        batch = [heapq.heappop(queue) for _ in range(min(_BATCH_SIZE, len(queue)))]
+        expansions += len(batch)
+        batch_probabilities = np.exp(predict([ids for _, _, ids, _ in batch]))
+        for (negative, _, ids, prefix), probabilities in zip(batch, batch_probabilities):
+            remaining[prefix] += negative
+            probabilities[tokenizer.BOS] = 0  # the text ends: there is no next word
+            if ids == start and _word_start(prompt[-1]):
                 probabilities[~ends_word] = 0
                 probabilities /= probabilities.sum()
             probabilities *= -negative
-            if _WORD.fullmatch(begun):
-                words[begun] += float(probabilities[ends_word].sum())
+            if _WORD.fullmatch(prefix):
+                words[prefix] += float(probabilities[ends_word].sum())
                 probabilities[ends_word] = 0
-            # Ways that are less likely by far are not followed, but counted as left.
-            followed = np.flatnonzero(probabilities > tolerance / 1000)
-            others = probabilities.copy()
-            others[followed] = 0
-            if begun:
-                left[begun] += float(others.sum())
+            # Very unlikely sequences are not expanded, but their probability counts as remaining.
+            expanded = np.flatnonzero(probabilities > tolerance / 1000)
+            unlikely = probabilities.copy()
+            unlikely[expanded] = 0
+            if prefix:
+                remaining[prefix] += float(unlikely.sum())
             else:
-                rare += others
-            for token in followed.tolist():
+                pruned += unlikely
+            for token in expanded.tolist():
                 probability = float(probabilities[token])
-                word, ended = _read(begun + tokens[token])
-                if ended:
+                word, is_complete = _first_word(prefix + tokens[token])
+                if is_complete:
                     words[word] += probability
                     continue
-                left[word] += probability
+                remaining[word] += probability
                 heapq.heappush(queue, (-probability, next(order), (*ids, token), word))
-    return sorted(words.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return sorted(words.items(), key=lambda item: (-item[1], item[0]))[:num_words]
 
 
-def _head(token: str) -> str:
-    found = _WORD_HEAD.match(token)
-    return found.group() if found else ""
+def _word_start(token: str) -> str:
+    """Word characters at the beginning of a token."""
+    match = _WORD_START.match(token)
+    return match.group() if match else ""
 
 
-def _read(text: str) -> tuple[str, bool]:
-    """The first word, and whether it has ended; else the beginning of one, which may be empty."""
-    found = _WORD.search(text)
-    if found:
-        return found.group(), found.end() < len(text)
+def _first_word(text: str) -> tuple[str, bool]:
+    """First word, or prefix of one at the end of the text, and whether the word is complete."""
+    match = _WORD.search(text)
+    if match:
+        return match.group(), match.end() < len(text)
     end = _WORD_END.search(text)
     return end.group() if end else "", False
 
 
-def _most_to_come(left: Mapping[str, float], rare: np.ndarray, first_words: Sequence[str]) -> float:
-    """What a single word could still gain: the sum over its beginnings, at its most."""
+def _largest_gain(
+    remaining: Mapping[str, float], pruned: np.ndarray, first_words: Sequence[str]
+) -> float:
+    """Largest probability that a single word can still gain: the sum over its prefixes."""
     gains: dict[str, float] = defaultdict(float)
-    for word, probability in itertools.chain(left.items(), zip(first_words, rare.tolist())):
-        # An apostrophe alone may yet be a quotation mark, and any word come after it.
-        gains[word if word.strip("'") else ""] += probability
-    most = 0.0
-    beginnings: list[tuple[str, float]] = []  # of the word, each with the sum so far
-    for word in sorted(gains):
-        while beginnings and not word.startswith(beginnings[-1][0]):
-            beginnings.pop()
-        total = gains[word] + (beginnings[-1][1] if beginnings else 0.0)
-        beginnings.append((word, total))
-        most = max(most, total)
-    return most
+    for prefix, probability in itertools.chain(
+        remaining.items(), zip(first_words, pruned.tolist())
+    ):
+        # An apostrophe alone may be a quotation mark, which any word can follow.
+        gains[prefix if prefix.strip("'") else ""] += probability
+    largest = 0.0
+    prefixes: list[tuple[str, float]] = []  # of the current word, each with the sum so far
+    for prefix in sorted(gains):
+        while prefixes and not prefix.startswith(prefixes[-1][0]):
+            prefixes.pop()
+        total = gains[prefix] + (prefixes[-1][1] if prefixes else 0.0)
+        prefixes.append((prefix, total))
+        largest = max(largest, total)
+    return largest

@@ -1,9 +1,10 @@
-"""Text from a language model, token by token.
+"""Sampling of text from a language model, token by token.
 
     for ids in stream(model, [[5, 3, 8], [7]], max_new_tokens=100, temperature=0.8):
         ...
 
-What is the same on every backend is the draw: see `choose`.
+Tokens are sampled by inverse transform sampling from uniform numbers that are the same on every
+backend: see `sample_tokens`.
 """
 
 import math
@@ -32,28 +33,36 @@ def stream(
     stop_tokens: Sequence[int] = (),
     sources: Sequence[Any] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Continues prompts and gives the tokens as they come.
+    """Continues prompts and yields the tokens one by one.
 
     Args:
-        model: a `gpt`, a `transformer` or an `rnn_language_model`.
-        prompts: token ids of each, at least one; an `rnn_language_model` wants them equally long.
-        max_new_tokens: how many are to come. A `gpt` whose context is full goes on from the later
-            half of it; a `transformer` ends where the longest of its prompts has filled it.
-        seed: of the draws; the same on every backend.
-        temperature: 1 draws from the model's own distribution, less from its likelier tokens, 0
-            takes the likeliest.
-        top_k: draw from so many of the likeliest tokens only; by default from all.
-        top_p: draw from the likeliest tokens only that together have this probability, in (0, 1].
-        stop_tokens: a prompt's continuation ends with one of these.
-        sources: token ids of what a `transformer` reads for each prompt.
+        model: A `gpt`, `transformer` or `rnn_language_model`.
+        prompts: Token ids of each prompt, at least one; of equal length for an
+            `rnn_language_model`.
+        max_new_tokens: Maximum number of tokens of each continuation. A `gpt` whose context is full
+            continues from the later half of its context. A `transformer` stops where the longest
+            prompt has filled its context.
+        seed: Seed of the random numbers; the same numbers on every backend.
+        temperature: Divisor of the logits. 1 samples from the distribution of the model, a lower
+            value prefers likely tokens, and 0 is greedy decoding.
+        top_k: Number of most likely tokens to sample from; by default all tokens.
+        top_p: Nucleus sampling: probability in (0, 1] that the most likely tokens to sample from
+            must reach together; by default all tokens.
+        stop_tokens: Token ids that end a continuation.
+        sources: Token ids of the source sequence of each prompt, for a `transformer` only.
 
     Yields:
-        (B,) int32, a token of each prompt; -1 for those that have ended. It ends when all have.
+        Next token of each prompt, (B,) int32; -1 for continuations that have ended. The iterator
+        stops when all have ended.
 
     Raises:
-        ValueError: for no or an empty prompt, one longer than the context, an id outside the
-            vocabulary, other than a source for each prompt of a `transformer`, `max_new_tokens` or
-            `top_k` below 1, `temperature` below 0, or `top_p` outside (0, 1].
+        ValueError: If there is no prompt, a prompt is empty or longer than the context, an id is
+            outside the vocabulary, `sources` do not fit the model and the prompts,
+            `max_new_tokens` or `top_k` is below 1, `temperature` is below 0, or `top_p` is outside
+            (0, 1].
+
+    Source: Fan et al., "Hierarchical Neural Story Generation", 2018 (top-k); Holtzman et al., "The
+    Curious Case of Neural Text Degeneration", 2020 (top-p).
     """
     decoder, (ids, source_ids), max_new_tokens = prepare_generation(
         model, prompts, sources, max_new_tokens
@@ -65,57 +74,76 @@ def stream(
         raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
     key = random.key(seed, "generate")
 
-    def drawn() -> Iterator[np.ndarray]:
+    def iterate() -> Iterator[np.ndarray]:
         running = np.ones(len(ids), bool)
         logits = decoder.prefill(ids, max_new_tokens, source_ids)
-        for number in range(max_new_tokens):
+        for index in range(max_new_tokens):
             uniform = np.zeros(len(ids))
             if temperature:
-                uniform = random.uniform(random.fold_in(key, number), len(ids))
-            chosen = sample_tokens(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
-            yield np.where(running, chosen, -1).astype(np.int32)
-            running &= ~np.isin(chosen, list(stop_tokens))
-            if not running.any() or number + 1 == max_new_tokens:
+                uniform = random.uniform(random.fold_in(key, index), len(ids))
+            tokens = sample_tokens(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
+            yield np.where(running, tokens, -1).astype(np.int32)
+            running &= ~np.isin(tokens, list(stop_tokens))
+            if not running.any() or index + 1 == max_new_tokens:
                 return
-            logits = decoder.decode(chosen[:, None])
+            logits = decoder.decode(tokens[:, None])
 
-    return drawn()
+    return iterate()
 
 
 def generate(
     model: keras.Model, prompts: Sequence[Any], max_new_tokens: int, **options: Any
 ) -> list[np.ndarray]:
-    """Continues each prompt.
+    """Continues prompts and returns the whole continuations.
 
     Args:
-        model: as for `stream`.
-        prompts: likewise.
-        max_new_tokens: likewise.
-        **options: `seed`, `temperature`, `top_k`, `top_p`, `stop_tokens` and `sources`, likewise.
+        model: A `gpt`, `transformer` or `rnn_language_model`.
+        prompts: Token ids of each prompt, at least one; of equal length for an
+            `rnn_language_model`.
+        max_new_tokens: Maximum number of tokens of each continuation.
+        **options: Keyword arguments of `stream`: `seed`, `temperature`, `top_k`, `top_p`,
+            `stop_tokens` and `sources`.
 
     Returns:
-        For each prompt (N,) int32 without the prompt, N at most `max_new_tokens`.
+        Continuation of each prompt without the prompt, (N,) int32, N at most `max_new_tokens`.
+
+    Raises:
+        ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
-    drawn = np.stack(list(stream(model, prompts, max_new_tokens, **options)), axis=1)
-    return [row[row >= 0] for row in drawn]
+    tokens = np.stack(list(stream(model, prompts, max_new_tokens, **options)), axis=1)
+    return [row[row >= 0] for row in tokens]
 
 
 def prepare_generation(
     model: keras.Model, prompts: Sequence[Any], sources: Sequence[Any] | None, max_new_tokens: int
 ) -> tuple[Any, tuple[list[np.ndarray], list[np.ndarray] | None], int]:
-    """A reader, what it is to read, and how many tokens may follow; or a ValueError."""
+    """Validates the inputs of a generation and creates its decoder.
+
+    Args:
+        model: A `gpt`, `transformer` or `rnn_language_model`.
+        prompts: Token ids of each prompt.
+        sources: Token ids of the source sequence of each prompt, or None.
+        max_new_tokens: Requested number of new tokens.
+
+    Returns:
+        The decoder, the token ids of prompts and sources, and the number of new tokens that fit the
+        context of an encoder-decoder.
+
+    Raises:
+        ValueError: If an argument is invalid, for the reasons that `stream` lists.
+    """
     check_sizes(max_new_tokens=max_new_tokens)
-    ids = _checked_ids("prompts", prompts, int(model.output.shape[-1]))
+    ids = _as_token_ids("prompts", prompts, int(model.output.shape[-1]))
     source_ids = None
     if is_encoder_decoder(model):
-        count = 0 if sources is None else len(sources)
-        if sources is None or count != len(ids):
+        num_sources = 0 if sources is None else len(sources)
+        if sources is None or num_sources != len(ids):
             raise ValueError(
                 "`sources` must hold one for each of `prompts`, since the model is an "
-                f"encoder-decoder. Received: {count} sources for {len(ids)} prompts"
+                f"encoder-decoder. Received: {num_sources} sources for {len(ids)} prompts"
             )
         (embedding, *_) = (layer for layer in model.layers if isinstance(layer, Embedding))
-        source_ids = _checked_ids("sources", sources, embedding.input_dim)
+        source_ids = _as_token_ids("sources", sources, embedding.input_dim)
     elif sources is not None:
         raise ValueError(
             "`sources` are read by an encoder-decoder only. Received: "
@@ -128,23 +156,23 @@ def prepare_generation(
     return decoder, (ids, source_ids), max_new_tokens
 
 
-def _checked_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.ndarray]:
-    checked = [np.asarray(sequence) for sequence in sequences]
-    if not checked:
+def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.ndarray]:
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if not arrays:
         raise ValueError(f"`{argument}` must hold at least one sequence. Received: none")
-    for number, ids in enumerate(checked):
+    for index, ids in enumerate(arrays):
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
             raise ValueError(
                 f"Each of `{argument}` must be a sequence of integers, at least one. Received: "
-                f"shape={ids.shape}, dtype={ids.dtype} at index {number}"
+                f"shape={ids.shape}, dtype={ids.dtype} at index {index}"
             )
-        wrong = ids[(ids < 0) | (ids >= size)]
-        if wrong.size:
+        invalid = ids[(ids < 0) | (ids >= size)]
+        if invalid.size:
             raise ValueError(
                 f"`{argument}` must hold ids in [0, {size}), the model's vocabulary. "
-                f"Received: id {wrong[0]} at index {number}"
+                f"Received: id {invalid[0]} at index {index}"
             )
-    return [ids.astype(np.int32) for ids in checked]
+    return [ids.astype(np.int32) for ids in arrays]
 
 
 def sample_tokens(
@@ -154,17 +182,27 @@ def sample_tokens(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> np.ndarray:
-    """Tokens drawn by given uniform numbers: (B, V) and (B,) in [0, 1) to (B,) int32.
+    """Samples one token per row by inverse transform sampling.
 
-    The first token at which the sum of probabilities exceeds the number. `top_p` keeps the
-    likeliest tokens up to the first with which their probabilities sum to as much.
+    The token is the first one at which the cumulative probability exceeds the uniform number.
+
+    Args:
+        logits: Logits of the next token, (B, V).
+        uniform: Uniform random numbers in [0, 1), (B,).
+        temperature: Divisor of the logits; 0 takes the most likely token.
+        top_k: Number of most likely tokens to sample from; by default all tokens.
+        top_p: Probability that the most likely tokens to sample from must reach together; the
+            token that reaches it is included. By default all tokens.
+
+    Returns:
+        Token ids, (B,) int32.
     """
     if temperature == 0:
         return np.asarray(logits.argmax(-1), np.int32)
     logits = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
-        logits = np.where(logits < least, -np.inf, logits)
+        threshold = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
+        logits = np.where(logits < threshold, -np.inf, logits)
     probabilities = softmax(logits, axis=-1)
     if top_p is not None and top_p < 1:
         order = np.argsort(-probabilities, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""Translation with beam search."""
+"""Translation by beam search."""
 
 from collections.abc import Sequence
 
@@ -10,36 +10,43 @@ from zoo.generation.beam_search import beam_search
 
 def translate(
     model: keras.Model,
-    vocabulary: Tokenizer,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     num_beams: int = 4,
     batch_size: int = 32,
 ) -> list[str]:
-    """Translations of sentences.
+    """Translates sentences.
 
     Args:
-        model: a `transformer` that was trained on `vocabulary`'s ids, where 0 begins and ends.
-        vocabulary: of both languages.
-        texts: sentences.
-        num_beams: of `zoo.generation.beam_search.beam_search`.
-        batch_size: sentences that are translated at once. One that does not end is cut at one and a
-            half times the length of the longest beside it.
+        model: A `transformer` trained on the ids of `tokenizer`, where `BOS` begins and ends a
+            sentence.
+        tokenizer: Tokenizer of both languages.
+        texts: Sentences to translate.
+        num_beams: Number of beams of the beam search.
+        batch_size: Number of sentences translated at once. A translation that does not end is
+            truncated to one and a half times the tokens of the longest sentence of its batch,
+            plus 10.
+
+    Returns:
+        Translations in the order of `texts`.
 
     Raises:
-        ValueError: for a text that is empty, too long, or has characters that `vocabulary` lacks.
+        ValueError: If a text is empty, too long, or has a character that `tokenizer` cannot
+            encode.
     """
-    sources = [vocabulary.encode(text) for text in texts]
-    found: dict[int, str] = {}
+    sources = [tokenizer.encode(text) for text in texts]
+    translations: dict[int, str] = {}
     batch_size = min(batch_size, len(sources))
-    # Sentences of like length side by side, so that none waits long for another.
-    order = sorted(range(len(sources)), key=lambda place: len(sources[place]))
+    # Sentences of similar length form a batch, so that short ones do not wait for a long one.
+    order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
     for first in range(0, len(order), batch_size):
-        # The last batch is filled up, so that no other shape is compiled.
+        # The last batch is padded with copies, so that no other shape is compiled.
         batch = [order[min(first + i, len(order) - 1)] for i in range(batch_size)]
         longest = len(sources[batch[-1]])
-        written = beam_search(
+        outputs = beam_search(
             model, [[Tokenizer.BOS]] * batch_size, longest + longest // 2 + 10, num_beams,
-            stop_tokens=[Tokenizer.BOS], sources=[sources[place] for place in batch],
+            stop_tokens=[Tokenizer.BOS], sources=[sources[index] for index in batch],
         )  # fmt: skip
-        found |= {place: vocabulary.decode(ids).strip() for place, ids in zip(batch, written)}
-    return [found[place] for place in range(len(sources))]
+        for index, ids in zip(batch, outputs):
+            translations[index] = tokenizer.decode(ids).strip()
+    return [translations[index] for index in range(len(sources))]
