@@ -85,7 +85,7 @@ def learning_rate(step: int, steps: int) -> float:
 def main(config: Config) -> float:
     torch.manual_seed(config.seed)
     vocabulary = tokenizer.Tokenizer.characters(shakespeare.tokenizer_documents("first_90"))
-    parts = shakespeare.encode_split(vocabulary, how="first_90")
+    parts = shakespeare.encode_split(vocabulary, scheme="first_90")
     train, rest = (torch.from_numpy(parts[name].astype("int64")) for name in ("train", "test"))
     model = GPT(len(vocabulary))
     matrices = [p for p in model.parameters() if p.ndim > 1]

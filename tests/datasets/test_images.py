@@ -14,13 +14,13 @@ from zoo.datasets import embedded
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 
 
-def test_mnist_is_the_whole_original() -> None:
+def test_load_mnist_is_the_original_data() -> None:
     data = datasets.load("mnist")
     assert data.x_train.shape == (60000, 28, 28, 1)
     assert data.x_test.shape == (10000, 28, 28, 1)
     assert data.num_classes == 10
     assert (data.mean, data.std) == ((0.1307,), (0.3081,))
-    # The MD5 sums of the four original IDX files.
+    # MD5 digests of the four original IDX files.
     for images, count, expected in (
         (data.x_train, 60000, "6bbc9ace898e44ae57da46a324031adb"),
         (data.x_test, 10000, "2646ac647ad5339dbf082846283269ea"),
@@ -35,18 +35,18 @@ def test_mnist_is_the_whole_original() -> None:
         assert hashlib.md5(header + labels.astype(np.uint8).tobytes()).hexdigest() == expected
 
 
-def test_the_documents_statistics_are_the_datas() -> None:
+def test_mnist_constants_are_its_statistics() -> None:
     mean, std = datasets.images._statistics(datasets.load("mnist").x_train)
     assert (mean, std) == ((0.1307,), (0.3081,))
 
 
-def test_resized_and_cut() -> None:
+def test_load_resizes_and_truncates() -> None:
     data = datasets.load("mnist", image_size=48, train_examples=7, test_examples=3)
     assert data.x_train.shape == (7, 48, 48, 1)
     assert data.y_test.tolist() == [7, 2, 1]
 
 
-def test_damage_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_load_detects_damaged_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "zoo"
     shutil.copytree(Path(zoo.__file__).parent / "data", folder / "data")
     content = bytearray((folder / "data" / "mnist.npz").read_bytes())
@@ -58,7 +58,7 @@ def test_damage_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 class TinyShapes(tfds.core.GeneratorBasedBuilder):
-    """Colour images of several sizes, prepared by TensorFlow Datasets itself."""
+    """Data set of colour images of different sizes, prepared by TensorFlow Datasets."""
 
     VERSION = tfds.core.Version("1.0.0")
     images = Path()
@@ -80,12 +80,12 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
         for i in range(count):
             path = self.images / f"{count}-{i}.png"
             shade = np.full((20 + i, 30, 3), [10 * i, 5 * i, 200 - 10 * i], np.uint8)
-            Image.fromarray(shade).save(path)  # a file goes in as it is, without TensorFlow
+            Image.fromarray(shade).save(path)  # encoding an array would need TensorFlow
             yield i, {"image": path, "label": i % 3}
 
 
 class UnreachableShapes(TinyShapes):
-    """What a data set without a network does."""
+    """Data set whose download fails because there is no network."""
 
     def _split_generators(self, manager: object) -> dict:
         raise ConnectionError("no route to host")
@@ -100,42 +100,42 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_prepared_tensorflow_dataset(prepared: Path) -> None:
+def test_load_reads_prepared_tensorflow_dataset(prepared: Path) -> None:
     data = datasets.load("tiny_shapes", image_size=48, data_dir=prepared)
     assert data.x_train.shape == (12, 48, 48, 3)
     assert data.x_test.shape == (6, 48, 48, 3)
     assert data.num_classes == 3
     assert sorted(data.y_train.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
-    # The red shade of an image tells its number, and so its label.
+    # The red value of an image encodes its number, and therefore its label.
     numbers = data.x_train[:, 0, 0, 0] // 10
     assert (numbers % 3 == data.y_train).all()
     expected = (55 / 255, 27.5 / 255)
     np.testing.assert_allclose(data.mean[:2], expected, atol=1e-4)
 
 
-def test_it_needs_no_tensorflow(prepared: Path) -> None:
+def test_load_does_not_import_tensorflow(prepared: Path) -> None:
     datasets.load("tiny_shapes", image_size=48, data_dir=prepared)
     installed = zoo.backends.installed()
     assert "tensorflow" in installed or "tensorflow" not in sys.modules
 
 
-def test_images_of_several_sizes_need_a_size(prepared: Path) -> None:
+def test_load_rejects_different_sizes_without_image_size(prepared: Path) -> None:
     with pytest.raises(ValueError, match=r"12 shapes, \(20, 30, 3\) to \(31, 30, 3\).*image_size"):
         datasets.load("tiny_shapes", data_dir=prepared)
 
 
-def test_without_a_network_the_error_says_where_to_put_the_data(tmp_path: Path) -> None:
+def test_load_names_data_path_if_download_fails(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"ConnectionError: no route to host.*unreachable_shapes"):
         datasets.load("unreachable_shapes", image_size=48, data_dir=tmp_path)
 
 
-def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_names_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r'pip install "keras-zoo\[data\]"'):
         datasets.load("fashion_mnist")
 
 
-def test_an_unknown_name(tmp_path: Path) -> None:
+def test_load_rejects_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dataset=no_such_data"):
         datasets.load("no_such_data", data_dir=tmp_path)
 
@@ -159,13 +159,13 @@ def dataset(**changes: object) -> datasets.ImageDataset:
         ({"x_test": np.zeros((4, 48, 48, 1))}, "dtype=float64"),
     ],
 )
-def test_wrong_data_is_named(changes: dict, text: str) -> None:
+def test_image_dataset_rejects_invalid_arrays(changes: dict, text: str) -> None:
     dataset()
     with pytest.raises(ValueError, match=text):
         dataset(**changes)
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "Received: 0"), (60001, "train_examples=60001")])
-def test_counts_out_of_range(count: int, text: str) -> None:
+def test_load_rejects_invalid_number_of_examples(count: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         datasets.load("mnist", train_examples=count)

@@ -1,4 +1,4 @@
-"""Data files that come with the package, verified by SHA-256."""
+"""Data files of the package, verified by their SHA-256 digests."""
 
 import hashlib
 from importlib import resources
@@ -6,19 +6,23 @@ from typing import Any, BinaryIO, cast
 
 
 def embedded(name: str, sha256: str) -> BinaryIO:
-    """Opens a file of `zoo/data/` to read, once its content has proved to be the one meant.
+    """Opens a file of `zoo/data/` for reading, after its SHA-256 digest is verified.
+
+    Args:
+        name: Name of the file.
+        sha256: Expected SHA-256 digest of the content, in hexadecimal.
 
     Raises:
-        OSError: if its SHA-256 is another.
+        OSError: If the digest differs from `sha256`.
     """
     path = resources.files("zoo").joinpath("data", name)
     file: Any = path.open("rb")
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         file.close()
         raise OSError(
             f"The embedded data is damaged: {path} must have the SHA-256 {sha256}. "
-            f"Received: {found}. Install keras-zoo again"
+            f"Received: {digest}. Install keras-zoo again"
         )
     file.seek(0)
     return cast(BinaryIO, file)

@@ -1,8 +1,9 @@
-"""Data: MNIST embedded in the package, images of TensorFlow Datasets by name, a task of memory.
+"""Image data sets: MNIST, embedded in the package, and those of TensorFlow Datasets.
 
-data = zoo.datasets.images.load("mnist", image_size=48)
-data = zoo.datasets.images.load("visual_domain_decathlon/gtsrb", image_size=48, data_dir="~/tfds")
-data = zoo.datasets.recall.Recall(seed=0, part="train", length=100, count=20_000)
+`load` returns an `ImageDataset`:
+
+    data = zoo.datasets.load("mnist", image_size=48)
+    data = zoo.datasets.load("visual_domain_decathlon/gtsrb", image_size=48, data_dir="~/tfds")
 """
 
 import os
@@ -20,17 +21,18 @@ MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images with labels, in memory.
+    """Labelled images for training and testing, in memory.
 
     Attributes:
-        name: as given to `load`.
-        x_train, x_test: (N, H, W, C) uint8, C 1 (grey) or 3 (RGB).
-        y_train, y_test: (N,) int32 in [0, num_classes).
-        num_classes: how many labels there are.
-        mean, std: for each channel, of the training pixels in [0, 1]; to normalise images by.
+        name: Name of the data set.
+        x_train, x_test: Images, (N, H, W, C) uint8, with C = 1 (grey) or 3 (RGB).
+        y_train, y_test: Labels, (N,) int32 in [0, num_classes).
+        num_classes: Number of classes.
+        mean, std: Mean and standard deviation of each channel of the training images, with pixels
+            scaled to [0, 1]. Preprocessing normalizes images with them.
 
     Raises:
-        ValueError: if shapes, types or labels are not as above.
+        ValueError: If a shape, a dtype or a label is not as described.
     """
 
     name: str
@@ -55,7 +57,7 @@ class ImageDataset:
 
 
 def check_images(images: np.ndarray, name: str = "images") -> None:
-    """Raises ValueError unless the images are (N, H, W, 1) or (N, H, W, 3) uint8."""
+    """Raises ValueError unless `images` are uint8 of shape (N, H, W, 1) or (N, H, W, 3)."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
         raise ValueError(
             f"`{name}` must be uint8 of shape (N, height, width, 1) or (N, height, width, 3). "
@@ -64,17 +66,17 @@ def check_images(images: np.ndarray, name: str = "images") -> None:
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: str = "labels") -> None:
-    """Raises ValueError unless the labels are integers in [0, num_classes)."""
+    """Raises ValueError unless `labels` are integers in [0, num_classes) of shape (N,)."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             f"`{name}` must be integers of shape (N,). "
             f"Received: shape={labels.shape}, dtype={labels.dtype}"
         )
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
+    invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(invalid):
         raise ValueError(
-            f"`{name}` must lie in [0, num_classes). Received: label {labels[wrong[0]]} at index "
-            f"{wrong[0]}, num_classes={num_classes}"
+            f"`{name}` must lie in [0, num_classes). Received: label {labels[invalid[0]]} at index "
+            f"{invalid[0]}, num_classes={num_classes}"
         )
 
 
@@ -85,24 +87,28 @@ def load(
     test_examples: int | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> ImageDataset:
-    """Loads a data set into memory.
+    """Loads an image data set into memory.
 
     Args:
-        name: "mnist", or a name of TensorFlow Datasets with images and labels, such as
+        name: "mnist", or the name of a TensorFlow Datasets data set with images and labels, such as
             "fashion_mnist" or "visual_domain_decathlon/gtsrb".
-        image_size: height and width to resize every image to; by default as stored.
-        train_examples: take only that many training images, from the beginning.
-        test_examples: likewise of the test images.
-        data_dir: where TensorFlow Datasets keeps its data; by default its own folder.
+        image_size: Height and width of the resized images; by default images keep their size.
+        train_examples: Number of training images, taken from the beginning; by default all.
+        test_examples: Number of test images, taken from the beginning; by default all.
+        data_dir: Data directory of TensorFlow Datasets; by default that of the library.
+
+    Returns:
+        The images and labels with their normalization constants.
 
     Raises:
-        ValueError: for an unknown name, more examples than there are, or images of several sizes
-            without `image_size`.
-        ImportError: if the data set needs TensorFlow Datasets and it is not installed.
-        OSError: if the embedded data is damaged, or data is neither prepared nor to be downloaded.
+        ValueError: If the name is unknown, a number of examples exceeds the data set, or the images
+            differ in size and `image_size` is not given.
+        ImportError: If the data set needs TensorFlow Datasets, which is not installed.
+        OSError: If the embedded data is damaged, or the data set is neither prepared nor can be
+            downloaded.
     """
-    wanted = {"train": train_examples, "test": test_examples}
-    for part, count in wanted.items():
+    requested = {"train": train_examples, "test": test_examples}
+    for part, count in requested.items():
         if count is not None and count < 1:
             raise ValueError(f"`{part}_examples` must be at least 1. Received: {count}")
     if name == "mnist":
@@ -111,10 +117,10 @@ def load(
         parts, num_classes = _tensorflow_datasets(name, data_dir)
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for part, (images, labels) in parts.items():
-        count = wanted[part] or len(labels)
+        count = requested[part] or len(labels)
         if count > len(labels):
             raise ValueError(
-                f"`{part}_examples` must be at most {len(labels)}, all that {name} has. "
+                f"`{part}_examples` must be at most {len(labels)}, the size of {name}. "
                 f"Received: {part}_examples={count}"
             )
         arrays[part] = (
@@ -122,7 +128,7 @@ def load(
             np.asarray(labels[:count], np.int32),
         )
     x_train = arrays["train"][0]
-    # The document's constants for MNIST; other data is measured.
+    # MNIST is normalized with the constants of the document; other data sets are measured.
     mean, std = ((0.1307,), (0.3081,)) if name == "mnist" else _statistics(x_train)
     return ImageDataset(name, *arrays["train"], *arrays["test"], num_classes, mean, std)
 
@@ -140,16 +146,19 @@ def _as_array(images: Any, size: int | None) -> np.ndarray:
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # Counts of the 256 grey levels give exact sums without a float copy of the data.
+    # A histogram of the 256 grey levels gives exact sums without a float copy of the data.
     levels = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[-1]):
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
-        mean = float(counts @ levels / counts.sum())
+        histogram = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean = float(histogram @ levels / histogram.sum())
+        variance = histogram @ (levels - mean) ** 2 / histogram.sum()
         means.append(round(mean, 4))
-        stds.append(round(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())), 4))
+        stds.append(round(float(np.sqrt(variance)), 4))
     if not all(stds):
-        raise ValueError(f"The training images are of one colour only. Received: std={stds}")
+        raise ValueError(
+            f"The training images must have more than one grey level. Received: std={stds}"
+        )
     return tuple(means), tuple(stds)
 
 
@@ -177,7 +186,7 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]
     if not builder.data_path.exists():
         try:
             builder.download_and_prepare(file_format="array_record")
-        except Exception as error:  # each downloader fails in its own way
+        except Exception as error:  # the exception depends on the downloader
             raise OSError(
                 f"Could not download {name}: {type(error).__name__}: {error}. Without a network, "
                 "prepare it elsewhere (`tfds build --file_format=array_record`) and put it at "
@@ -190,7 +199,7 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]
             f"{sorted(features or [])}"
         )
     parts = {"train": _split(builder, "train")}
-    # Some test sets (those of the visual decathlon) keep their labels back.
+    # Some test sets (those of the visual decathlon) come without labels.
     for split in ("test", "validation"):
         if split in builder.info.splits:
             images, labels = _split(builder, split)
@@ -206,7 +215,7 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]
 
 
 def _split(builder: Any, split: str) -> tuple[Any, np.ndarray]:
-    """Images as a list, for they may differ in size, and labels."""
+    """Images of a split as a list, since their sizes may differ, and their labels."""
     if split not in builder.info.splits:
         raise ValueError(
             f"`dataset` must have the split {split}. Received: {builder.info.full_name} with "

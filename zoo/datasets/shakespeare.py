@@ -1,4 +1,4 @@
-"""Shakespeare's works: the embedded text, its splits, and token ids of them."""
+"""Shakespeare's works: an embedded corpus of 42 documents, its splits and their token ids."""
 
 import io
 import lzma
@@ -14,33 +14,34 @@ from zoo.datasets.tokenizer import SEPARATOR, Tokenizer
 
 SHAKESPEARE_SHA256 = "089ed6470c5acf7e0922bafaf46c3d999971315b3a41ca6674068634ae62b369"
 
-
-# Whole plays, a history or tragedy and a comedy each: 4.8 % of the characters for each of the two.
+# Whole plays: a history or tragedy and a comedy in each split, which are 4.8 % of the characters.
 VALIDATION = ("KING JOHN", "MUCH ADO ABOUT NOTHING")
-
-
 TEST = ("JULIUS CAESAR", "MEASURE FOR MEASURE")
 
-
-_PIECE = 1 << 16  # characters read at once
+_CHUNK_SIZE = 1 << 16  # characters
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """Shakespeare's 42 works as (title, text), read one at a time; the title begins the text.
+    """Yields Shakespeare's 42 works as (title, text), read one at a time.
+
+    The first line of each text is its title.
 
     Raises:
-        OSError: if the embedded file is damaged.
+        OSError: If the embedded file is damaged.
     """
     with embedded("shakespeare.txt.xz", SHAKESPEARE_SHA256) as file, lzma.open(file) as content:
-        for text in _between(io.TextIOWrapper(content, "utf-8", newline=""), SEPARATOR):
+        for text in _split_stream(io.TextIOWrapper(content, "utf-8", newline=""), SEPARATOR):
             yield text.partition("\n")[0], text
 
 
 def split(part: str) -> Iterator[str]:
-    """The texts of "train", "validation" or "test", whole works each, read one at a time.
+    """Yields the texts of a split, read one at a time. A split consists of whole works.
+
+    Args:
+        part: Name of the split: "train", "validation" or "test".
 
     Raises:
-        ValueError: for another part.
+        ValueError: If `part` is not the name of a split.
     """
     held_out = {"validation": VALIDATION, "test": TEST}
     if part not in ("train", *held_out):
@@ -50,61 +51,71 @@ def split(part: str) -> Iterator[str]:
             yield text
 
 
-def _between(file: Any, separator: str) -> Iterator[str]:
-    """The parts of a text file between separators."""
+def _split_stream(file: Any, separator: str) -> Iterator[str]:
+    """Yields the parts of a text file between separators, without reading the whole file."""
     rest = ""
-    while piece := file.read(_PIECE):
-        *whole, rest = (rest + piece).split(separator)
-        yield from whole
+    while chunk := file.read(_CHUNK_SIZE):
+        *complete, rest = (rest + chunk).split(separator)
+        yield from complete
     yield rest
 
 
 def encode_split(
-    vocabulary: Tokenizer, folder: Path | None = None, how: str = "works"
+    tokenizer: Tokenizer, folder: Path | None = None, scheme: str = "works"
 ) -> dict[str, np.ndarray]:
-    """The ids of "train", "validation" and "test", each as `encode_to_disk` gives them.
+    """Encodes the splits "train", "validation" and "test" as token ids on disk.
 
     Args:
-        vocabulary: to encode with.
-        folder: on the disk that is to hold them.
-        how: "works" holds whole works out. "first_90" trains on the first 90 % of the text, and the
-            rest is for validation and test alike.
+        tokenizer: Tokenizer that encodes the texts.
+        folder: Directory of the temporary files; by default that of the system.
+        scheme: "works" holds out whole works. "first_90" trains on the first 90 % of the text, and
+            validation and test are both the last 10 %.
+
+    Returns:
+        Memory-mapped token ids of each split, (N,) uint16, with `BOS` before each document.
 
     Raises:
-        ValueError: for another `how`.
+        ValueError: If `scheme` is neither "works" nor "first_90".
     """
-    _check_split(how)
-    if how == "works":
+    _check_scheme(scheme)
+    if scheme == "works":
         parts = ("train", "validation", "test")
-        return {part: encode_to_disk(split(part), vocabulary, folder) for part in parts}
-    ids = encode_to_disk(tokenizer_documents(how), vocabulary, folder)
+        return {part: encode_to_disk(split(part), tokenizer, folder) for part in parts}
+    ids = encode_to_disk(tokenizer_documents(scheme), tokenizer, folder)
     border = int(0.9 * len(ids))
     return {"train": ids[:border], "validation": ids[border:], "test": ids[border:]}
 
 
-def tokenizer_documents(how: str = "works") -> Iterator[str]:
-    """The texts that a vocabulary is made from, with a split as in `encode_split`.
-
-    With "first_90" it is all of them, so that each character of the rest is known.
-    """
-    _check_split(how)
-    return split("train") if how == "works" else (text for _, text in documents())
-
-
-def make_tokenizer(saved: Path, size: int | None, how: str = "works") -> Tokenizer:
-    """What a run has saved; else of so many subwords, or of characters, made from the texts.
+def tokenizer_documents(scheme: str = "works") -> Iterator[str]:
+    """Yields the training texts of a tokenizer, read one at a time.
 
     Args:
-        saved: a file, which need not be there.
-        size: of the vocabulary; None takes characters.
-        how: a split as in `encode_split`.
+        scheme: "works" gives the training split. "first_90" gives all texts, so that the vocabulary
+            covers every character of the held-out rest.
+
+    Raises:
+        ValueError: If `scheme` is neither "works" nor "first_90".
     """
-    if saved.exists():
-        return Tokenizer.load(saved)
-    texts = tokenizer_documents(how)
-    return Tokenizer.characters(texts) if size is None else Tokenizer.train(texts, size)
+    _check_scheme(scheme)
+    return split("train") if scheme == "works" else (text for _, text in documents())
 
 
-def _check_split(how: str) -> None:
-    if how not in ("works", "first_90"):
-        raise ValueError(f"`split` must be works or first_90. Received: split={how}")
+def make_tokenizer(path: Path, vocabulary_size: int | None, scheme: str = "works") -> Tokenizer:
+    """Loads the tokenizer that a run has saved, or else trains a tokenizer.
+
+    Args:
+        path: Path of the saved tokenizer, which need not exist.
+        vocabulary_size: Number of tokens of a new tokenizer; None makes each character a token.
+        scheme: Scheme of the training texts, "works" or "first_90"; see `tokenizer_documents`.
+    """
+    if path.exists():
+        return Tokenizer.load(path)
+    texts = tokenizer_documents(scheme)
+    if vocabulary_size is None:
+        return Tokenizer.characters(texts)
+    return Tokenizer.train(texts, vocabulary_size)
+
+
+def _check_scheme(scheme: str) -> None:
+    if scheme not in ("works", "first_90"):
+        raise ValueError(f"`scheme` must be works or first_90. Received: scheme={scheme}")

@@ -1,7 +1,7 @@
-"""Byte-pair tokenizer: text to token ids and back.
+"""Byte-pair tokenizer: encodes text as token ids and decodes token ids.
 
 Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016;
-on bytes as in Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+applied to bytes as in Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 """
 
 import functools
@@ -17,13 +17,17 @@ SEPARATOR = "\f"
 
 
 class Tokenizer:
-    """A byte-pair vocabulary: what text is made of, and its way to token ids and back.
+    """Byte-pair tokenizer.
 
-    A token is a word, with the space before it, or a part of one; or punctuation; or white space.
-    Token `BOS` stands before each work and is in no text.
+    A token is a word with the space before it, a part of a word, punctuation or white space. The
+    token `BOS` (beginning of sequence) precedes each document and never occurs inside a text.
 
     Args:
-        tokenizer: a trained one of the `tokenizers` library; see `train` and `load`.
+        tokenizer: Trained tokenizer of the `tokenizers` library. `train`, `characters` and `load`
+            create one.
+
+    Attributes:
+        BOS: Id of the beginning-of-sequence token, 0.
     """
 
     BOS = 0
@@ -33,38 +37,45 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
-        """Merges the most frequent pair of tokens, beginning with bytes, again and again.
+        """Trains a tokenizer by byte-pair encoding.
+
+        Training starts from bytes and repeatedly merges the most frequent pair of tokens.
 
         Args:
-            texts: the training texts, taken one at a time.
-            vocabulary_size: tokens, from 2 to 65,536 (an id takes two bytes on the disk). A
+            texts: Training texts, read one at a time.
+            vocabulary_size: Number of tokens, from 2 to 65,536 (an id takes two bytes on disk). A
                 short text may give fewer.
 
         Raises:
-            ValueError: if `vocabulary_size` is out of range, or too small for the texts' bytes.
+            ValueError: If `vocabulary_size` is out of range or too small for the bytes of the
+                texts, or the texts are empty.
         """
         if not 2 <= vocabulary_size <= 2**16:
             raise ValueError(
                 "`vocabulary_size` must be at least 2 and at most 65536. "
                 f"Received: vocabulary_size={vocabulary_size}"
             )
-        vocabulary = cls._trained(texts, vocabulary_size)
-        found = len(vocabulary)
-        if found > vocabulary_size or found < 2:
+        tokenizer = cls._train(texts, vocabulary_size)
+        num_tokens = len(tokenizer)
+        if num_tokens > vocabulary_size or num_tokens < 2:
             raise ValueError(
                 "`vocabulary_size` must be above the number of different bytes in the texts, "
                 "and the texts must not be empty. Received: "
-                f"vocabulary_size={vocabulary_size}, texts with {found - 1}"
+                f"vocabulary_size={vocabulary_size}, texts with {num_tokens - 1}"
             )
-        return vocabulary
+        return tokenizer
 
     @classmethod
     def characters(cls, texts: Iterable[str]) -> Self:
-        """Nothing is merged: each byte of the texts is a token, in English each character."""
-        return cls._trained(texts, 1)
+        """Creates a tokenizer without merges: each byte is a token, which is an ASCII character.
+
+        Args:
+            texts: Texts whose bytes are the vocabulary, read one at a time.
+        """
+        return cls._train(texts, 1)
 
     @classmethod
-    def _trained(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
+    def _train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -76,23 +87,26 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `to_json` gave.
+        """Loads a tokenizer from a file with the content of `to_json`.
+
+        Args:
+            path: Path of the file.
 
         Raises:
-            ValueError: if the file holds something else.
-            OSError: if there is no such file.
+            ValueError: If the file does not hold a tokenizer.
+            OSError: If the file cannot be read.
         """
         content = Path(path).read_text(encoding="utf-8")
         try:
             return cls(tokenizers.Tokenizer.from_str(content))
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises plain exceptions
             raise ValueError(
-                f"`path` must be a vocabulary that was saved. Received: {path} ({error}). Remove "
-                "it to train the vocabulary again"
+                f"`path` must be the file of a saved tokenizer. Received: {path} ({error}). Remove "
+                "the file to train the tokenizer again"
             ) from error
 
     def to_json(self) -> bytes:
-        """What `load` reads back, also with `tokenizers.Tokenizer.from_file`."""
+        """JSON content of a file for `load` or `tokenizers.Tokenizer.from_file`."""
         return f"{self._tokenizer.to_str(pretty=True)}\n".encode()
 
     def __len__(self) -> int:
@@ -100,44 +114,43 @@ class Tokenizer:
 
     @functools.cached_property
     def tokens(self) -> list[str]:
-        """The text of each token. `BOS` is a form feed."""
+        """Text of each token. The text of `BOS` is a form feed."""
         return [self._tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self))]
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
-        """The ids of a text's tokens, (T,) int32.
+        """Encodes a text as token ids, (T,) int32, without `BOS`.
 
         Args:
-            text: what to encode.
-            name: of the argument, for errors.
+            text: Text to encode.
+            name: Name of the argument in error messages.
 
         Raises:
-            ValueError: if the text is empty, or has a character that the vocabulary has not seen.
+            ValueError: If the text is empty or has a character that the training text lacks.
         """
         if not text:
             raise ValueError(f"`{name}` must not be empty. Received: ''. Give at least one word")
-        unknown = {character for character in set(text) if not self._knows(character)}
+        unknown = {character for character in set(text) if not self._can_encode(character)}
         if unknown:
             index = next(i for i, character in enumerate(text) if character in unknown)
             word = next((word for word in text.split() if unknown & set(word)), text[index])
             raise ValueError(
                 f"`{name}` must be made of characters that the vocabulary's training text has. "
-                f"Received: {text[index]!r} at index {index}, in {word!r}. Write it with other "
-                "characters"
+                f"Received: {text[index]!r} at index {index}, in {word!r}. Replace this character"
             )
         return np.asarray(self._tokenizer.encode(text).ids, np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of token ids, (T,) integers, without `BOS`.
+        """Decodes token ids, (T,) integers, to a text without `BOS`.
 
         Raises:
-            ValueError: if an id is outside the vocabulary.
+            ValueError: If an id is outside the vocabulary.
         """
         ids = np.asarray(ids)
         check_ids(ids, len(self))
         return str(self._tokenizer.decode(ids.tolist()))
 
-    def _knows(self, character: str) -> bool:
-        """Whether each of the character's bytes is a token. The library would drop the others."""
+    def _can_encode(self, character: str) -> bool:
+        """Whether each byte of the character is a token. The library drops bytes that are not."""
         if character == SEPARATOR:
             return False
         ((symbols, _),) = self._tokenizer.pre_tokenizer.pre_tokenize_str(character)
@@ -145,10 +158,13 @@ class Tokenizer:
 
 
 def read_file(path: Path) -> str:
-    """The text of a user's own file.
+    """Reads a UTF-8 text file that a user gives as the argument `text`.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        ValueError: if there is no such file, it is empty, or it is not UTF-8; the text says where.
+        ValueError: If the file is missing, empty or not UTF-8; the text names the offset.
     """
     if not path.is_file() or not path.stat().st_size:
         raise ValueError(f"`text` must be a file that is not empty. Received: text={path}")
@@ -162,18 +178,19 @@ def read_file(path: Path) -> str:
 
 
 def check_ids(ids: np.ndarray, vocabulary_size: int) -> None:
-    """Raises ValueError unless the ids are integers in [0, vocabulary_size).
+    """Raises ValueError unless `ids` are integers in [0, vocabulary_size).
 
-    Backends differ here: one raises an error, one gives NaN, one takes another token.
+    Without the check, an invalid id raises an error, gives NaN or selects another token, depending
+    on the backend.
     """
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise ValueError(f"`ids` must be integers. Received: dtype={ids.dtype}")
-    wrong = np.argwhere((ids < 0) | (ids >= vocabulary_size))
-    if len(wrong):
-        index = tuple(wrong[0].tolist())
+    invalid = np.argwhere((ids < 0) | (ids >= vocabulary_size))
+    if len(invalid):
+        index = tuple(invalid[0].tolist())
         raise ValueError(
             f"`ids` must lie in [0, vocabulary_size). Received: id {ids[index]} at index "
             f"{index[0] if len(index) == 1 else index}, vocabulary_size={vocabulary_size}. Encode "
-            "the text with the model's own vocabulary"
+            "the text with the tokenizer of the model"
         )
