@@ -81,7 +81,8 @@ def draw_function(axes: Axes, name: str) -> None:
     z = np.zeros((401, 10), np.float32)
     z[:, 0] = np.linspace(-5, 5, len(z))
     y = activation.function(ops.convert_to_tensor(z))
-    curves = {"f(z)": (y, "-"), f"f'(z) = {activation.slope}": (activation.derivative(y), "--")}
+    derivative_label = f"f'(z) = {activation.derivative_formula}"
+    curves = {"f(z)": (y, "-"), derivative_label: (activation.derivative(y), "--")}
     for label, (values, style) in curves.items():
         values = ops.convert_to_numpy(values)[:, 0]
         axes.plot(z[:, 0], values, style, color=STYLES[name]["color"], label=label)

@@ -82,14 +82,14 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("finetune_llm", config, "text", "prompt", "max_new_tokens", "sampler")
     if config.deterministic:
         backends.backend.make_deterministic()
-    reader = keras_hub.Reader(
+    reader = keras_hub.CausalLMAdapter(
         keras_hub.load_causal_lm(
             config.preset, config.rank, config.seed, config.dtype_policy, config.sampler
         )
     )
 
     def show(when: str) -> None:
-        written = reader.write(config.prompt, config.max_new_tokens)
+        written = reader.generate(config.prompt, config.max_new_tokens)
         console.print(f"{when}:\n{written}\n", markup=False, highlight=False, soft_wrap=True)
 
     show("Before training")
@@ -102,14 +102,14 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def train(config: Config, run: RunDirectory, reader: keras_hub.Reader) -> dict[str, Any]:
+def train(config: Config, run: RunDirectory, reader: keras_hub.CausalLMAdapter) -> dict[str, Any]:
     """Trains the thin matrices, or goes on with it; writes and returns the metrics."""
     console = cli.console()
     model, content = reader.model, tokenizer.read_file(config.text)
     border = round((1 - config.held_out) * len(content))
     ids, test_ids = (reader.encode(part) for part in (content[:border], content[border:]))
     reader.check_length(config.length, len(ids), len(test_ids))
-    trained = reader.trained
+    trained = reader.lora
     parameters = sum(math.prod(variable.shape) for variable in trained.variables)
     count = config.steps * config.batch_size
     rate = learning_rate_schedule("warmup_cosine", config.learning_rate, config.steps)

@@ -1,4 +1,4 @@
-"""The n-gram models against a calculation with dictionaries, as in Chen and Goodman's paper."""
+"""Comparison of the n-gram models with the formulas of Chen and Goodman on dictionaries."""
 
 import itertools
 import math
@@ -9,11 +9,11 @@ import pytest
 
 from zoo.evaluation.ngrams import NGrams
 
-SIZE = 7
+VOCABULARY_SIZE = 7
 
 
 def sample(length: int, seed: int = 0) -> np.ndarray:
-    """Some tokens are frequent, some pairs more so, some tokens are never seen."""
+    """Random token ids with frequent tokens, frequent pairs and tokens that never occur."""
     generator = np.random.default_rng(seed)
     ids = [0]
     for _ in range(length):
@@ -21,22 +21,23 @@ def sample(length: int, seed: int = 0) -> np.ndarray:
     return np.array(ids, np.uint16)
 
 
-WORKS = [sample(40), sample(25, seed=1), sample(1, seed=2)]
+DOCUMENTS = [sample(40), sample(25, seed=1), sample(1, seed=2)]
 
 
 def brute_force(order: int, history: tuple[int, ...], token: int) -> float:
-    """p(token | history) by the formula, from the n-grams one by one."""
-    seen: Counter = Counter()
-    for work in WORKS:
-        padded = (0,) * (order - 1) + tuple(work.tolist())
+    """p(token | history) from the formula, with one dictionary entry per n-gram."""
+    ngram_counts: Counter = Counter()
+    for document in DOCUMENTS:
+        padded = (0,) * (order - 1) + tuple(document.tolist())
         for end in range(order, len(padded)):
-            seen[padded[end - order + 1 : end + 1]] += 1
-    probability = 1 / SIZE
+            ngram_counts[padded[end - order + 1 : end + 1]] += 1
+    probability = 1 / VOCABULARY_SIZE
     for length in range(1, order + 1):
         if length == order:
-            counts = seen
+            counts = ngram_counts
         else:
-            counts = Counter(longer[1:] for longer in {n[order - length - 1 :] for n in seen})
+            longer = {ngram[order - length - 1 :] for ngram in ngram_counts}
+            counts = Counter(ngram[1:] for ngram in longer)
         n = [sum(count == c for count in counts.values()) for c in range(5)]
         if all(n[1:]):
             y = n[1] / (n[1] + 2 * n[2])
@@ -44,54 +45,54 @@ def brute_force(order: int, history: tuple[int, ...], token: int) -> float:
         else:
             discounts = [0.75] * 3
         context = history[order - length :]
-        after = {k[-1]: c for k, c in counts.items() if k[:-1] == context}
-        if not after:
+        followers = {k[-1]: c for k, c in counts.items() if k[:-1] == context}
+        if not followers:
             continue
-        taken = {k: discounts[min(c, 3) - 1] for k, c in after.items()}
-        total = sum(after.values())
-        own = (after[token] - taken[token]) / total if token in after else 0
-        probability = own + sum(taken.values()) / total * probability
+        removed = {k: discounts[min(c, 3) - 1] for k, c in followers.items()}
+        total = sum(followers.values())
+        own = (followers[token] - removed[token]) / total if token in followers else 0
+        probability = own + sum(removed.values()) / total * probability
     return probability
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_against_brute_force(order: int) -> None:
-    model = NGrams(order, SIZE).fit(WORKS)
-    work = sample(30, seed=3)
-    found = model.log_probabilities(work)
-    padded = (0,) * (order - 1) + tuple(work.tolist())
-    for number, token in enumerate(work.tolist()[1:], 1):
-        history = padded[number : number + order - 1]
-        assert found[number - 1] == pytest.approx(
+def test_log_probabilities_match_brute_force(order: int) -> None:
+    model = NGrams(order, VOCABULARY_SIZE).fit(DOCUMENTS)
+    document = sample(30, seed=3)
+    log_probabilities = model.log_probabilities(document)
+    padded = (0,) * (order - 1) + tuple(document.tolist())
+    for index, token in enumerate(document.tolist()[1:], 1):
+        history = padded[index : index + order - 1]
+        assert log_probabilities[index - 1] == pytest.approx(
             math.log(brute_force(order, history, token)), abs=1e-12
         )
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_probabilities_sum_to_one(order: int) -> None:
-    """After histories that were seen, that were not, and at a work's beginning."""
-    model = NGrams(order, SIZE).fit(iter(WORKS))
-    for history in itertools.product(range(SIZE), repeat=order - 1):
-        rows = [np.array([*history, token]) for token in range(SIZE)]
-        if order == 1:
-            rows = [np.array([0, token]) for token in range(SIZE)]
-        total = sum(math.exp(model.log_probabilities(row)[-1]) for row in rows)
+    """For seen and unseen histories, and at the beginning of a document."""
+    model = NGrams(order, VOCABULARY_SIZE).fit(iter(DOCUMENTS))
+    for history in itertools.product(range(VOCABULARY_SIZE), repeat=order - 1):
+        prefix = history or (0,)
+        documents = [np.array([*prefix, token]) for token in range(VOCABULARY_SIZE)]
+        total = sum(math.exp(model.log_probabilities(d)[-1]) for d in documents)
         assert total == pytest.approx(1, abs=1e-12)
 
 
-def test_longer_histories_tell_more() -> None:
+def test_bigrams_have_lower_loss_than_unigrams() -> None:
     test = sample(3000, seed=9)
-    works = [sample(3000, seed=s) for s in range(4)]
-    losses = [-NGrams(order, SIZE).fit(works).log_probabilities(test).mean() for order in (1, 2)]
+    documents = [sample(3000, seed=s) for s in range(4)]
+    models = [NGrams(order, VOCABULARY_SIZE).fit(documents) for order in (1, 2)]
+    losses = [-model.log_probabilities(test).mean() for model in models]
     assert losses[1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize(("order", "size"), [(0, 10), (5, 2**16)])
-def test_orders_that_cannot_be(order: int, size: int) -> None:
+def test_ngrams_rejects_invalid_order(order: int, size: int) -> None:
     with pytest.raises(ValueError, match=f"Received: order={order}, vocabulary_size={size}"):
         NGrams(order, size)
 
 
-def test_nothing_to_count() -> None:
-    with pytest.raises(ValueError, match="must hold a work of two tokens or more"):
+def test_fit_rejects_documents_of_one_token() -> None:
+    with pytest.raises(ValueError, match="must hold a document of two tokens or more"):
         NGrams(2, 10).fit([np.array([0])])

@@ -1,4 +1,4 @@
-"""Folders as Hugging Face writes them; against its own models see tests/oracles."""
+"""Folders in Hugging Face's format. tests/oracles compares the models with Hugging Face's own."""
 
 import json
 from pathlib import Path
@@ -18,38 +18,38 @@ SIZES = {"vocabulary_size": 40, "num_layers": 2, "hidden_dim": 16}
 IDS = np.array([[3, 1, 4, 1, 5, 9]], np.int32)
 
 
-def made(kind: str, **options: Any) -> keras.Model:
-    arguments = {"gpt2": {"num_heads": 2}, "llama": CONFIGURATIONS["llama"]}[kind]
+def small_model(model_type: str, **options: Any) -> keras.Model:
+    arguments = {"gpt2": {"num_heads": 2}, "llama": CONFIGURATIONS["llama"]}[model_type]
     return gpt(**{**arguments, **SIZES, "seed": 1, **options})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    huggingface.save(made("gpt2"), tmp_path)
+    huggingface.save(small_model("gpt2"), tmp_path)
     return tmp_path
 
 
-def change(folder: Path, **settings: Any) -> None:
+def edit_config(folder: Path, **settings: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **settings}))
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_there_and_back(kind: str, tied: bool, tmp_path: Path) -> None:
-    model = made(kind, tie_embeddings=tied)
+def test_load_restores_saved_model(model_type: str, tied: bool, tmp_path: Path) -> None:
+    model = small_model(model_type, tie_embeddings=tied)
     huggingface.save(model, tmp_path)
-    again = huggingface.load(tmp_path)
-    assert [v.path for v in again.weights] == [v.path for v in model.weights]
-    for a, b in zip(again.get_weights(), model.get_weights()):
+    loaded = huggingface.load(tmp_path)
+    assert [v.path for v in loaded.weights] == [v.path for v in model.weights]
+    for a, b in zip(loaded.get_weights(), model.get_weights()):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(
-        ops.convert_to_numpy(again(IDS)), ops.convert_to_numpy(model(IDS))
+        ops.convert_to_numpy(loaded(IDS)), ops.convert_to_numpy(model(IDS))
     )
 
 
-def test_names_without_a_prefix_and_masks_are_taken(folder: Path) -> None:
-    """As in the files that OpenAI's weights come in."""
+def test_load_accepts_names_without_prefix_and_masks(folder: Path) -> None:
+    """The files of OpenAI's weights have this form."""
     expected = ops.convert_to_numpy(huggingface.load(folder)(IDS))
     state = {
         name.removeprefix("transformer."): array
@@ -61,13 +61,13 @@ def test_names_without_a_prefix_and_masks_are_taken(folder: Path) -> None:
     np.testing.assert_array_equal(ops.convert_to_numpy(huggingface.load(folder)(IDS)), expected)
 
 
-def test_bfloat16(folder: Path) -> None:
+def test_load_converts_bfloat16(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     rounded = {name: array.astype("bfloat16") for name, array in state.items()}
     save_file(rounded, folder / "model.safetensors")
-    found = huggingface.load(folder).get_layer("embedding").embeddings
+    embeddings = huggingface.load(folder).get_layer("embedding").embeddings
     expected = state["transformer.wte.weight"].astype("bfloat16").astype(np.float32)
-    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+    np.testing.assert_array_equal(ops.convert_to_numpy(embeddings), expected)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,10 @@ def test_bfloat16(folder: Path) -> None:
         ({"n_layer": 1}, "transformer.h.1.ln_1.weight is unknown"),
     ],
 )
-def test_folders_that_do_not_fit(folder: Path, settings: dict, text: str) -> None:
-    change(folder, **settings)
+def test_load_rejects_unsupported_or_mismatched_folder(
+    folder: Path, settings: dict, text: str
+) -> None:
+    edit_config(folder, **settings)
     with pytest.raises(ValueError, match=text):
         huggingface.load(folder)
 
@@ -90,26 +92,26 @@ def test_folders_that_do_not_fit(folder: Path, settings: dict, text: str) -> Non
 @pytest.mark.parametrize(
     "settings", [{"attention_bias": True}, {"head_dim": 7}, {"rope_scaling": {"rope_type": "yarn"}}]
 )
-def test_a_llama_of_another_kind(settings: dict, tmp_path: Path) -> None:
-    huggingface.save(made("llama"), tmp_path)
-    change(tmp_path, **settings)
-    with pytest.raises(ValueError, match=r"the only kind `zoo\.gpt` is"):
+def test_load_rejects_unsupported_llama(settings: dict, tmp_path: Path) -> None:
+    huggingface.save(small_model("llama"), tmp_path)
+    edit_config(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"all that `zoo\.gpt` supports"):
         huggingface.load(tmp_path)
 
 
-def test_damage(folder: Path) -> None:
+def test_load_rejects_damaged_or_missing_file(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:1000])
-    with pytest.raises(ValueError, match=r"a model.safetensors that is whole. Received: "):
+    with pytest.raises(ValueError, match=r"an undamaged model.safetensors. Received: "):
         huggingface.load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
         huggingface.load(folder)
 
 
-def test_models_that_are_neither(tmp_path: Path) -> None:
+def test_save_rejects_other_architectures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Received: norm=layer_norm, activation=swiglu"):
-        huggingface.save(made("gpt2", activation="swiglu"), tmp_path / "new")
+        huggingface.save(small_model("gpt2", activation="swiglu"), tmp_path / "new")
     with pytest.raises(ValueError, match=r"must be a `zoo.gpt`. Received: mlp"):
         huggingface.save(mlp(), tmp_path / "new")
     assert not (tmp_path / "new").exists()

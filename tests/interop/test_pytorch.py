@@ -39,30 +39,32 @@ def x() -> np.ndarray:
 
 
 def assert_logits_agree(model, state: dict[str, np.ndarray], x: np.ndarray) -> None:
-    ours = ops.convert_to_numpy(model(x, training=False))
+    logits = ops.convert_to_numpy(model(x, training=False))
     expected = reference.my_net(state, x.transpose(0, 3, 1, 2))
-    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
     assert np.abs(expected).max() > 0.05
 
 
-def test_a_state_dict_of_my_net(state: dict[str, np.ndarray], x: np.ndarray) -> None:
+def test_load_and_state_dict_match_my_net(state: dict[str, np.ndarray], x: np.ndarray) -> None:
     model = zoo.cnn_48x48(10)
     pytorch.load(model, state)
     assert_logits_agree(model, state, x)
-    back = pytorch.state_dict(model)
-    assert {name: array.shape for name, array in back.items()} == SHAPES
-    for name, array in back.items():
+    saved = pytorch.state_dict(model)
+    assert {name: array.shape for name, array in saved.items()} == SHAPES
+    for name, array in saved.items():
         np.testing.assert_array_equal(array, state[name])
 
 
-def test_a_safetensors_file(state: dict[str, np.ndarray], x: np.ndarray, tmp_path: Path) -> None:
+def test_load_and_save_safetensors(
+    state: dict[str, np.ndarray], x: np.ndarray, tmp_path: Path
+) -> None:
     save_file(state, tmp_path / "my_net.safetensors")
     model = zoo.cnn_48x48(10)
     pytorch.load(model, tmp_path / "my_net.safetensors")
     assert_logits_agree(model, state, x)
-    pytorch.save(model, tmp_path / "back.safetensors")
+    pytorch.save(model, tmp_path / "saved.safetensors")
     other = zoo.cnn_48x48(10, seed=1)
-    pytorch.load(other, str(tmp_path / "back.safetensors"))
+    pytorch.load(other, str(tmp_path / "saved.safetensors"))
     for a, b in zip(model.get_weights(), other.get_weights()):
         np.testing.assert_array_equal(a, b)
 
@@ -80,19 +82,19 @@ def test_a_safetensors_file(state: dict[str, np.ndarray], x: np.ndarray, tmp_pat
         ({"fc2.bias": None, "x": np.zeros(1)}, r"fc2\.bias is missing; x is unknown"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(
+def test_load_rejects_mismatches_and_leaves_weights_unchanged(
     state: dict[str, np.ndarray], change: dict, text: str
 ) -> None:
     model = zoo.cnn_48x48(10)
-    before = model.get_weights()
+    initial_weights = model.get_weights()
     changed = {name: array for name, array in (state | change).items() if array is not None}
     with pytest.raises(ValueError, match=text):
         pytorch.load(model, changed)
-    for a, b in zip(before, model.get_weights()):
+    for a, b in zip(initial_weights, model.get_weights()):
         np.testing.assert_array_equal(a, b)
 
 
-def test_not_a_safetensors_file(tmp_path: Path) -> None:
+def test_load_rejects_other_files(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"not safetensors at all")
     with pytest.raises(ValueError, match=r"must be a safetensors file.*weights\.pt"):
         pytorch.load(zoo.cnn_48x48(10), tmp_path / "weights.pt")
@@ -101,8 +103,8 @@ def test_not_a_safetensors_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
-def test_recurrent_layers_are_one_stack_there(cell: str) -> None:
-    """Names and shapes of PyTorch's; biases add up, a GRU's gates change places."""
+def test_recurrent_layers_convert_to_one_stack(cell: str) -> None:
+    """Names and shapes are PyTorch's, biases are added, and the gates of a GRU are reordered."""
     model = zoo.rnn_classifier((None, 3), 2, cell, 4, num_layers=2, bidirectional=True)
     state = pytorch.state_dict(model)
     gates = {"simple_rnn": 1, "lstm": 4, "gru": 3}[cell]
@@ -120,20 +122,20 @@ def test_recurrent_layers_are_one_stack_there(cell: str) -> None:
     generator = np.random.default_rng(0)
     state = {name: generator.normal(size=a.shape).astype(np.float32) for name, a in state.items()}
     pytorch.load(model, state)
-    back = pytorch.state_dict(model)
+    saved = pytorch.state_dict(model)
     for name, array in state.items():
         if cell == "gru" or "bias_" not in name:
-            np.testing.assert_array_equal(back[name], array)
+            np.testing.assert_array_equal(saved[name], array)
         elif "bias_ih" in name:
             other = name.replace("bias_ih", "bias_hh")
-            np.testing.assert_array_equal(back[name] + back[other], array + state[other])
+            np.testing.assert_array_equal(saved[name] + saved[other], array + state[other])
     if cell == "gru":
         kernel = model.get_layer("rnn1_both").forward_layer.cell.kernel
-        first_gate = ops.convert_to_numpy(kernel.value)[:, :4]  # update: the second there
-        np.testing.assert_array_equal(first_gate, state["rnn.weight_ih_l0"][4:8].T)
+        update_gate = ops.convert_to_numpy(kernel.value)[:, :4]  # PyTorch's second gate
+        np.testing.assert_array_equal(update_gate, state["rnn.weight_ih_l0"][4:8].T)
 
 
-def test_a_recurrent_layer_without_its_place() -> None:
+def test_state_dict_rejects_recurrent_layer_without_number() -> None:
     sequence = keras.Input((5, 3))
     model = keras.Model(sequence, zoo.layers.recurrent.LSTM(4, name="memory")(sequence))
     with pytest.raises(ValueError, match=r"such as rnn1.*Received: memory, a LSTM"):

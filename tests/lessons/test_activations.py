@@ -1,4 +1,4 @@
-"""The activation functions, and the recipe that shows what they do to a gradient."""
+"""Activation functions, and the recipe that measures how they scale gradients."""
 
 import json
 import os
@@ -15,30 +15,30 @@ from zoo.lessons.activations import ACTIVATIONS
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_it_is_the_one_that_keras_has(name: str) -> None:
+def test_function_matches_keras(name: str) -> None:
     z = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    found = ACTIVATIONS[name].function(ops.convert_to_tensor(z))
+    outputs = ACTIVATIONS[name].function(ops.convert_to_tensor(z))
     expected = keras.activations.get(name)(ops.convert_to_tensor(z))
     np.testing.assert_allclose(
-        ops.convert_to_numpy(found), ops.convert_to_numpy(expected), rtol=1e-6
+        ops.convert_to_numpy(outputs), ops.convert_to_numpy(expected), rtol=1e-6
     )
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_the_derivative_is_the_slope(name: str) -> None:
-    """By finite differences in float64, of the first of six numbers by itself."""
+def test_derivative_matches_finite_differences(name: str) -> None:
+    """Derivative of the first of six outputs with respect to its own input, in float64."""
     z = np.random.default_rng(0).normal(size=(20, 6))
-    nudge = np.zeros(6)
-    nudge[0] = 1e-6
+    delta = np.zeros(6)
+    delta[0] = 1e-6
     with backend.float64():
         function = ACTIVATIONS[name].function
 
-        def at(z: np.ndarray) -> np.ndarray:
+        def evaluate(z: np.ndarray) -> np.ndarray:
             return ops.convert_to_numpy(function(ops.convert_to_tensor(z, "float64")))
 
-        slope = (at(z + nudge) - at(z - nudge))[:, 0] / 2e-6
-        found = ACTIVATIONS[name].derivative(function(ops.convert_to_tensor(z, "float64")))
-        np.testing.assert_allclose(ops.convert_to_numpy(found)[:, 0], slope, atol=1e-9)
+        expected = (evaluate(z + delta) - evaluate(z - delta))[:, 0] / 2e-6
+        derivative = ACTIVATIONS[name].derivative(function(ops.convert_to_tensor(z, "float64")))
+        np.testing.assert_allclose(ops.convert_to_numpy(derivative)[:, 0], expected, atol=1e-9)
 
 
 # ------------------------------------------------------------------ the recipe
@@ -55,13 +55,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, recipe.main(config(folder))
 
 
-def test_the_run_directory_is_complete(finished: tuple[Path, dict[str, object]]) -> None:
+def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, object]]) -> None:
     folder, metrics = finished
     assert sorted(os.listdir(folder)) == ["activations.png", "config.json", "metrics.json"]
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
-def test_the_gradient_shrinks_on_its_way_back(finished: tuple[Path, dict[str, object]]) -> None:
+def test_gradients_shrink_towards_first_layer(finished: tuple[Path, dict[str, object]]) -> None:
     _, metrics = finished
     ratios = metrics["first_to_last"]
     assert ratios["softmax"] < ratios["sigmoid"] < ratios["relu"] < ratios["tanh"] < 1
@@ -79,13 +79,13 @@ TEN_LAYERS = {
 }
 
 
-def test_it_is_the_same_on_every_backend(tmp_path: Path) -> None:
-    """Measured on the three: 1e-6 apart."""
+def test_main_matches_other_backends(tmp_path: Path) -> None:
+    """Measured relative differences between the three backends: 1e-6."""
     metrics = recipe.main(config(tmp_path / "run", layers=10, units=64, train_examples=256))
     assert metrics["first_to_last"] == pytest.approx(TEN_LAYERS, rel=1e-4, abs=0)
 
 
-def test_a_finished_run_says_so_and_another_configuration_is_refused(
+def test_main_reports_finished_run_and_rejects_other_configuration(
     finished: tuple[Path, dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, metrics = finished
@@ -95,7 +95,7 @@ def test_a_finished_run_says_so_and_another_configuration_is_refused(
         recipe.main(config(folder, units=8))
 
 
-def test_quick_takes_fewer_images(tmp_path: Path) -> None:
+def test_quick_uses_fewer_images(tmp_path: Path) -> None:
     assert recipe.Config(run_dir=tmp_path).train_examples == 4096
     assert recipe.Config(run_dir=tmp_path, quick=True).train_examples == 1024
 
@@ -110,6 +110,8 @@ def test_quick_takes_fewer_images(tmp_path: Path) -> None:
         ({"seed": -1}, "Received: seed=-1"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, arguments: dict[str, object], text: str) -> None:
+def test_main_rejects_invalid_arguments(
+    tmp_path: Path, arguments: dict[str, object], text: str
+) -> None:
     with pytest.raises(ValueError, match=text):
         recipe.main(config(tmp_path / "run", **arguments))

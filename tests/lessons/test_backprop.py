@@ -117,7 +117,7 @@ def test_the_layers_are_a_copy() -> None:
     ],
 )
 def test_what_does_not_go_by_hand(arguments: dict[str, object], text: str) -> None:
-    with pytest.raises(ValueError, match=f"By hand goes an MLP of dense layers.*{text}"):
+    with pytest.raises(ValueError, match=f"must be an MLP of dense layers.*{text}"):
         backprop.layers_of(zoo.mlp((7,), 3, (4,), **arguments))
 
 

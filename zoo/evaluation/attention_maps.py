@@ -1,4 +1,4 @@
-"""Where attention looks: the weights that a fused kernel does not show, and a picture of them."""
+"""Attention maps: attention weights, which fused kernels do not return, and their plots."""
 
 import math
 from collections.abc import Sequence
@@ -9,33 +9,39 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
-from zoo.layers.attention import asked_for
+from zoo.layers.attention import collected_attention_maps
 
 
 def attention_maps(model: keras.Model, inputs: Any) -> dict[str, np.ndarray]:
-    """Where each head of each layer looks, in inference mode.
+    """Computes the attention weights of each layer and head in inference mode.
 
     Args:
-        model: with `Attention` layers, such as a `gpt` or a `transformer`.
-        inputs: a batch of what it takes.
+        model: Model with `Attention` layers, such as a `gpt` or a `transformer`.
+        inputs: Batch of inputs of the model.
 
     Returns:
-        By the path of the layer, such as "block1/attention", (B, heads, T, S): each row sums to 1.
+        Weights (B, heads, T, S) by the path of the layer, such as "block1/attention". Each row sums
+        to 1.
     """
     maps: dict[str, Any] = {}
-    token = asked_for.set(maps)
+    token = collected_attention_maps.set(maps)
     try:
         model(inputs, training=False)
     finally:
-        asked_for.reset(token)
+        collected_attention_maps.reset(token)
     return {path: ops.convert_to_numpy(weights) for path, weights in maps.items()}
 
 
 def plot_attention(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str]) -> Figure:
-    """One picture a head: (heads, T, S) with T and S tokens.
+    """Plots the attention weights of each head as an image.
+
+    Args:
+        weights: Attention weights, (heads, T, S).
+        queries: Labels of the T query tokens.
+        keys: Labels of the S key tokens.
 
     Raises:
-        ValueError: if there are not as many tokens as rows or columns.
+        ValueError: If the number of labels differs from the number of rows or columns.
     """
     heads, rows, columns = weights.shape
     if (rows, columns) != (len(queries), len(keys)):
@@ -43,12 +49,11 @@ def plot_attention(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
             "`queries` and `keys` must be as many tokens as `weights` has rows and columns. "
             f"Received: {len(queries)} and {len(keys)}, weights.shape={weights.shape}"
         )
-    across = min(heads, 4)
-    down = math.ceil(heads / across)
-    figure = Figure(
-        figsize=(across * (1.5 + 0.22 * columns), down * (1.5 + 0.22 * rows)), layout="constrained"
-    )
-    for head, axes in enumerate(figure.subplots(down, across, squeeze=False).flat):
+    plot_columns = min(heads, 4)
+    plot_rows = math.ceil(heads / plot_columns)
+    size = plot_columns * (1.5 + 0.22 * columns), plot_rows * (1.5 + 0.22 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    for head, axes in enumerate(figure.subplots(plot_rows, plot_columns, squeeze=False).flat):
         if head >= heads:
             axes.axis("off")
             continue

@@ -1,16 +1,17 @@
-"""N-gram models: what counting alone can tell of the next token, for a network to be held against.
+"""N-gram language models with Kneser-Ney smoothing, a baseline for neural language models.
 
     bigram = NGrams(2, vocabulary_size=5000)
-    bigram.fit(training_works)
-    -bigram.log_probabilities(work).mean()  # nats a token
+    bigram.fit(training_documents)
+    -bigram.log_probabilities(document).mean()  # nats per token
 
-An n-gram's probability is interpolated: with token w, history h of n - 1 tokens and h' without its
-first token,
+The probability of an n-gram is interpolated. With token w, history h of n - 1 tokens, and h' which
+is h without its first token:
 
     p(w | h) = (count(h w) - D(count(h w))) / count(h) + weight(h) · p(w | h')
 
-where the weight is what the discounts D took away, and below the unigrams every token is equally
-likely. With shorter histories than the longest, `count` is the number of different tokens before.
+The weight is the probability mass that the discounts D remove. Unigrams are interpolated with the
+uniform distribution. For histories shorter than n - 1, `count` is the number of different
+tokens that precede the n-gram.
 
 Source: Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", 1999,
 interpolated Kneser-Ney smoothing with three discounts.
@@ -22,20 +23,20 @@ from typing import Self
 
 import numpy as np
 
-_DISCOUNT = 0.75  # where too few n-grams were seen once, twice, three and four times
-_LEAST = 0.05  # so that no history leaves nothing to tokens that were not seen after it
+_DISCOUNT = 0.75  # used unless n-grams with each of the counts 1, 2, 3 and 4 exist
+_MIN_DISCOUNT = 0.05  # so that every history leaves some probability to unseen tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class _Order:
-    """The n-grams of one length. An n-gram is one number, its tokens the digits.
+class _NGramTable:
+    """Table of the n-grams of one length. An n-gram is one number, whose digits are its tokens.
 
     Attributes:
-        ngrams: (N,) int64, ascending.
-        discounted: (N,) float64, their counts less the discount.
-        histories: (H,) int64, ascending: the n-grams without their last token.
-        counts: (H,) float64, of the histories.
-        weights: (H,) float64, the probability that is left to shorter histories.
+        ngrams: N-grams in ascending order, (N,) int64.
+        discounted: Counts of the n-grams minus the discount, (N,) float64.
+        histories: N-grams without their last token in ascending order, (H,) int64.
+        counts: Counts of the histories, (H,) float64.
+        weights: Weights of the shorter histories, (H,) float64.
     """
 
     ngrams: np.ndarray
@@ -45,35 +46,36 @@ class _Order:
     weights: np.ndarray
 
     @classmethod
-    def of(cls, ngrams: np.ndarray, counts: np.ndarray, vocabulary_size: int) -> Self:
+    def from_counts(cls, ngrams: np.ndarray, counts: np.ndarray, vocabulary_size: int) -> Self:
         discounts = _discounts(counts)[np.minimum(counts, 3)]
-        histories, place = np.unique(ngrams // vocabulary_size, return_inverse=True)
-        totals = np.bincount(place, counts)
-        weights = np.bincount(place, discounts) / totals
+        histories, inverse = np.unique(ngrams // vocabulary_size, return_inverse=True)
+        totals = np.bincount(inverse, counts)
+        weights = np.bincount(inverse, discounts) / totals
         return cls(ngrams, counts - discounts, histories, totals, weights)
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What to take from a count of 0, 1, 2, and 3 or more, (4,)."""
+    """Discounts of the counts 0, 1, 2, and 3 or more, (4,)."""
     n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return np.array([0, *[_DISCOUNT] * 3])
     y = n1 / (n1 + 2 * n2)
-    found = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.clip(found, [0, *[_LEAST] * 3], [0, 1, 2, 3])
+    discounts = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+    return np.clip(discounts, [0, *[_MIN_DISCOUNT] * 3], [0, 1, 2, 3])
 
 
 class NGrams:
-    """An interpolated n-gram model over token ids. A work's first token is given, not predicted.
+    """Interpolated n-gram model of token ids.
 
-    It holds every different n-gram of its training works once, 16 bytes each.
+    The first token of a document is not predicted. The model stores each distinct n-gram of the
+    training documents once, in 16 bytes.
 
     Args:
-        order: n, at least 1. A unigram model takes a token's frequency.
-        vocabulary_size: how many tokens there are.
+        order: Length n of the n-grams, at least 1. Order 1 predicts the frequency of each token.
+        vocabulary_size: Number of tokens.
 
     Raises:
-        ValueError: if `order` is below 1, or `vocabulary_size` to its power does not fit 63 bits.
+        ValueError: If `order` is below 1, or vocabulary_size**order does not fit in 63 bits.
     """
 
     def __init__(self, order: int, vocabulary_size: int):
@@ -83,61 +85,76 @@ class NGrams:
                 f"Received: order={order}, vocabulary_size={vocabulary_size}"
             )
         self._order = order
-        self._size = vocabulary_size
-        self._orders: list[_Order] = []
+        self._vocabulary_size = vocabulary_size
+        self._tables: list[_NGramTable] = []
 
-    def fit(self, works: Iterable[np.ndarray]) -> Self:
-        """Counts the n-grams of works, each (T,) integers, taken one at a time.
+    def fit(self, documents: Iterable[np.ndarray]) -> Self:
+        """Fits the model to the n-gram counts of documents.
+
+        Args:
+            documents: Token ids of each document, (T,) integers, read one at a time.
+
+        Returns:
+            The model itself.
 
         Raises:
-            ValueError: if no work has two tokens.
+            ValueError: If no document has two tokens.
         """
         ngrams, counts = np.empty(0, np.int64), np.empty(0, np.int64)
-        for work in works:
-            ngrams, place = np.unique(
-                np.concatenate([ngrams, self._ngrams(work)]), return_inverse=True
+        for document in documents:
+            ngrams, inverse = np.unique(
+                np.concatenate([ngrams, self._ngrams(document)]), return_inverse=True
             )
-            ones = np.ones(len(place) - len(counts), np.int64)
-            counts = np.bincount(place, np.concatenate([counts, ones])).astype(np.int64)
+            ones = np.ones(len(inverse) - len(counts), np.int64)
+            counts = np.bincount(inverse, np.concatenate([counts, ones])).astype(np.int64)
         if not len(ngrams):
-            raise ValueError("`works` must hold a work of two tokens or more. Received: none")
-        self._orders = [_Order.of(ngrams, counts, self._size)]
+            raise ValueError(
+                "`documents` must hold a document of two tokens or more. Received: none"
+            )
+        self._tables = [_NGramTable.from_counts(ngrams, counts, self._vocabulary_size)]
         for length in range(self._order - 1, 0, -1):
-            # Of each shorter n-gram, in how many different places it was seen.
-            ngrams, counts = np.unique(ngrams % self._size**length, return_counts=True)
-            self._orders.insert(0, _Order.of(ngrams, counts, self._size))
+            # The count of a shorter n-gram is the number of different tokens that precede it.
+            ngrams, counts = np.unique(ngrams % self._vocabulary_size**length, return_counts=True)
+            self._tables.insert(0, _NGramTable.from_counts(ngrams, counts, self._vocabulary_size))
         return self
 
-    def log_probabilities(self, work: np.ndarray) -> np.ndarray:
-        """Of each token but the first, given those before it: (T,) integers to (T - 1,) nats."""
-        ngrams = self._ngrams(work)
-        probabilities = np.full(len(ngrams), 1 / self._size)
-        for length, order in enumerate(self._orders, 1):
-            wanted = ngrams % self._size**length
-            discounted = _look_up(order.ngrams, order.discounted, wanted, 0)
-            history = wanted // self._size
-            counts = _look_up(order.histories, order.counts, history, 1)
-            weights = _look_up(order.histories, order.weights, history, 1)
+    def log_probabilities(self, document: np.ndarray) -> np.ndarray:
+        """Computes the log-probability of each token but the first, given the previous tokens.
+
+        Args:
+            document: Token ids, (T,) integers.
+
+        Returns:
+            Log-probabilities in nats, (T - 1,) float64.
+        """
+        ngrams = self._ngrams(document)
+        probabilities = np.full(len(ngrams), 1 / self._vocabulary_size)
+        for length, table in enumerate(self._tables, 1):
+            suffixes = ngrams % self._vocabulary_size**length
+            histories = suffixes // self._vocabulary_size
+            discounted = _values_at(table.ngrams, table.discounted, suffixes, 0)
+            counts = _values_at(table.histories, table.counts, histories, 1)
+            weights = _values_at(table.histories, table.weights, histories, 1)
             probabilities = discounted / counts + weights * probabilities
         return np.asarray(np.log(probabilities))
 
-    def _ngrams(self, work: np.ndarray) -> np.ndarray:
-        """The n-gram that ends with each token but the first, (T - 1,) int64.
+    def _ngrams(self, document: np.ndarray) -> np.ndarray:
+        """N-gram that ends with each token but the first, (T - 1,) int64.
 
-        The first token is repeated before the work, so that the histories are all of one length.
+        The first token is repeated before the document, so that all histories have the same length.
         """
-        work = np.asarray(work, np.int64)
-        padded = np.concatenate([np.repeat(work[:1], self._order - 1), work])[1:]
-        count = max(len(work) - 1, 0)
-        # (T - 1, n) digits, the last token the lowest
-        digits = padded[np.arange(count)[:, None] + np.arange(self._order)]
-        places = self._size ** np.arange(self._order - 1, -1, -1, dtype=np.int64)
-        return np.asarray(digits @ places)
+        document = np.asarray(document, np.int64)
+        padded = np.concatenate([np.repeat(document[:1], self._order - 1), document])[1:]
+        num_ngrams = max(len(document) - 1, 0)
+        # (T - 1, n): the last token is the lowest digit
+        digits = padded[np.arange(num_ngrams)[:, None] + np.arange(self._order)]
+        powers = self._vocabulary_size ** np.arange(self._order - 1, -1, -1, dtype=np.int64)
+        return np.asarray(digits @ powers)
 
 
-def _look_up(
-    keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: float
+def _values_at(
+    sorted_keys: np.ndarray, values: np.ndarray, keys: np.ndarray, default: float
 ) -> np.ndarray:
-    """The value of each key that is wanted, or the default."""
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], default)
+    """Value of each of `keys` in a table with ascending keys, or the default for missing keys."""
+    indices = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return np.where(sorted_keys[indices] == keys, values[indices], default)

@@ -1,1 +1,1 @@
-"""Weights from and to other frameworks. None of them needs to be installed."""
+"""Conversion of weights from and to other frameworks, which need not be installed."""

@@ -1,13 +1,14 @@
-"""GPT-2 and Llama from and to the folders that Hugging Face's `save_pretrained` writes.
+"""Conversion of GPT-2 and Llama models from and to Hugging Face's `save_pretrained` format.
 
     model = zoo.interop.huggingface.load("folder")      # config.json, model.safetensors
     zoo.interop.huggingface.save(model, "folder")       # AutoModelForCausalLM loads it
 
-A Llama is made of the modern block: RMSNorm, rotary positions, SwiGLU, grouped queries, no biases.
-What differs in the weights:
+A Llama has RMSNorm, rotary positions, SwiGLU, grouped queries and no biases. The weights differ in
+two ways:
 
-- A dense kernel is (inputs, outputs) here and in GPT-2 there, (outputs, inputs) in Llama there.
-- GPT-2 there has query, key and value in one kernel, side by side.
+- A dense kernel is (inputs, outputs) in the zoo and in Hugging Face's GPT-2, but (outputs, inputs)
+  in Hugging Face's Llama.
+- Hugging Face's GPT-2 concatenates the kernels of query, key and value.
 """
 
 import json
@@ -29,12 +30,19 @@ from zoo.training.checkpoints import atomic_write, find_mismatches
 
 Arrays = dict[str, np.ndarray]
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}  # there and here
+# Names of Hugging Face and of the zoo.
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor there and the variables here that it holds side by side."""
+    """A tensor of Hugging Face and the zoo's variables that are concatenated in the tensor.
+
+    Attributes:
+        name: Name of the tensor.
+        variables: Variables of the zoo's model.
+        transposed: Whether the tensor is the transpose of the concatenated variables.
+    """
 
     name: str
     variables: tuple[Any, ...]
@@ -42,77 +50,83 @@ class _Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.to_there([np.empty(v.shape, np.bool_) for v in self.variables]).shape
+        return self.to_tensor([np.empty(v.shape, np.bool_) for v in self.variables]).shape
 
-    def to_there(self, arrays: list[np.ndarray]) -> np.ndarray:
+    def to_tensor(self, arrays: list[np.ndarray]) -> np.ndarray:
         array = np.concatenate(arrays, axis=-1)
         return np.ascontiguousarray(array.T if self.transposed else array)
 
-    def to_here(self, array: np.ndarray) -> list[np.ndarray]:
+    def to_variables(self, array: np.ndarray) -> list[np.ndarray]:
         array = array.T if self.transposed else array
         widths = np.cumsum([v.shape[-1] for v in self.variables])[:-1]
         return [np.ascontiguousarray(part) for part in np.split(array, widths, axis=-1)]
 
 
 def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Model:
-    """Builds the `gpt` that a folder describes, with its weights.
+    """Loads a GPT-2 or a Llama as a `zoo.gpt`.
 
     Args:
-        folder: holds `config.json`, of a GPT-2 or a Llama, and `model.safetensors`.
-        dtype: of the model, as for `zoo.gpt`.
+        folder: Directory with the `config.json` and the `model.safetensors` of the model.
+        dtype: Dtype or dtype policy of the model; by default Keras' global policy.
+
+    Returns:
+        The model with the weights of the file.
 
     Raises:
-        ValueError: if the folder holds another architecture or a setting that `zoo.gpt` has not,
-            or if a tensor is missing, unknown or of another shape; the text names each.
-        OSError: if there is no such file.
+        ValueError: If the folder holds another architecture or a setting that `zoo.gpt` does not
+            support, or if a tensor is missing, unknown or of another shape; the text names each.
+        OSError: If a file cannot be read.
     """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
-    kind = _kind_of(config)
-    model = gpt(
-        **(_gpt2_arguments(config) if kind == "gpt2" else _llama_arguments(config)), dtype=dtype
-    )
+    model_type = _model_type(config)
+    arguments = _gpt2_arguments(config) if model_type == "gpt2" else _llama_arguments(config)
+    model = gpt(**arguments, dtype=dtype)
     try:
         arrays = safetensors.numpy.load_file(folder / "model.safetensors")
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"`folder` must hold a model.safetensors that is whole. Received: {folder} ({error})"
+            f"`folder` must hold an undamaged model.safetensors. Received: {folder} ({error})"
         ) from error
-    # Some files leave out the prefix, some hold the causal mask or the tied output, too.
+    # Some files lack the prefix; some also hold the causal mask or the tied output.
     prefixes = "transformer.", "model.", "lm_head."
     arrays = {
-        name if name.startswith(prefixes) else f"transformer.{name}": _known(array)
+        name if name.startswith(prefixes) else f"transformer.{name}": _as_numpy_dtype(array)
         for name, array in arrays.items()
         if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
     }
-    tensors = list(_tensors(model, kind))
+    tensors = list(_tensors(model, model_type))
     if _is_tied(model):
         arrays.pop("lm_head.weight", None)
-    wrong = find_mismatches(arrays, {tensor.name: tensor.shape for tensor in tensors})
-    if wrong:
-        raise ValueError(f"`folder` {folder} does not fit its config.json: {'; '.join(wrong)}")
+    mismatches = find_mismatches(arrays, {tensor.name: tensor.shape for tensor in tensors})
+    if mismatches:
+        raise ValueError(f"`folder` {folder} does not fit its config.json: {'; '.join(mismatches)}")
     for tensor in tensors:
-        for variable, array in zip(tensor.variables, tensor.to_here(arrays[tensor.name])):
+        for variable, array in zip(tensor.variables, tensor.to_variables(arrays[tensor.name])):
             variable.assign(array)
     return model
 
 
-def _known(array: np.ndarray) -> np.ndarray:
-    """NumPy itself has no bfloat16."""
+def _as_numpy_dtype(array: np.ndarray) -> np.ndarray:
+    """Converts bfloat16, which NumPy itself lacks, to float32."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
-    """Writes a `gpt` as GPT-2 or, if it is made of the modern block, as Llama; float32.
+    """Saves a `zoo.gpt` as a GPT-2 or a Llama, depending on its blocks, in float32.
+
+    Args:
+        model: Model of GPT-2's or Llama's architecture.
+        folder: Directory to write to; created if missing.
 
     Raises:
-        ValueError: if it is neither; the text says what both want.
+        ValueError: If the model has neither architecture; the text lists the requirements of both.
     """
     folder = Path(folder)
     config = _config_of(model)
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        tensor.name: tensor.to_there(
+        tensor.name: tensor.to_tensor(
             [np.asarray(keras.ops.convert_to_numpy(v.value), np.float32) for v in tensor.variables]
         )
         for tensor in _tensors(model, config["model_type"])
@@ -126,22 +140,22 @@ def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
 # ------------------------------------------------------------------ configurations
 
 
-def _kind_of(config: dict[str, Any]) -> str:
-    kind = config.get("model_type")
-    if kind not in ("gpt2", "llama"):
+def _model_type(config: dict[str, Any]) -> str:
+    model_type = config.get("model_type")
+    if model_type not in ("gpt2", "llama"):
         raise ValueError(
             "`folder` must hold a GPT-2 or a Llama: its config.json must have the model_type gpt2 "
-            f"or llama. Received: model_type={kind}"
+            f"or llama. Received: model_type={model_type}"
         )
-    return str(kind)
+    return str(model_type)
 
 
 def _expect(config: dict[str, Any], **values: Any) -> None:
-    """Raises ValueError where a setting is not what the zoo's model does."""
+    """Raises ValueError if a setting differs from the only value that `zoo.gpt` supports."""
     for name, value in values.items():
         if config.get(name, value) != value:
             raise ValueError(
-                f"`folder` must hold a model with {name}={value}, the only kind `zoo.gpt` is. "
+                f"`folder` must hold a model with {name}={value}, all that `zoo.gpt` supports. "
                 f"Received: {name}={config[name]}"
             )
 
@@ -203,12 +217,12 @@ def _is_tied(model: keras.Model) -> bool:
 def _config_of(model: keras.Model) -> dict[str, Any]:
     blocks = _blocks(model)
     if not blocks:
-        raise ValueError(f"`model` must be a `zoo.gpt`. Received: {model.name} without its blocks")
+        raise ValueError(f"`model` must be a `zoo.gpt`. Received: {model.name} without blocks")
     block = blocks[0].get_config()
-    kinds = {type(layer) for layer in model.layers}
+    layer_types = {type(layer) for layer in model.layers}
     vocabulary_size, width = (int(size) for size in model.get_layer("embedding").embeddings.shape)
     learned = any(isinstance(x, Positions) and x.kind == "learned" for x in model.layers)
-    names = {here: there for there, here in _ACTIVATIONS.items()}
+    activations = {zoo_name: name for name, zoo_name in _ACTIVATIONS.items()}
     common = {
         "vocab_size": vocabulary_size, "tie_word_embeddings": _is_tied(model),
         "torch_dtype": "float32", "bos_token_id": None, "eos_token_id": None,
@@ -217,14 +231,14 @@ def _config_of(model: keras.Model) -> dict[str, Any]:
         block["norm"] == "layer_norm"
         and learned
         and block["use_bias"]
-        and block["activation"] in names
+        and block["activation"] in activations
         and block["num_kv_heads"] in (None, block["num_heads"])
     ):
         return {
             "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
             "n_positions": max_length(model), "n_embd": width, "n_layer": len(blocks),
             "n_head": block["num_heads"], "n_inner": block["intermediate_dim"],
-            "activation_function": names[block["activation"]],
+            "activation_function": activations[block["activation"]],
             "layer_norm_epsilon": block["epsilon"], **common,
         }  # fmt: skip
     if (
@@ -243,60 +257,60 @@ def _config_of(model: keras.Model) -> dict[str, Any]:
             "rope_theta": block["rotary_base"], **common,
         }  # fmt: skip
     raise ValueError(
-        "`model` must be made of GPT-2's block (layer_norm, learned positions, biases, no shared "
-        "keys) or of Llama's (rms_norm, rotary positions, swiglu, no biases). Received: "
+        "`model` must have GPT-2's blocks (layer_norm, learned positions, biases, no grouped "
+        "queries) or Llama's (rms_norm, rotary positions, swiglu, no biases). Received: "
         f"norm={block['norm']}, activation={block['activation']}, use_bias={block['use_bias']}, "
-        f"learned positions={learned}, layers={sorted(kind.__name__ for kind in kinds)}"
+        f"learned positions={learned}, layers={sorted(t.__name__ for t in layer_types)}"
     )
 
 
 # ------------------------------------------------------------------ weights
 
 
-def _tensors(model: keras.Model, kind: str) -> Iterator[_Tensor]:
-    found = {variable.path: variable for variable in model.trainable_variables}
+def _tensors(model: keras.Model, model_type: str) -> Iterator[_Tensor]:
+    variables = {variable.path: variable for variable in model.trainable_variables}
+    gpt2 = model_type == "gpt2"
 
     def tensor(name: str, *paths: str, transposed: bool = False) -> _Tensor:
-        return _Tensor(name, tuple(found[path] for path in paths), transposed)
+        return _Tensor(name, tuple(variables[path] for path in paths), transposed)
 
     def dense(name: str, *layers: str) -> Iterator[_Tensor]:
         kernels = [f"{layer}/kernel" for layer in layers]
-        yield tensor(f"{name}.weight", *kernels, transposed=kind == "llama")
-        if f"{layers[0]}/bias" in found:
+        yield tensor(f"{name}.weight", *kernels, transposed=not gpt2)
+        if f"{layers[0]}/bias" in variables:
             yield tensor(f"{name}.bias", *(f"{layer}/bias" for layer in layers))
 
     def norm(name: str, layer: str) -> Iterator[_Tensor]:
-        scale = "gamma" if f"{layer}/gamma" in found else "scale"
+        scale = "gamma" if f"{layer}/gamma" in variables else "scale"
         yield tensor(f"{name}.weight", f"{layer}/{scale}")
-        if f"{layer}/beta" in found:
+        if f"{layer}/beta" in variables:
             yield tensor(f"{name}.bias", f"{layer}/beta")
 
-    gpt2 = kind == "gpt2"
     prefix = "transformer" if gpt2 else "model"
     yield tensor(f"{prefix}.{'wte' if gpt2 else 'embed_tokens'}.weight", "embedding/embeddings")
     if gpt2:
         yield tensor("transformer.wpe.weight", "positions/table")
     for number, block in enumerate(_blocks(model)):
-        here = block.name
-        parts = [f"{here}/attention/{part}" for part in ("query", "key", "value")]
+        path = block.name
+        projections = [f"{path}/attention/{part}" for part in ("query", "key", "value")]
         if gpt2:
-            there = f"transformer.h.{number}"
-            yield from norm(f"{there}.ln_1", f"{here}/attention_norm")
-            yield from dense(f"{there}.attn.c_attn", *parts)
-            yield from dense(f"{there}.attn.c_proj", f"{here}/attention/output")
-            yield from norm(f"{there}.ln_2", f"{here}/feed_forward_norm")
-            yield from dense(f"{there}.mlp.c_fc", f"{here}/feed_forward/up")
-            yield from dense(f"{there}.mlp.c_proj", f"{here}/feed_forward/down")
+            name = f"transformer.h.{number}"
+            yield from norm(f"{name}.ln_1", f"{path}/attention_norm")
+            yield from dense(f"{name}.attn.c_attn", *projections)
+            yield from dense(f"{name}.attn.c_proj", f"{path}/attention/output")
+            yield from norm(f"{name}.ln_2", f"{path}/feed_forward_norm")
+            yield from dense(f"{name}.mlp.c_fc", f"{path}/feed_forward/up")
+            yield from dense(f"{name}.mlp.c_proj", f"{path}/feed_forward/down")
             continue
-        there = f"model.layers.{number}"
-        yield from norm(f"{there}.input_layernorm", f"{here}/attention_norm")
-        for letter, part in zip("qkv", parts):
-            yield from dense(f"{there}.self_attn.{letter}_proj", part)
-        yield from dense(f"{there}.self_attn.o_proj", f"{here}/attention/output")
-        yield from norm(f"{there}.post_attention_layernorm", f"{here}/feed_forward_norm")
+        name = f"model.layers.{number}"
+        yield from norm(f"{name}.input_layernorm", f"{path}/attention_norm")
+        for letter, projection in zip("qkv", projections):
+            yield from dense(f"{name}.self_attn.{letter}_proj", projection)
+        yield from dense(f"{name}.self_attn.o_proj", f"{path}/attention/output")
+        yield from norm(f"{name}.post_attention_layernorm", f"{path}/feed_forward_norm")
         for part in ("gate", "up", "down"):
-            yield from dense(f"{there}.mlp.{part}_proj", f"{here}/feed_forward/{part}")
+            yield from dense(f"{name}.mlp.{part}_proj", f"{path}/feed_forward/{part}")
     yield from norm(f"{prefix}.{'ln_f' if gpt2 else 'norm'}", "norm")
     if not _is_tied(model):
-        # There a linear layer in both.
+        # The output is a transposed linear layer in Hugging Face's GPT-2, too.
         yield tensor("lm_head.weight", "output/kernel", transposed=True)

@@ -1,4 +1,4 @@
-"""Language models of KerasHub, to be fine-tuned and scored as the zoo's own are.
+"""Adapter of KerasHub's language models for fine-tuning and evaluation with the zoo.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 """
@@ -21,21 +21,27 @@ def load_causal_lm(
     dtype: str | None = None,
     sampler: str = "greedy",
 ) -> Any:
-    """A KerasHub `CausalLM`, ready to write and to be fine-tuned by LoRA.
+    """Loads a KerasHub `CausalLM` for generation and for fine-tuning by LoRA.
+
+    Only the low-rank matrices are trainable. Their product is initially 0.
 
     Args:
-        preset: a name that KerasHub knows, or a folder that `save_to_preset` wrote.
-        rank: columns of the thin matrices, which alone are trainable; their products are still 0.
-        seed: of the thin matrices; the same on every backend.
-        dtype: a dtype or dtype policy; by default Keras' global one.
-        sampler: KerasHub's name of its way to choose tokens.
+        preset: Name of a KerasHub preset, or a directory written by `save_to_preset`.
+        rank: Rank of the low-rank matrices.
+        seed: Seed of the initial low-rank matrices; the same values on every backend.
+        dtype: Dtype or dtype policy of the model; by default Keras' global policy.
+        sampler: Name of the KerasHub sampler that generates text.
+
+    Returns:
+        The compiled `CausalLM`.
 
     Raises:
-        ImportError: if KerasHub is not installed.
-        ValueError: for a preset of anything else, or one whose layers KerasHub does not adapt.
+        ImportError: If KerasHub is not installed.
+        ValueError: If the preset is not that of a `CausalLM`, or KerasHub cannot add LoRA to its
+            layers.
     """
     try:
-        import keras_hub  # takes seconds, which --help need not
+        import keras_hub  # takes seconds, which `--help` would wait for
     except ImportError as error:
         raise ImportError(f'{error}. `pip install "keras-zoo[hub]"` installs KerasHub') from error
     try:
@@ -48,45 +54,56 @@ def load_causal_lm(
         ) from error
     model.backbone.enable_lora(rank)
     for number, variable in enumerate(model.trainable_variables):
-        # KerasHub would train the biases beside them, too, which `save_lora_weights` leaves out.
+        # KerasHub would also train the biases of these layers, which `save_lora_weights` omits.
         variable.trainable = variable.name.startswith("lora_kernel")
         if variable.name == "lora_kernel_a":
-            first = initializers.FanInUniform(seed, f"lora{number}")
-            variable.assign(first(variable.shape))
+            initializer = initializers.FanInUniform(seed, f"lora{number}")
+            variable.assign(initializer(variable.shape))
     if not model.trainable_variables or set(model.input) != {"token_ids", "padding_mask"}:
         raise ValueError(
-            "`preset` must be that of a model that reads text alone and has layers with one of the "
-            f"names that KerasHub adapts: {', '.join(model.backbone.default_lora_layer_names())}. "
+            "`preset` must be that of a model whose only input is text, and which has layers with "
+            "one of the names that KerasHub adapts: "
+            f"{', '.join(model.backbone.default_lora_layer_names())}. "
             f"Received: preset={preset}, a {type(model).__name__}"
         )
     model.compile(sampler=sampler)
     return model
 
 
-class Reader:
-    """A `CausalLM` as the zoo takes a language model: ids (B, T) in, logits (B, T, V) out.
+class CausalLMAdapter:
+    """Adapter that gives a `CausalLM` the interface of the zoo's language models.
 
-    It reads the ids behind the token that the model's texts begin with, if they do. Nothing is
-    dropped, in training either: the dropout of Keras draws numbers of the backend's own.
+    The adapter maps ids (B, T) to logits (B, T, V). It prepends the start token, if the
+    preprocessor of the model adds one. Dropout is disabled in training, too, since the random
+    numbers of Keras' dropout depend on the backend.
+
+    Args:
+        model: KerasHub `CausalLM` with a preprocessor.
+
+    Attributes:
+        context: Maximum number of tokens of a sequence, including the start token.
     """
 
     def __init__(self, model: Any):
         self.model, self.variables = model, model.variables
         self.tokenizer = model.preprocessor.tokenizer
         start = self.tokenizer.start_token_id if model.preprocessor.add_start_token else None
-        self.start = [] if start is None else [start]
-        longest = getattr(model.backbone, "max_sequence_length", None)
-        self.context = longest or model.preprocessor.sequence_length
+        self._start_tokens = [] if start is None else [start]
+        max_length = getattr(model.backbone, "max_sequence_length", None)
+        self.context = max_length or model.preprocessor.sequence_length
 
     def __call__(self, ids: Tensor, training: bool = False) -> Tensor:
-        for start in self.start:
+        for start in self._start_tokens:
             ids = ops.pad(ids, [[0, 0], [1, 0]], constant_values=start)
         inputs = {"token_ids": ids, "padding_mask": ops.ones_like(ids)}
-        return self.model(inputs, training=False)[:, len(self.start) :]
+        return self.model(inputs, training=False)[:, len(self._start_tokens) :]
 
     @property
-    def trained(self) -> types.SimpleNamespace:
-        """What a training step and its checkpoints see of it; other weights are the preset's."""
+    def lora(self) -> types.SimpleNamespace:
+        """The low-rank matrices as the variables of a model, for a training step and checkpoints.
+
+        Checkpoints omit all other weights, which are those of the preset.
+        """
         weights = self.model.trainable_variables
         return types.SimpleNamespace(
             variables=weights,
@@ -95,30 +112,43 @@ class Reader:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, (T,) int32."""
+        """Encodes a text as token ids, (T,) int32, without a start token."""
         return np.asarray(self.tokenizer(text), np.int32)
 
     def check_length(self, length: int, train: int, test: int) -> None:
-        """Raises ValueError unless pieces of `length` tokens fit the model and both texts."""
-        longest = min(train, test, self.context) - 1
-        if length > longest:
+        """Raises ValueError unless windows of `length` tokens fit the context and both texts.
+
+        Args:
+            length: Number of input tokens of a window.
+            train: Number of training tokens.
+            test: Number of held-out tokens.
+        """
+        max_length = min(train, test, self.context) - 1
+        if length > max_length:
             raise ValueError(
-                f"`length` must be at most {longest}: the model's context is {self.context} "
+                f"`length` must be at most {max_length}: the model's context is {self.context} "
                 f"tokens, and the text has {train} to train on and {test} held out. Received: "
                 f"length={length}. Give a longer text or a smaller length"
             )
 
-    def write(self, prompt: str, max_new_tokens: int) -> str:
-        """The prompt and what the model writes after it, at most to the end of its context.
+    def generate(self, prompt: str, max_new_tokens: int) -> str:
+        """Generates a continuation of a prompt, at most to the end of the context.
+
+        Args:
+            prompt: Text to continue.
+            max_new_tokens: Maximum number of generated tokens.
+
+        Returns:
+            The prompt and its continuation.
 
         Raises:
-            ValueError: for a prompt that fills the context.
+            ValueError: If the prompt fills the context.
         """
-        count = len(self.start) + len(self.encode(prompt))
-        if count >= self.context:
+        num_tokens = len(self._start_tokens) + len(self.encode(prompt))
+        if num_tokens >= self.context:
             raise ValueError(
                 "`prompt` must have fewer tokens than the model's context. Received: "
-                f"{count} tokens and a context of {self.context}"
+                f"{num_tokens} tokens and a context of {self.context}"
             )
-        longest = min(count + max_new_tokens, self.context)
-        return str(self.model.generate(prompt, max_length=longest))
+        max_length = min(num_tokens + max_new_tokens, self.context)
+        return str(self.model.generate(prompt, max_length=max_length))

@@ -1,1 +1,1 @@
-"""What the document says about neurons and gradients, computed."""
+"""Computations of the document's sections on activation functions and backpropagation."""

@@ -1,7 +1,7 @@
-"""The document's activation functions, each with its derivative and its range.
+"""Activation functions of the document, with their derivatives and ranges.
 
-An activation f turns a neuron's sum z into its output y = f(z). Each of these four has a derivative
-that follows from y alone, so backpropagation keeps one array a layer, the output.
+An activation function f maps the weighted sum z of a neuron to its output y = f(z). The derivatives
+of these four functions are computed from y alone, so backpropagation stores one array per layer.
 
 Source: the document's section "Activation Functions".
 """
@@ -17,25 +17,25 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function.
+    """Activation function with its derivative.
 
     Attributes:
-        function: f, from z to y.
-        derivative: f'(z), from y = f(z).
-        formula: f in words.
-        slope: f' in words.
-        range: what f can give.
+        function: Function f from z to y.
+        derivative: Function from y = f(z) to f'(z).
+        formula: Text of the formula of f.
+        derivative_formula: Text of the formula of f'.
+        range: Text of the range of f.
     """
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     formula: str
-    slope: str
+    derivative_formula: str
     range: str
 
 
-def _relu_slope(y: Tensor) -> Tensor:
-    """0 at the kink, as every backend has it."""
+def _relu_derivative(y: Tensor) -> Tensor:
+    """Derivative of ReLU, with the value 0 at z = 0 as on every backend."""
     return ops.cast(y > 0, y.dtype)
 
 
@@ -43,9 +43,9 @@ ACTIVATIONS = {
     "sigmoid": Activation(
         ops.sigmoid, lambda y: y * (1 - y), "1 / (1 + exp(-z))", "y (1 - y)", "(0, 1)"
     ),
-    "relu": Activation(ops.relu, _relu_slope, "max(z, 0)", "1 where z > 0, else 0", "[0, ∞)"),
+    "relu": Activation(ops.relu, _relu_derivative, "max(z, 0)", "1 where z > 0, else 0", "[0, ∞)"),
     "tanh": Activation(ops.tanh, lambda y: 1 - y * y, "tanh(z)", "1 - y²", "(-1, 1)"),
-    # The derivative of each component by its own z; one by another's is -y_i y_j.
+    # Diagonal of the Jacobian: dy_i/dz_i. The other entries, dy_i/dz_j, are -y_i y_j.
     "softmax": Activation(
         ops.softmax, lambda y: y * (1 - y), "exp(z) / Σ exp(z)", "y (1 - y)", "(0, 1), Σ y = 1"
     ),

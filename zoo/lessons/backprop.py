@@ -1,11 +1,11 @@
-"""Backpropagation by hand, for a multilayer perceptron: the document's four steps.
+"""Backpropagation of a multilayer perceptron, written out as the four steps of the document.
 
-A layer has weights W (inputs, units), biases b (units,) and an activation f; the last has no f and
-gives the logits. For a batch x (B, inputs):
+A layer has weights W (inputs, units), biases b (units,) and an activation function f. The last
+layer has no f and computes the logits. For a batch x (B, inputs):
 
     y_0 = x     z_k = y_(k-1) W_k + b_k     y_k = f_k(z_k)     logits = z_n
 
-Training repeats four steps, batch by batch:
+Training repeats four steps for each batch:
 
     outputs = forward(layers, x)                       # 1. forward pass
     loss = cross_entropy(outputs[-1], labels)          # 2. loss calculation
@@ -26,13 +26,17 @@ from keras import ops
 from zoo.lessons.activations import ACTIVATIONS
 
 Tensor = Any
-
-
-Gradient = tuple[Tensor, Tensor]  # of the loss, by a layer's W and by its b
+Gradient = tuple[Tensor, Tensor]  # derivatives of the loss with respect to W and b of a layer
 
 
 class Layer(NamedTuple):
-    """Neurons with the same inputs: W (inputs, units), b (units,), f's name or None."""
+    """Dense layer of a multilayer perceptron.
+
+    Attributes:
+        w: Weights, (inputs, units).
+        b: Biases, (units,).
+        activation: Name of the activation function, or None.
+    """
 
     w: Tensor
     b: Tensor
@@ -40,23 +44,25 @@ class Layer(NamedTuple):
 
 
 def layers_of(model: keras.Model) -> list[Layer]:
-    """The layers of a `zoo.mlp`, with a copy of its weights.
+    """Extracts the dense layers of a `zoo.mlp` with a copy of their weights.
+
+    Args:
+        model: Model of dense layers with sigmoid, relu or tanh, and logits as the output.
 
     Raises:
-        ValueError: if the model is not dense layers with sigmoid, relu or tanh between them and
-            logits in the end.
+        ValueError: If a layer is not dense or its activation is not supported.
     """
     layers = []
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer | keras.layers.Flatten):
             continue
         activation = getattr(getattr(layer, "activation", None), "__name__", None)
-        # softmax' derivative is not taken neuron by neuron
+        # The derivative of softmax is a matrix, not one number per neuron.
         allowed = ("linear",) if layer is model.layers[-1] else ("sigmoid", "relu", "tanh")
         if not isinstance(layer, keras.layers.Dense) or activation not in allowed:
             raise ValueError(
-                "By hand goes an MLP of dense layers, each with sigmoid, relu or tanh, and logits "
-                f"out. Received: the layer {layer.name}, {type(layer).__name__}, "
+                "`model` must be an MLP of dense layers with sigmoid, relu or tanh, and logits as "
+                f"the output. Received: the layer {layer.name}, {type(layer).__name__}, "
                 f"activation={activation}"
             )
         w, b = (ops.convert_to_tensor(np.array(weight)) for weight in layer.get_weights())
@@ -65,7 +71,15 @@ def layers_of(model: keras.Model) -> list[Layer]:
 
 
 def forward(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-    """Step 1: x, then the output of each layer; the last is the logits (B, classes)."""
+    """Step 1, forward pass: computes the output of each layer.
+
+    Args:
+        layers: Layers of the perceptron.
+        x: Inputs, (B, inputs).
+
+    Returns:
+        x and the output of each layer; the last are the logits (B, classes).
+    """
     outputs = [x]
     for w, b, activation in layers:
         z = ops.matmul(outputs[-1], w) + b
@@ -74,22 +88,35 @@ def forward(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Step 2: -log softmax(logits) at the label, the mean over the batch; labels are (B,)."""
-    at_label = ops.take_along_axis(logits, ops.expand_dims(labels, 1), axis=1)
-    return ops.mean(ops.logsumexp(logits, axis=1, keepdims=True) - at_label)
+    """Step 2, loss calculation: mean of -log softmax(logits) at the labels.
+
+    Args:
+        logits: Logits, (B, classes).
+        labels: Class of each example, (B,) integers.
+    """
+    label_logits = ops.take_along_axis(logits, ops.expand_dims(labels, 1), axis=1)
+    return ops.mean(ops.logsumexp(logits, axis=1, keepdims=True) - label_logits)
 
 
 def backward(layers: Sequence[Layer], outputs: Sequence[Tensor], labels: Tensor) -> list[Gradient]:
-    """Step 3: the loss' derivatives by every W and b, by the chain rule from the last layer back.
+    """Step 3, backward pass: gradients of the loss by the chain rule, from the last layer back.
 
-    Here dz is the loss' derivative by z, in the shape of z, and so on.
+    `dz` denotes the derivative of the loss with respect to z, with the shape of z.
+
+    Args:
+        layers: Layers of the perceptron.
+        outputs: Outputs of `forward`.
+        labels: Class of each example, (B,) integers.
+
+    Returns:
+        Gradients with respect to W and b of each layer.
     """
     batch, classes = outputs[-1].shape
     target = ops.one_hot(labels, classes, dtype=outputs[-1].dtype)
-    dz = (ops.softmax(outputs[-1]) - target) / batch  # cross-entropy and softmax in one
+    dz = (ops.softmax(outputs[-1]) - target) / batch  # cross-entropy and softmax combined
     gradients = []
     for k in reversed(range(len(layers))):
-        x = outputs[k]  # what the layer was given, the output of the layer before
+        x = outputs[k]  # input of layer k, which is the output of layer k - 1
         gradients.append((ops.matmul(ops.transpose(x), dz), ops.sum(dz, axis=0)))
         if k:
             dx = ops.matmul(dz, ops.transpose(layers[k].w))
@@ -100,7 +127,16 @@ def backward(layers: Sequence[Layer], outputs: Sequence[Tensor], labels: Tensor)
 def update(
     layers: Sequence[Layer], gradients: Sequence[Gradient], learning_rate: float
 ) -> list[Layer]:
-    """Step 4: a step of gradient descent."""
+    """Step 4, weight update: applies one step of gradient descent.
+
+    Args:
+        layers: Layers of the perceptron.
+        gradients: Gradients of `backward`.
+        learning_rate: Step size.
+
+    Returns:
+        Layers with the updated weights.
+    """
     return [
         Layer(w - learning_rate * dw, b - learning_rate * db, activation)
         for (w, b, activation), (dw, db) in zip(layers, gradients)
