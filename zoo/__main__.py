@@ -20,7 +20,8 @@ def list_models() -> None:
     """Print every model with its parameter count, document section and recipe."""
     table = Table("model", "parameters by default", "in general", "section", "recipe")
     for name, entry in registry.models.items():
-        table.add_row(name, f"{entry.count():,}", entry.parameters, entry.section, entry.recipe)
+        count, formula = f"{entry.parameter_count():,}", entry.parameter_formula
+        table.add_row(name, count, formula, entry.section, entry.recipe)
     cli.console().print(table)
 
 
@@ -57,7 +58,7 @@ def generate(
     """
     model, vocabulary = completion.load_run(run_dir)
     writer = completion.TextGenerator(vocabulary, prompt, seed, temperature)
-    writer.write(model, cli.console(), tokens)
+    writer.print_text(model, cli.console(), tokens)
 
 
 def draw(
