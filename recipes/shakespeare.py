@@ -3,9 +3,9 @@
     KERAS_BACKEND=jax python recipes/shakespeare.py --quick
 
 The full setting is nanoGPT's for a CPU (4 layers, 4 heads, width 128, context 64, 2,000 steps of 12
-pieces), some minutes on two cores. Four plays are held out, or, with `--split first_90`, the last
-tenth of the text, as nanoGPT does. The same `--run-dir` goes on where it stopped; then
-`python -m zoo generate --run-dir DIR --prompt "ROMEO"` writes on.
+windows), some minutes on two cores. Four plays are held out, or, with `--split first_90`, the last
+tenth of the text, as nanoGPT does. The same `--run-dir` resumes a run; then
+`zoo generate --run-dir DIR --prompt "ROMEO"` continues a text.
 
 Source: the document's section "LLMs"; Radford et al., 2019; the setting is nanoGPT's.
 """
@@ -17,126 +17,133 @@ from typing import Any, Literal
 import keras
 import tyro
 
-from zoo import backends, cli, gpt
-from zoo.datasets import shakespeare, token_windows
+from zoo import Trainer, backends, cli, gpt
+from zoo.datasets import shakespeare
+from zoo.datasets.token_windows import TokenWindows
 from zoo.datasets.tokenizer import Tokenizer
-from zoo.evaluation import language_model, plots
-from zoo.generation import completion
-from zoo.training import losses, trainer
-from zoo.training.optimizers import AdamW, learning_rate_schedule
+from zoo.evaluation.language_model import bits_per_character
+from zoo.evaluation.plots import plot_curves
+from zoo.generation.completion import TextGenerator
+from zoo.training import AdamW, Batches, CrossEntropy
+from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
-from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    """Train a GPT on Shakespeare's works, and let it write."""
+    """Train a GPT on Shakespeare's works, and let it continue a text."""
 
     tokens: Literal["characters", "subwords"] = "characters"
-    """What the model reads."""
+    """Kind of token that the model reads."""
     vocabulary_size: int = 2000
-    """Of subwords."""
+    """Number of subwords, with --tokens subwords."""
     split: Literal["works", "first_90"] = "works"
-    """What it is trained on: all works but those held out, or the first 90 % of the text."""
+    """Training text: all works but those held out, or the first 90 % of the text."""
     num_layers: int = 4
-    """Blocks."""
+    """Number of transformer blocks."""
     num_heads: int = 4
-    """Heads of each block's attention."""
+    """Number of attention heads in each block."""
     hidden_dim: int = 128
     """Width of a token's vector."""
     length: int = 64
-    """Tokens that the model sees at once."""
+    """Number of tokens that the model reads at once."""
     dropout: float = 0.0
-    """Fraction dropped of the embeddings and of what each part of a block adds."""
+    """Fraction dropped of the embeddings and of the output of each sublayer."""
     modern: bool = False
-    """RMSNorm, rotary positions and SwiGLU in place of GPT-2's block."""
-    steps: int | None = None
-    """Training steps; by default 2,000, with --quick 300."""
+    """RMSNorm, rotary positions and SwiGLU instead of GPT-2's block."""
+    epochs: int | None = None
+    """Epochs of --steps-per-epoch steps; by default 8, with --quick 3."""
+    steps_per_epoch: int | None = None
+    """Training steps before each validation; by default 250, with --quick 100."""
     batch_size: int = 12
-    """Pieces of a training step, from places drawn at random."""
+    """Windows in a training step, from random places of the text."""
     learning_rate: float = 1e-3
-    """AdamW's step size at its largest; it rises for 100 steps and falls to a tenth."""
+    """Largest step size of AdamW; it rises for 100 steps and falls to a tenth."""
     weight_decay: float = 0.1
     """Share of the learning rate by which matrices shrink at each step."""
     prompt: str = "ROMEO"
-    """What the text written at the end begins with."""
+    """Beginning of the text that is written at the end."""
     temperature: float = 0.8
-    """Of it: 1 draws as the model predicts, 0 takes the likeliest."""
+    """Temperature of that text: 1 samples from the model's distribution, 0 decodes greedily."""
     quick: bool = False
-    """A short run: 300 steps, where not set otherwise."""
+    """A short run: 3 epochs of 100 steps, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        set_defaults(self, steps=300 if self.quick else 2000)
-        check_sizes(steps=self.steps, batch_size=self.batch_size, length=self.length)
-        check_sizes(checkpoint_steps=self.checkpoint_steps)
+        quick = {"epochs": 3, "steps_per_epoch": 100}
+        set_defaults(self, **(quick if self.quick else {"epochs": 8, "steps_per_epoch": 250}))
+        self.check_sizes("epochs", "steps_per_epoch", "batch_size", "length")
 
 
 MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "use_bias": False}
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, writes a text, and returns the metrics."""
+    """Runs the recipe, or resumes it, writes a text, and returns the metrics."""
     console = cli.console()
-    run = open_run("shakespeare", config, "prompt", "temperature")
-    if config.deterministic:
-        backends.backend.make_deterministic()
+    run = open_run("shakespeare", config, "prompt", "temperature", extendable="epochs")
+    config.prepare()
     size = None if config.tokens == "characters" else config.vocabulary_size
-    vocabulary = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
-    writer = completion.TextGenerator(vocabulary, config.prompt, config.seed, config.temperature)
-    model = gpt(
-        len(vocabulary), config.length, config.num_layers, config.num_heads, config.hidden_dim,
+    tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
+    generator = TextGenerator(tokenizer, config.prompt, config.seed, config.temperature)
+    network = gpt(
+        len(tokenizer), config.length, config.num_layers, config.num_heads, config.hidden_dim,
         dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
         **(MODERN if config.modern else {}),
     )  # fmt: skip
     if run.metrics:
         score = run.metrics["test_loss"]
         console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
-        model.load_weights(run.path / "model.weights.h5")
-    metrics = run.metrics or train(config, run, vocabulary, model)
-    writer.write(model, console)
+        network.load_weights(run.path / "model.weights.h5")
+    metrics = run.metrics or train(config, run, tokenizer, network)
+    generator.print_text(network, console)
     return metrics
 
 
 def train(
-    config: Config, run: RunDirectory, vocabulary: Tokenizer, model: keras.Model
+    config: Config, run: RunDirectory, tokenizer: Tokenizer, network: keras.Model
 ) -> dict[str, Any]:
-    """Trains the model, or goes on with it; writes and returns the metrics."""
+    """Trains the network, or resumes its training; writes and returns the metrics."""
     console = cli.console()
-    ids = shakespeare.encode_split(vocabulary, run.path, config.split)
-    count = config.steps * config.batch_size
-    examples = token_windows.RandomTokenWindows(ids["train"], config.length, count, config.seed)
-    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, config.steps)
+    ids = shakespeare.encode_split(tokenizer, run.path, config.split)
+    windows = TokenWindows(ids["train"], config.length, stride=1)
+    batches = Batches(windows, config.batch_size, config.seed, config.steps_per_epoch)
+    held_out = {
+        part: Batches(TokenWindows(ids[part], config.length)) for part in ("validation", "test")
+    }
+    steps = config.epochs * config.steps_per_epoch
+    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, steps)
+
+    trainer = Trainer(network)
     optimizer = AdamW(rate, config.weight_decay, beta_2=0.99, global_clipnorm=1.0)
+    trainer.compile(optimizer, CrossEntropy())
     run.write_config()
-    run.write("vocabulary.json", vocabulary.to_json())
+    run.write("vocabulary.json", tokenizer.to_json())
     console.print(
-        f"{model.count_params():,} parameters, {len(ids['train']):,} tokens of text, "
+        f"{network.count_params():,} parameters, {len(ids['train']):,} tokens of text, "
         f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    mean_loss = language_model.window_loss(model, config.length)
-    state = trainer.fit(
-        model, optimizer, losses.language_objective(model), examples, run,
-        epochs=1, batch_size=config.batch_size, seed=config.seed,
-        evaluate=lambda: {"validation_loss": mean_loss(ids["validation"])},
-        checkpoint_steps=config.checkpoint_steps, console=console,
-    )  # fmt: skip
-    test_loss = mean_loss(ids["test"])
-    bits = language_model.bits_per_character(test_loss, ids["test"], vocabulary)
-    model.save_weights(run.path / "model.weights.h5")
-    run.write("model.json", model.to_json(indent=2).encode())
-    plots.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
-    metrics = trainer.metrics(
-        "shakespeare", model, state, tokens=config.tokens, seed=config.seed,
-        train_examples=count, epochs=1, test_loss=test_loss,
-        validation_loss=state.history[-1]["validation_loss"],
-        test_bits_per_character=bits,
-    )  # fmt: skip
-    run.write_metrics(metrics)
-    console.print(
-        f"Test loss {test_loss:.4f} nats a token, {bits:.4f} bits a character. "
-        f"Results are in {run.path}\n"
+    checkpoint = run.checkpoint(config.checkpoint_steps)
+    history = trainer.fit(
+        batches,
+        epochs=config.epochs,
+        validation_data=held_out["validation"],
+        callbacks=config.callbacks(),
+        verbose=cli.verbosity(),
+        checkpoint=checkpoint,
     )
-    return metrics
+    validation_loss = trainer.evaluate(held_out["validation"], verbose=0)
+    test_loss = trainer.evaluate(held_out["test"], verbose=0)
+
+    bits = bits_per_character(test_loss, ids["test"], tokenizer)
+    run.save_model(network)
+    curves = plot_curves(history, ["loss"], "training", "validation", ["nats a token"])
+    curves.savefig(run.path / "loss.png", dpi=120)
+    console.print(f"Test loss {test_loss:.4f} nats a token, {bits:.4f} bits a character")
+    return run.finish(
+        "shakespeare", network, checkpoint.state, console, tokens=config.tokens, seed=config.seed,
+        train_examples=steps * config.batch_size, epochs=config.epochs, steps=steps,
+        test_loss=test_loss, validation_loss=validation_loss, test_bits_per_character=bits,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

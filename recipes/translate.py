@@ -3,9 +3,8 @@
     KERAS_BACKEND=jax python recipes/translate.py --quick
 
 Seven books are held out; both languages share a vocabulary of subwords. The full setting takes some
-50 minutes on two cores and comes to a BLEU of 18.6 and a chrF of 39.2. The same `--run-dir` goes on
-where it stopped. Then `python -m zoo generate --run-dir DIR --prompt "In the beginning"`
-translates.
+50 minutes on two cores and reaches a BLEU of 18.6 and a chrF of 39.2. The same `--run-dir` resumes
+a run. Then `zoo generate --run-dir DIR --prompt "In the beginning"` translates.
 
 Source: the document's section "Architecture de Transformateur"; Vaswani et al., 2017.
 """
@@ -17,15 +16,15 @@ from typing import Any
 import keras
 import tyro
 
-from zoo import backends, cli, transformer
+from zoo import Trainer, backends, cli, transformer
 from zoo.datasets import parallel_text
 from zoo.datasets.parallel_text import LengthBuckets, Pair
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import translation
-from zoo.training import losses, trainer
-from zoo.training.optimizers import Adam, learning_rate_schedule
+from zoo.training import Adam, Batches, CrossEntropy
+from zoo.training.losses import cross_entropy
+from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
-from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,114 +32,116 @@ class Config(TrainingConfig):
     """Train a transformer on English and Spanish verses, and let it translate."""
 
     vocabulary_size: int = 4000
-    """Subwords, of both languages together."""
+    """Number of subwords of both languages together."""
     num_layers: int = 3
-    """Blocks of the encoder, and as many of the decoder."""
+    """Number of encoder blocks, and of decoder blocks."""
     num_heads: int = 4
-    """Heads of each attention."""
+    """Number of attention heads in each block."""
     hidden_dim: int = 192
     """Width of a token's vector."""
     intermediate_dim: int = 768
-    """Width within a block's feed-forward network."""
+    """Width of the feed-forward network in each block."""
     dropout: float = 0.1
-    """Fraction dropped of the embeddings and of what each part of a block adds."""
+    """Fraction dropped of the embeddings and of the output of each sublayer."""
     epochs: int | None = None
     """Passes over the training pairs; by default 7, with --quick 4."""
-    longest: int | None = None
-    """Tokens of the longest sentence that is trained on; by default 64, with --quick 24."""
+    max_length: int | None = None
+    """Number of tokens of the longest training sentence; by default 64, with --quick 24."""
     batch_tokens: int = 1024
-    """Tokens of a training step on either side; sentences of like length are read together."""
+    """Number of tokens on either side of a training step; its sentences are of similar length."""
     learning_rate: float = 1e-3
-    """Adam's step size at its largest; it rises for up to 400 steps and falls to a tenth."""
+    """Largest step size of Adam; it rises for up to 400 steps and falls to a tenth."""
     label_smoothing: float = 0.1
     """Share of each label that is spread over the vocabulary."""
     num_beams: int = 4
-    """Translations that are followed at once."""
+    """Number of beams of the beam search."""
     test_pairs: int | None = None
-    """Translate only that many of the test pairs; by default all, with --quick 64."""
+    """Number of test pairs to translate; by default all, with --quick 64."""
     quick: bool = False
     """A short run: 4 epochs over short sentences, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"epochs": 4, "longest": 24, "test_pairs": 64}
-        set_defaults(self, **(quick if self.quick else {"epochs": 7, "longest": 64}))
-        check_sizes(
-            epochs=self.epochs, longest=self.longest, batch_tokens=self.batch_tokens,
-            num_beams=self.num_beams, checkpoint_steps=self.checkpoint_steps,
-            test_pairs=1 if self.test_pairs is None else self.test_pairs,
-        )  # fmt: skip
+        quick = {"epochs": 4, "max_length": 24, "test_pairs": 64}
+        set_defaults(self, **(quick if self.quick else {"epochs": 7, "max_length": 64}))
+        self.check_sizes("epochs", "max_length", "batch_tokens", "num_beams", "test_pairs")
 
 
-MAX_LENGTH = 256  # tokens of the longest sentence that can be translated
+CONTEXT = 256  # tokens of the longest sentence that can be translated
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, and returns the metrics."""
+    """Runs the recipe, or resumes it, and returns the metrics."""
     console = cli.console()
-    run = open_run("translate", config)
-    if config.deterministic:
-        backends.backend.make_deterministic()
-    if found := run.metrics:
-        scores = f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}"
+    run = open_run("translate", config, extendable="epochs")
+    if metrics := run.metrics:
+        scores = f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
         console.print(f"The run in {run.path} is finished: {scores}")
-        return found
+        return metrics
+    config.prepare()
     parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
-    vocabulary = parallel_text.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
-    model = transformer(
-        len(vocabulary), len(vocabulary), MAX_LENGTH, config.num_layers, config.num_heads,
+    tokenizer = parallel_text.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
+    network = transformer(
+        len(tokenizer), len(tokenizer), CONTEXT, config.num_layers, config.num_heads,
         config.hidden_dim, config.intermediate_dim, norm_first=True, share_embeddings=True,
         dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
     )  # fmt: skip
-    return train(config, run, parts, vocabulary, model)
+    return train(config, run, parts, tokenizer, network)
 
 
 def train(
     config: Config,
     run: RunDirectory,
     parts: dict[str, list[Pair]],
-    vocabulary: Tokenizer,
-    model: keras.Model,
+    tokenizer: Tokenizer,
+    network: keras.Model,
 ) -> dict[str, Any]:
-    """Trains the model, or goes on with it; writes and returns the metrics."""
+    """Trains the network, or resumes its training; writes and returns the metrics."""
     console = cli.console()
-    ids = {part: parallel_text.encoded(chosen, vocabulary) for part, chosen in parts.items()}
-    batches = LengthBuckets(*ids["train"], config.batch_tokens, config.longest, config.seed)
+    ids = {part: parallel_text.encoded(pairs, tokenizer) for part, pairs in parts.items()}
+    buckets = LengthBuckets(*ids["train"], config.batch_tokens, config.max_length, config.seed)
+    batches = Batches(buckets, batch_size=1, seed=config.seed)
     held_out = {
-        part: LengthBuckets(*ids[part], config.batch_tokens, MAX_LENGTH)
+        part: Batches(LengthBuckets(*ids[part], config.batch_tokens, CONTEXT), batch_size=1)
         for part in ("validation", "test")
     }
-    steps = config.epochs * len(batches)
+    steps = config.epochs * batches.steps_per_epoch
     rate = learning_rate_schedule("warmup_cosine", config.learning_rate, steps, warmup_steps=400)
-    optimizer = Adam(rate, beta_2=0.98, global_clipnorm=1.0)
-    objective = losses.translation_objective(model, config.label_smoothing)
+
+    trainer = Trainer(network)
+    trainer.compile(
+        Adam(rate, beta_2=0.98, global_clipnorm=1.0),
+        CrossEntropy(config.label_smoothing),
+        weighted_metrics=[keras.metrics.MeanMetricWrapper(cross_entropy, name="nats")],
+    )
     run.write_config()
-    run.write("vocabulary.json", vocabulary.to_json())
+    run.write("vocabulary.json", tokenizer.to_json())
     console.print(
-        f"{model.count_params():,} parameters, {batches.pairs:,} pairs of at most "
-        f"{config.longest} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
+        f"{network.count_params():,} parameters, {buckets.pairs:,} pairs of at most "
+        f"{config.max_length} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    mean_loss = losses.pair_loss(model)
-    state = trainer.fit(
-        model, optimizer, objective, batches, run,
-        epochs=config.epochs, batch_size=1, seed=config.seed,
-        evaluate=lambda: {"validation_loss": mean_loss(held_out["validation"])},
-        checkpoint_steps=config.checkpoint_steps, console=console,
-    )  # fmt: skip
-    model.save_weights(run.path / "model.weights.h5")
-    run.write("model.json", model.to_json(indent=2).encode())
+    checkpoint = run.checkpoint(config.checkpoint_steps)
+    history = trainer.fit(
+        batches,
+        epochs=config.epochs,
+        validation_data=held_out["validation"],
+        callbacks=config.callbacks(),
+        verbose=cli.verbosity(),
+        checkpoint=checkpoint,
+    )
+    test_loss = trainer.evaluate(held_out["test"], verbose=0, return_dict=True)["nats"]
+
+    run.save_model(network)
     scores = translation.write_report(
-        run, state.history, model, vocabulary, parts, console, config.num_beams, config.test_pairs
+        run, history, network, tokenizer, parts, console, config.num_beams, config.test_pairs
     )
-    metrics = trainer.metrics(
-        "translate", model, state, seed=config.seed, train_examples=batches.pairs,
-        epochs=config.epochs, test_loss=mean_loss(held_out["test"]), **scores,
-    )  # fmt: skip
-    run.write_metrics(metrics)
     console.print(
-        f"Test loss {metrics['test_loss']:.3f} nats a token, by frequency alone "
-        f"{metrics['unigram_test_loss']:.3f}. Results are in {run.path}\n"
+        f"Test loss {test_loss:.3f} nats a token, by frequency alone "
+        f"{scores['unigram_test_loss']:.3f}"
     )
-    return metrics
+    return run.finish(
+        "translate", network, checkpoint.state, console, seed=config.seed,
+        train_examples=buckets.pairs, epochs=config.epochs, test_loss=test_loss, **scores,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""keras-zoo: the architectures of one deep-learning document, the same on three backends."""
+"""keras-zoo: the architectures of one deep-learning document, with equal results on 3 backends."""
 
-from zoo import backends as backends  # first: it checks that the backend asked for is there
+from zoo import backends as backends  # first: checks that the backend is installed
 from zoo._version import __version__ as __version__
 from zoo.models.autoencoder import autoencoder as autoencoder
 from zoo.models.cnn import cnn_48x48 as cnn_48x48
@@ -11,8 +11,10 @@ from zoo.models.rnn import rnn_language_model as rnn_language_model
 from zoo.models.text_to_image import text_to_image as text_to_image
 from zoo.models.transformer import transformer as transformer
 from zoo.models.unet import unet as unet
+from zoo.training.trainer import Trainer as Trainer
 
 __all__ = [
+    "Trainer",
     "autoencoder",
     "cnn_48x48",
     "gpt",

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from zoo.backends import backend
-from zoo.training.trainer import Diverged, Interrupted
+from zoo.training import Diverged, Interrupted
 
 
 def run(command: Callable[[], Any]) -> int:
@@ -37,6 +37,11 @@ def console() -> Console:
     """Standard output; a file or a pipe has no width to keep to."""
     found = Console()
     return found if found.is_terminal else Console(width=160)
+
+
+def verbosity() -> int:
+    """`verbose` of `fit`: a progress bar on a terminal, a line for each epoch elsewhere."""
+    return 1 if Console().is_terminal else 2
 
 
 def _complain(text: str, status: int) -> int:

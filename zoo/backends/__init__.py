@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
@@ -17,20 +17,7 @@ import numpy as np
 NAMES = ("tensorflow", "torch", "jax")
 
 Tensor = Any
-Objective = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
 CellStep = Callable[..., tuple[Tensor, ...]]
-
-
-class TrainStep(Protocol):
-    """One optimizer step as one call, compiled where that is faster."""
-
-    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
-        """Takes one step; returns the objective's metrics and its `loss`, on the device."""
-        ...
-
-    def sync(self) -> None:
-        """Brings the model's and the optimizer's variables up to date before they are read."""
-        ...
 
 
 class Backend(Protocol):
@@ -70,10 +57,6 @@ class Backend(Protocol):
         For models that are built and called within the context. On TensorFlow some constants of
         Keras still pass through float32; `keep_float64` corrects them.
         """
-        ...
-
-    def train_step(self, model: Any, optimizer: Any, objective: Objective) -> TrainStep:
-        """Makes the step that lowers `objective(*arrays) -> (loss, metrics)`."""
         ...
 
     def gradients(
@@ -226,6 +209,19 @@ class Backend(Protocol):
         Returns:
             The hidden states h of all steps, (B, T, units), and the final states.
         """
+        ...
+
+    def host_integer(self, number: Tensor) -> Any:
+        """The integer of a scalar tensor where reading it is free; elsewhere the tensor itself."""
+        ...
+
+    @property
+    def TrainerMixin(self) -> type:
+        """Base class of `zoo.Trainer`: the training step, where Keras' own is not enough."""
+        ...
+
+    def as_dataset(self, batches: Any) -> Any:
+        """The form of `zoo.training.Batches` that `fit`, `evaluate` and `predict` read."""
         ...
 
     @property

@@ -200,3 +200,24 @@ def adam_update(
     optimizer.assign(momentum, m)
     optimizer.assign(velocity, v)
     optimizer.assign_sub(variable, alpha * m / (ops.sqrt(v) + epsilon))
+
+
+class TrainerMixin:
+    """Base class of `zoo.Trainer`: Keras' own training step does what is needed."""
+
+
+def as_dataset(batches: Any) -> Any:
+    """The form of `zoo.training.Batches` that `fit` reads; here they are read as they are."""
+    return batches
+
+
+def update_loss_metric(model: Any, loss: Tensor, batch_size: Tensor) -> None:
+    """Updates the mean loss of the epoch, which `fit` reports."""
+    for metric in model.metrics:
+        if metric.name == "loss":
+            metric.update_state(loss, sample_weight=batch_size)
+
+
+def host_integer(number: Tensor) -> Any:
+    """The integer of a scalar tensor where reading it is free; elsewhere the tensor itself."""
+    return number

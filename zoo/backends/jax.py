@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,8 +13,11 @@ import keras
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
+from zoo.backends.common import TrainerMixin as TrainerMixin
 from zoo.backends.common import adam_update as adam_update
+from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import cached_attention as cached_attention
+from zoo.backends.common import host_integer as host_integer
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
@@ -110,55 +113,6 @@ def _attention(
     if mask is not None:
         scores = jnp.where(mask, scores, -0.7 * jnp.finfo(scores.dtype).max)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value)
-
-
-class TrainStep:
-    """Keras' variables go in and come out as arrays; the old ones' memory is reused."""
-
-    def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
-        self._variables = (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            optimizer.variables,
-        )
-        trainable, non_trainable, _ = self._variables
-        self._state: Any = None
-
-        def loss_of(values: Any, other_values: Any, arrays: Any) -> Any:
-            mapping = [*zip(trainable, values), *zip(non_trainable, other_values)]
-            with keras.StatelessScope(state_mapping=mapping) as scope:
-                loss, metrics = objective(*arrays)
-            others = [scope.get_current_value(variable) for variable in non_trainable]
-            return loss, ({"loss": loss, **metrics}, others)
-
-        def step(state: Any, arrays: Any) -> Any:
-            values, other_values, optimizer_values = state
-            gradient = jax.grad(loss_of, has_aux=True)
-            gradients, (metrics, others) = gradient(values, other_values, arrays)
-            values, optimizer_values = optimizer.stateless_apply(
-                optimizer_values, gradients, values
-            )
-            return (values, others, optimizer_values), metrics
-
-        self._step = jax.jit(step, donate_argnums=0)
-
-    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
-        if self._state is None:
-            self._state = tuple([v.value for v in group] for group in self._variables)
-        self._state, metrics = self._step(self._state, arrays)
-        return metrics  # type: ignore[no-any-return]
-
-    def sync(self) -> None:
-        if self._state is None:
-            return
-        for group, values in zip(self._variables, self._state):
-            for variable, value in zip(group, values):
-                variable.assign(value)
-        self._state = None
-
-
-def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
-    return TrainStep(model, optimizer, objective)
 
 
 def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """TensorFlow backend: functions as graphs, XLA on GPUs only, the fused Adam kernel."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,14 +10,17 @@ from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
+from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import group_norm as group_norm
+from zoo.backends.common import host_integer as host_integer
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
+from zoo.backends.common import update_loss_metric
 
 Tensor = Any
 
@@ -65,34 +68,23 @@ def _jit_compile() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-class TrainStep:
-    """Forward, backward and update as one graph for each batch shape."""
+class TrainerMixin:
+    """Base class of `zoo.Trainer`: a weight that the loss does not depend on has the gradient 0."""
 
-    def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
-        @tf.function(jit_compile=_jit_compile())  # type: ignore[untyped-decorator]
-        def step(*arrays: Any) -> Any:
-            variables = model.trainable_variables
-            with tf.GradientTape() as tape:
-                loss, metrics = objective(*arrays)
-            weights = [variable.value for variable in variables]
-            # A weight that the loss does not depend on has the gradient 0, as under JAX.
-            gradients = tape.gradient(
-                loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            optimizer.apply(gradients, variables)
-            return {"loss": loss, **metrics}
-
-        self._step = step
-
-    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
-        return self._step(*map(tf.convert_to_tensor, arrays))  # type: ignore[no-any-return]
-
-    def sync(self) -> None:
-        """The variables are always up to date."""
-
-
-def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
-    return TrainStep(model, optimizer, objective)
+    def train_step(self: Any, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            predictions = self(x, training=True)
+            loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
+            update_loss_metric(self, loss, tf.shape(tf.nest.flatten(x)[0])[0])
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        weights = [variable.value for variable in variables]
+        gradients = tape.gradient(
+            scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        self.optimizer.apply(gradients, variables)
+        return self.compute_metrics(x, y, predictions, sample_weight)
 
 
 def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

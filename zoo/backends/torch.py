@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,10 +10,12 @@ import torch
 from torch.optim.adam import adam
 
 from zoo.backends import common
+from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
+from zoo.backends.common import update_loss_metric
 from zoo.backends.torch_capture import captured, is_capturing
 
 Tensor = Any
@@ -41,31 +43,35 @@ def disable_tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-class TrainStep:
-    """Forward, backward, update. Eager: compiling would ask the user for a C++ compiler."""
+def host_integer(number: Tensor) -> Any:
+    """A dozen eager operations on two numbers take longer in PyTorch than in NumPy."""
+    free = number.device.type == "cpu" and not torch.compiler.is_compiling() and not is_capturing()
+    return int(number) if free else number
 
-    def __init__(self, model: Any, optimizer: Any, objective: Callable[..., Any]):
-        self._model = model
-        self._optimizer = optimizer
-        self._objective = objective
 
-    def __call__(self, *arrays: Any) -> Mapping[str, Tensor]:
-        variables = self._model.trainable_variables
-        loss, metrics = self._objective(*arrays)
+class TrainerMixin:
+    """Base class of `zoo.Trainer`: a training step that walks over the weights once.
+
+    The step is eager, since compiling would ask the user for a C++ compiler. A weight that the
+    loss does not depend on has the gradient 0, as under JAX.
+    """
+
+    def train_step(self: Any, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        predictions = self(x, training=True)
+        loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
+        variables = self.trainable_variables
         weights = [variable.value for variable in variables]
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-        # A weight that the loss does not depend on has the gradient 0, as under JAX.
-        gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights)]
+        scaled = self.optimizer.scale_loss(loss)
+        gradients = torch.autograd.grad(scaled, weights, allow_unused=True)
+        gradients = [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(gradients, weights)
+        ]
         with torch.no_grad():
-            self._optimizer.apply(gradients, variables)
-        return {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
-
-    def sync(self) -> None:
-        """The variables are always up to date."""
-
-
-def train_step(model: Any, optimizer: Any, objective: Callable[..., Any]) -> TrainStep:
-    return TrainStep(model, optimizer, objective)
+            self.optimizer.apply(gradients, variables)
+            update_loss_metric(self, loss, len(keras.tree.flatten(x)[0]))
+            return self.compute_metrics(x, y, predictions, sample_weight)
 
 
 def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,14 +13,15 @@ Source: the document's section "Exemple de code d'entraînement CNN" ("Transform
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 from PIL import Image
 
 from zoo import random
+from zoo.backends import backend
 
 Tensor = Any
 
@@ -64,61 +65,91 @@ def resize(images: Any, size: int) -> np.ndarray:
     return out
 
 
-@dataclass(frozen=True)
-class ImageTransform:
-    """The three transforms for images with the given statistics.
+@keras.saving.register_keras_serializable("zoo")
+class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
+    """Normalisation of images and, in training, random rotation, brightness and contrast.
 
-    Attributes:
-        mean, std: of the pixels in [0, 1], one number or one for each channel.
-        rotation: training images turn by up to this many degrees either way; what comes in from
-            outside is black. Nearest neighbour, as torchvision's `RandomRotation` does by default.
-        brightness, contrast: training images' brightness, then contrast, change by up to this
-            fraction either way. (torchvision's `ColorJitter` draws the order, too.)
-        shape: of one image as the network takes it, such as (28, 28, 1), or (28, 28) for a sequence
-            of rows; by default (H, W, 3), grey three times over.
+    What a training call draws depends on the seed and on how many training calls came before; the
+    counter is saved and restored with the layer. In inference the layer only normalises.
+
+    Args:
+        mean: Mean of the pixels in [0, 1], one number or one for each channel.
+        std: Standard deviation of the pixels in [0, 1], as many numbers.
+        rotation: Largest angle, in degrees, that a training image turns by either way. Pixels from
+            outside the image are black. Nearest neighbour, the default of torchvision's
+            `RandomRotation`.
+        brightness: Largest fraction by which the brightness of a training image changes.
+        contrast: Largest fraction by which the contrast changes, after the brightness.
+            (torchvision's `ColorJitter` also draws the order of the two.)
+        shape: Shape of one image as the network takes it, such as (28, 28, 1), or (28, 28) for a
+            sequence of rows. By default (H, W, 3); grey images are repeated three times.
+        seed: Seed of the random draws.
 
     Raises:
-        ValueError: if a number lies outside its range.
+        ValueError: If a number lies outside its range.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
-    rotation: float = 10.0
-    brightness: float = 0.2
-    contrast: float = 0.2
-    shape: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rotation: float = 10.0,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        shape: Sequence[int] | None = None,
+        seed: int = 0,
+        name: str = "image_augmentation",
+        **kwargs: Any,
+    ):
+        super().__init__(name=name, **kwargs)
+        if len(mean) != len(std) or len(mean) not in (1, 3):
             raise ValueError(
-                "`mean` and `std` must have one number or three. "
-                f"Received: mean={self.mean}, std={self.std}"
+                f"`mean` and `std` must have one number or three. Received: mean={mean}, std={std}"
             )
-        if not all(s > 0 for s in self.std):
-            raise ValueError(f"`std` must be above 0. Received: std={self.std}")
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(
-                f"`rotation` must lie in [0, 180] degrees. Received: rotation={self.rotation}"
-            )
-        for name in ("brightness", "contrast"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must lie in [0, 1). Received: {name}={getattr(self, name)}"
-                )
+        if not all(s > 0 for s in std):
+            raise ValueError(f"`std` must be above 0. Received: std={std}")
+        if not 0 <= rotation <= 180:
+            raise ValueError(f"`rotation` must lie in [0, 180] degrees. Received: {rotation=}")
+        for argument, value in (("brightness", brightness), ("contrast", contrast)):
+            if not 0 <= value < 1:
+                raise ValueError(f"`{argument}` must lie in [0, 1). Received: {argument}={value}")
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.rotation = rotation
+        self.brightness = brightness
+        self.contrast = contrast
+        self.shape = None if shape is None else tuple(shape)
+        self.seed = seed
+        self.random_key = random.key(seed, "augmentation")
+        # A SeedGenerator is carried through compiled code and saved, and is not a parameter. Only
+        # its second number, the count of draws so far, is used.
+        self.counter = keras.random.SeedGenerator(0, name="counter")
+        self.built = True
 
-    def base(self, images: Tensor) -> Tensor:
-        """Grey levels as numbers in [0, 1]."""
-        return self._shaped(_look_up(images, _levels((0.0,), (1.0,))))
+    def call(self, images: Tensor, training: bool = False) -> Tensor:
+        """Images (B, H, W, 1 or 3) uint8 to network inputs (B, *shape) float32."""
+        if training and (self.rotation or self.brightness or self.contrast):
+            call = backend.host_integer(self.counter.next()[1])
+            images = self.augment(images, random.fold_in(self.random_key, call))
+        return self.normalize(images)
 
-    def test(self, images: Tensor) -> Tensor:
-        """Normalised."""
-        return self._shaped(_look_up(images, _levels(tuple(self.mean), tuple(self.std))))
+    def augment(self, images: Tensor, key: random.Key) -> Tensor:
+        """Rotation, brightness, contrast: uint8 images in, grey levels as int32 out."""
+        images = ops.convert_to_tensor(images)
+        draws = random.bits(key, (3, ops.shape(images)[0]))
+        draws = ops.bitwise_and(ops.right_shift(ops.convert_to_tensor(draws), 16), 0xFFFF)
+        if self.rotation:
+            images = _rotate(images, draws[0], self.rotation)
+        pixels = ops.cast(images, "int32")
+        if self.brightness:
+            pixels = _blend(pixels, _factor(draws[1], self.brightness), 0)
+        if self.contrast:
+            pixels = _blend(pixels, _factor(draws[2], self.contrast), _mean_grey(pixels))
+        return pixels
 
-    def training(self, images: Tensor, key: random.Key) -> Tensor:
-        """Augmented and normalised; the draws depend on the key alone."""
-        return self.test(self.augment(images, key))
-
-    def _shaped(self, pixels: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
+        """Grey levels (B, H, W, 1 or 3) to (pixel - mean) / std, (B, *shape) float32."""
+        pixels = _look_up(images, _levels(self.mean, self.std))
         size = pixels.shape[1] * pixels.shape[2]
         channels = 3 if self.shape is None else math.prod(self.shape) // size
         if pixels.shape[-1] == 1 and channels == 3:
@@ -132,19 +163,9 @@ class ImageTransform:
             )
         return ops.reshape(pixels, (-1, *self.shape))
 
-    def augment(self, images: Tensor, key: random.Key) -> Tensor:
-        """Rotation, brightness, contrast: uint8 images in, grey levels as int32 out."""
-        images = ops.convert_to_tensor(images)
-        draws = random.bits(key, (3, images.shape[0]))
-        draws = ops.bitwise_and(ops.right_shift(ops.convert_to_tensor(draws), 16), 0xFFFF)
-        if self.rotation:
-            images = _rotate(images, draws[0], self.rotation)
-        pixels = ops.cast(images, "int32")
-        if self.brightness:
-            pixels = _blend(pixels, _factor(draws[1], self.brightness), 0)
-        if self.contrast:
-            pixels = _blend(pixels, _factor(draws[2], self.contrast), _mean_grey(pixels))
-        return pixels
+    def get_config(self) -> dict[str, Any]:
+        names = ("mean", "std", "rotation", "brightness", "contrast", "shape", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @functools.cache
@@ -189,7 +210,8 @@ def _rotations(size: int, limit: float) -> np.ndarray:
 
 def _rotate(images: Tensor, draws: Tensor, limit: float) -> Tensor:
     """images: (B, S, S, C); draws: (B,) in [0, 2**16)."""
-    batch, size, width, channels = images.shape
+    _, size, width, channels = images.shape
+    batch = ops.shape(images)[0]
     if size != width:
         raise ValueError(
             f"Rotation takes square images. Received: height={size}, width={width}; set "

@@ -12,7 +12,7 @@ import io
 import lzma
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,21 +67,22 @@ def split(part: str) -> list[Pair]:
 
 
 class LengthBuckets:
-    """Batches of sentences of like length, so that little is padded; an example is a batch.
+    """Batches of sentence pairs of similar length, so that little is padding.
 
-    The token 0 begins, ends and fills up: a target (B, T + 1) is 0, its ids, 0 and so on, of which
-    all but the last are read and all but the first predicted. Rows of zeros fill up a batch.
+    Each example is a whole batch: read them with `Batches(buckets, batch_size=1)`. The token 0
+    starts, ends and pads a target. Rows of padding fill up a batch; they have no weight.
 
     Args:
-        sources: ids of each sentence, (S,) integers above 0.
-        targets: of each translation, as many.
-        tokens: of a batch's sources, and of its targets, padding included; a sentence at least.
-        longest: longer sentences and translations are left out.
-        seed: of which sentences share a batch.
+        sources: Token ids of each sentence, (S,) integers above 0.
+        targets: Token ids of each translation, as many as `sources`.
+        tokens: Number of tokens on either side of a batch, padding included. A batch holds at
+            least one pair.
+        max_length: Number of tokens of the longest sentence; pairs with longer ones are left out.
+        seed: Seed of the choice of pairs that share a batch.
 
     Raises:
-        ValueError: unless there are as many sources as targets, one at least, for an id below 1, or
-            if all are too long.
+        ValueError: If `sources` and `targets` differ in number or are none, an id is below 1, or
+            all pairs are too long.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class LengthBuckets:
         sources: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
         tokens: int = 2048,
-        longest: int = _WIDTHS[-1],
+        max_length: int = _WIDTHS[-1],
         seed: int = 0,
     ):
         if len(sources) != len(targets) or not len(sources):
@@ -100,39 +101,46 @@ class LengthBuckets:
         lowest = min(int(ids.min()) for ids in (*sources, *targets))
         if lowest < 1:
             raise ValueError(
-                "`sources` and `targets` must hold ids above 0, which begins and ends them. "
+                "`sources` and `targets` must hold ids above 0, which starts and ends a sentence. "
                 f"Received: id {lowest}"
             )
-        widths = [width for width in _WIDTHS if width < longest] + [longest]
-        needed = np.array([max(len(s), len(t) + 1) for s, t in zip(sources, targets)])
-        bucket = np.searchsorted(widths, needed)
+        widths = [width for width in _WIDTHS if width < max_length] + [max_length]
+        lengths = np.array([max(len(s), len(t) + 1) for s, t in zip(sources, targets)])
+        bucket = np.searchsorted(widths, lengths)
         order = np.asarray(random.permutation(random.key(seed, "buckets"), len(sources)))
         self._batches: list[tuple[np.ndarray, np.ndarray]] = []
         for number, width in enumerate(widths):
-            inside = order[bucket[order] == number]
+            members = order[bucket[order] == number]
             rows = max(tokens // width, 1)
-            for first in range(0, len(inside), rows):
-                chosen = inside[first : first + rows]
+            for first in range(0, len(members), rows):
                 source = np.zeros((rows, width), np.int32)
                 target = np.zeros((rows, width + 1), np.int32)
-                for row, place in enumerate(chosen):
-                    source[row, : len(sources[place])] = sources[place]
-                    target[row, 1 : 1 + len(targets[place])] = targets[place]
+                for row, pair in enumerate(members[first : first + rows]):
+                    source[row, : len(sources[pair])] = sources[pair]
+                    target[row, 1 : 1 + len(targets[pair])] = targets[pair]
                 self._batches.append((source, target))
-        self.pairs = int((needed <= longest).sum())
+        self.pairs = int((lengths <= max_length).sum())
         if not self.pairs:
             raise ValueError(
-                f"`longest` must leave a pair at least. Received: longest={longest}, and the "
-                f"shortest pair needs {needed.min()}"
+                f"`max_length` must leave a pair at least. Received: max_length={max_length}, and "
+                f"the shortest pair needs {lengths.min()}"
             )
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The batch of this number, (1,): sources (B, S) and targets (B, T + 1), int32."""
+    def __getitem__(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], Any, Any]:
+        """The batch with this number, (1,), as `fit` takes it.
+
+        Returns:
+            A tuple of {"source": (B, S), "target": (B, T)} int32; the next tokens (B, T) int32; and
+            their weights (B, T) float32, 0 after the end of a sentence.
+        """
         (index,) = map(int, indices)
-        return self._batches[index]
+        source, target = self._batches[index]
+        tokens, labels = target[:, :-1], target[:, 1:]
+        weights = ((tokens != 0) | (labels != 0)).astype(np.float32)
+        return {"source": source, "target": tokens}, labels, weights
 
 
 def make_tokenizer(saved: Path, size: int) -> Tokenizer:

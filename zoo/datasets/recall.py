@@ -6,21 +6,20 @@ from zoo import random
 
 
 class Recall:
-    """Sequences that show a symbol first and distractors ever after; the symbol is to be named.
+    """Sequences of a symbol and then distractors; the label is the symbol.
 
-    Each step shows one thing, one-hot. Symbols and distractors have channels of their own, so no
-    later step says anything of the first. Examples are drawn when they are asked for, each by its
-    index: nothing is stored, whatever the length.
+    Each step is one-hot. Symbols and distractors have channels of their own, so no later step tells
+    the first. Each example is drawn from its index when it is read, so nothing is stored.
 
     Args:
-        seed: of the draws; the same bits on every backend.
-        part: names the set, such as "train" or "test"; sets of two names have nothing in common.
-        length: steps of each sequence, the first included.
-        count: how many sequences there are.
-        symbols: how many there are to tell apart, and as many distractors.
+        seed: Seed of the sequences; the same bits on every backend.
+        part: Name of the set, such as "train" or "test". Two sets have nothing in common.
+        length: Number of steps of each sequence, the first included.
+        count: Number of sequences.
+        symbols: Number of symbols, and of distractors.
 
     Raises:
-        ValueError: if `length` or `count` is not at least 1, or `symbols` not at least 2.
+        ValueError: If `length` or `count` is below 1, or `symbols` below 2.
     """
 
     def __init__(self, seed: int, part: str, length: int, count: int, symbols: int = 8):
@@ -39,9 +38,9 @@ class Recall:
     def __len__(self) -> int:
         return self._count
 
-    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, length, 2·symbols) float32, and the first symbols, (B,) int32."""
+    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences (B, length, 2·symbols) float32 and their labels (B,) int32."""
         drawn = [random.bits(random.fold_in(self._key, int(i)), self.length) for i in indices]
-        shown = np.stack(drawn) % self.symbols
-        shown[:, 1:] += self.symbols
-        return np.eye(2 * self.symbols, dtype=np.float32)[shown], shown[:, 0]
+        steps = np.stack(drawn) % self.symbols
+        steps[:, 1:] += self.symbols
+        return np.eye(2 * self.symbols, dtype=np.float32)[steps], steps[:, 0]

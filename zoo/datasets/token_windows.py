@@ -1,4 +1,12 @@
-"""Token ids on the disk, and the windows of them that a language model is trained on."""
+"""Token ids on the disk, and windows of them as training examples.
+
+Documents are encoded and written one at a time, and windows are read from the disk, so the memory
+does not grow with the corpus:
+
+    ids = encode_to_disk(documents, tokenizer)
+    windows = TokenWindows(ids, length=64)
+    x, y = windows[np.array([0, 7])]                # (2, 64) each
+"""
 
 import tempfile
 from collections.abc import Iterable
@@ -6,29 +14,31 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo import random
 from zoo.datasets.tokenizer import Tokenizer
 
 
 def encode_to_disk(
-    texts: Iterable[str], vocabulary: Tokenizer, folder: Path | None = None
+    texts: Iterable[str], tokenizer: Tokenizer, folder: Path | None = None
 ) -> np.ndarray:
-    """The token ids of texts, each behind a `BOS`, (N,) uint16, in a file that has no name.
+    """Encodes documents into a memory-mapped file without a name.
 
-    The system reads of it what is used and removes it when the array is gone, however the process
-    ends.
+    The operating system reads the parts that are used. It removes the file when the array is gone,
+    however the process ends.
 
     Args:
-        texts: taken one at a time.
-        vocabulary: to encode them with.
-        folder: on the disk that is to hold the file; by default the system's for such files.
+        texts: Documents, taken one at a time.
+        tokenizer: Tokenizer of the documents.
+        folder: Folder on the disk that holds the file. By default the system's temporary folder.
+
+    Returns:
+        The token ids of all documents, each after a `Tokenizer.BOS`, (N,) uint16.
 
     Raises:
-        ValueError: if there are no texts, or `vocabulary` cannot encode one.
+        ValueError: If there are no documents, or `tokenizer` cannot encode one.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         for text in texts:
-            ids = np.concatenate([[vocabulary.BOS], vocabulary.encode(text)])
+            ids = np.concatenate([[tokenizer.BOS], tokenizer.encode(text)])
             file.write(ids.astype(np.uint16).tobytes())
         if not file.tell():
             raise ValueError("`texts` must hold a text at least. Received: none")
@@ -37,77 +47,51 @@ def encode_to_disk(
 
 
 def split_documents(ids: np.ndarray) -> list[np.ndarray]:
-    """The works in the ids of `encode_to_disk`, each (T,) from its `BOS` on, still on disk."""
-    begins = np.flatnonzero(ids == Tokenizer.BOS)
-    return [ids[begin:end] for begin, end in zip(begins, [*begins[1:], len(ids)])]
-
-
-def _check_window(ids: np.ndarray, length: int) -> None:
-    if not 1 <= length < len(ids):
-        raise ValueError(
-            f"`length` must be at least 1 and below {len(ids)}, the tokens of the text. "
-            f"Received: length={length}"
-        )
+    """Documents in the ids of `encode_to_disk`, each (T,) from its `BOS` on, still on the disk."""
+    starts = np.flatnonzero(ids == Tokenizer.BOS)
+    return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)])]
 
 
 class TokenWindows:
-    """Training examples: pieces of `length` tokens side by side, and the token after each.
+    """Windows of a text: `length` tokens, and the token after each of them.
 
     Args:
-        ids: (N,) integers, in memory or on the disk.
-        length: tokens the model reads at once.
-        train_examples: take only that many, from the beginning; by default all.
+        ids: Token ids, (N,) integers, in memory or on the disk.
+        length: Number of tokens that the model reads at once.
+        stride: Tokens from the start of a window to the start of the next. By default windows lie
+            side by side; 1 gives a window for each place in the text.
+        count: Number of windows, from the first on. By default all.
 
     Raises:
-        ValueError: if there are too few ids for one window, or for `train_examples`.
+        ValueError: If `ids` are too few for one window or for `count`, or `stride` is below 1.
     """
 
-    def __init__(self, ids: np.ndarray, length: int, train_examples: int | None = None):
-        self._ids = ids
-        self._length = length
-        _check_window(ids, length)
-        whole = (len(ids) - 1) // length
-        if train_examples is not None and not 1 <= train_examples <= whole:
+    def __init__(
+        self, ids: np.ndarray, length: int, stride: int | None = None, count: int | None = None
+    ):
+        if not 1 <= length < len(ids):
             raise ValueError(
-                f"`train_examples` must be at least 1 and at most {whole}, the windows of {length} "
-                f"tokens in the text. Received: train_examples={train_examples}"
+                f"`length` must be at least 1 and below {len(ids)}, the tokens of the text. "
+                f"Received: length={length}"
             )
-        self._examples = train_examples or whole
-
-    def __len__(self) -> int:
-        return self._examples
-
-    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray]:
-        """The windows of these numbers, (B,), as ids (B, length + 1) int32."""
-        places = np.asarray(indices)[:, None] * self._length + np.arange(self._length + 1)
-        return (self._ids[places].astype(np.int32),)
-
-
-class RandomTokenWindows:
-    """Training examples: pieces of a text from places drawn at random, and the token after each.
-
-    Args:
-        ids: (N,) integers, in memory or on the disk.
-        length: tokens the model reads at once.
-        count: how many pieces.
-        seed: of the places.
-
-    Raises:
-        ValueError: if there are too few ids for one window.
-    """
-
-    def __init__(self, ids: np.ndarray, length: int, count: int, seed: int = 0):
-        _check_window(ids, length)
+        self.length = length
+        self.stride = length if stride is None else stride
+        if self.stride < 1:
+            raise ValueError(f"`stride` must be at least 1. Received: stride={stride}")
+        available = (len(ids) - 1 - length) // self.stride + 1
+        if count is not None and not 1 <= count <= available:
+            raise ValueError(
+                f"`count` must be at least 1 and at most {available}, the windows of {length} "
+                f"tokens in the text. Received: count={count}"
+            )
         self._ids = ids
-        self._length = length
-        key = random.key(seed, "windows")
-        places = random.uniform(key, count).astype(np.float64) * (len(ids) - length)
-        self._places = places.astype(np.int64)
+        self._count = count or available
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._count
 
-    def __call__(self, indices: np.ndarray) -> tuple[np.ndarray]:
-        """The windows of these numbers, (B,), as ids (B, length + 1) int32."""
-        places = self._places[np.asarray(indices)][:, None] + np.arange(self._length + 1)
-        return (self._ids[places].astype(np.int32),)
+    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, length) of the windows with these numbers, (B,), and the next tokens."""
+        starts = np.asarray(indices)[:, None] * self.stride
+        windows = self._ids[starts + np.arange(self.length + 1)].astype(np.int32)
+        return windows[:, :-1], windows[:, 1:]

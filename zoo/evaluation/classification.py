@@ -1,6 +1,5 @@
 """How good a classifier is: predictions, reports, plots."""
 
-from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -8,56 +7,9 @@ from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.metrics import classification_report, confusion_matrix
 
-from zoo.backends import backend
-from zoo.datasets.augmentation import ImageTransform
 from zoo.datasets.images import ImageDataset
 from zoo.evaluation.plots import plot_confusion, plot_curves, plot_mistakes
 from zoo.training.run_directory import RunDirectory
-from zoo.training.trainer import Evaluate
-
-
-def image_predictor(
-    model: keras.Model, transform: ImageTransform, batch_size: int = 256
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Compiles a function from images, (N, H, W, C) uint8, to logits, (N, classes) float64."""
-    forward = backend.inference_function(
-        model, lambda images: model(transform.test(images), training=False)
-    )
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        parts = [
-            keras.ops.convert_to_numpy(
-                keras.ops.cast(forward(images[start : start + batch_size]), "float32")
-            )
-            for start in range(0, len(images), batch_size)
-        ]
-        return np.concatenate(parts).astype(np.float64)
-
-    return predict
-
-
-def image_evaluator(
-    predict: Callable[[np.ndarray], np.ndarray], data: ImageDataset
-) -> Callable[[], dict[str, float]]:
-    """For `zoo.training.trainer.fit`: a function that gives `test_loss` and `test_accuracy`."""
-
-    def evaluate() -> dict[str, float]:
-        loss, accuracy = loss_and_accuracy(predict(data.x_test), data.y_test)
-        return {"test_loss": loss, "test_accuracy": accuracy}
-
-    return evaluate
-
-
-def label_scores(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Evaluate:
-    """Compiles what measures `test_loss` and `test_accuracy` on inputs (N, ...) in one batch."""
-    forward = backend.inference_function(model, lambda x: model(x, training=False))
-
-    def evaluate() -> dict[str, float]:
-        logits = keras.ops.convert_to_numpy(keras.ops.cast(forward(x), "float32"))
-        loss, accuracy = loss_and_accuracy(logits.astype(np.float64), y)
-        return {"test_loss": loss, "test_accuracy": accuracy}
-
-    return evaluate
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -78,22 +30,19 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> 
 
 def write_report(
     run: RunDirectory,
-    history: Sequence[dict[str, float]],
+    history: keras.callbacks.History,
     data: ImageDataset,
     logits: np.ndarray,
     console: Console,
-) -> dict[str, float]:
-    """Prints the scores on the test images, draws the three plots, and returns the scores.
+) -> None:
+    """Prints the scores on the test images, and draws learning curves, confusions and mistakes.
 
     Args:
-        run: where the plots go.
-        history: a row an epoch, as `zoo.training.trainer.fit` makes it.
-        data: of which the test images are used.
-        logits: of the test images, (N, num_classes).
-        console: where the report is printed.
-
-    Returns:
-        `test_loss` and `test_accuracy`.
+        run: Run directory, for curves.png, confusion.png and mistakes.png.
+        history: History of the training, validated on the test images.
+        data: Data set with the test images.
+        logits: Logits of the test images, (N, num_classes).
+        console: Console for the report.
     """
     predictions = logits.argmax(-1)
     loss, accuracy = loss_and_accuracy(logits, data.y_test)
@@ -108,4 +57,3 @@ def write_report(
     }
     for name, figure in plots.items():
         figure.savefig(run.path / name, dpi=120)
-    return {"test_loss": loss, "test_accuracy": accuracy}

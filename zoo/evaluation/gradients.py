@@ -14,9 +14,14 @@ from zoo.lessons.backprop import backward, forward, layers_of
 
 
 def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
-    """How far each weight's gradient by hand is from the backend's own, by the weight's path.
+    """Distance of gradients by hand from the backend's own, by the path of each weight.
 
-    The largest difference, relative to the largest gradient of the weight.
+    The distance is the largest difference, relative to the largest gradient of the weight.
+
+    Args:
+        model: An `mlp`.
+        x: Batch of inputs, (B, features).
+        labels: Labels of the batch, (B,).
     """
     loss = partial(ops.sparse_categorical_crossentropy, from_logits=True)
     own = backends.gradients(model, x, labels, loss)
@@ -29,16 +34,15 @@ def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
 
 
 def gradient_by_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> list[float]:
-    """How much of the loss' gradient reaches the input of each step.
+    """Norm of the loss' gradient with respect to the input of each time step.
 
     Args:
-        model: from sequences, (B, T, features), to logits.
-        x: the sequences.
-        y: their labels, (B,).
+        model: Model from sequences (B, T, features) to logits.
+        x: Batch of sequences, (B, T, features).
+        y: Labels of the batch, (B,).
 
     Returns:
-        For each of the T steps, the norm of a sequence's gradient there, averaged over sequences:
-        gradients of several signs do not cancel.
+        T norms, each averaged over the sequences, so that gradients of several signs do not cancel.
     """
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     norms = np.linalg.norm(backends.input_gradients(model, x, y, loss), axis=-1)  # (B, T)

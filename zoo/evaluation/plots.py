@@ -3,71 +3,59 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
 
 
-def plot_curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss and accuracy over the epochs, training and test."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = [row["epoch"] for row in history]
-    lines = {"": "training (augmented, dropout)", "test_": "test"}
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for prefix, label in lines.items():
-            values = [row[prefix + quantity] for row in history]
-            axes.plot(epochs, values, marker="o", label=label)
-        axes.set(xlabel="epoch", ylabel=quantity, xticks=epochs)
+def plot_curves(
+    history: keras.callbacks.History,
+    metrics: Sequence[str] = ("loss", "accuracy"),
+    training: str = "training (augmented, dropout)",
+    validation: str = "test",
+    ylabels: Sequence[str] | None = None,
+) -> Figure:
+    """Metrics over the epochs, on training and validation data.
+
+    Args:
+        history: History of a training with validation data.
+        metrics: Names of the metrics, one a panel.
+        training: Legend of the training curve.
+        validation: Legend of the validation curve.
+        ylabels: Labels of the axes, by default the names of the metrics.
+    """
+    figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
+    epochs = [epoch + 1 for epoch in history.epoch]
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric, ylabel in zip(panels, metrics, ylabels or metrics):
+        for name, label in ((metric, training), (f"val_{metric}", validation)):
+            axes.plot(epochs, history.history[name], marker="o", label=label)
+        axes.set(xlabel="epoch", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
 
 
-def plot_losses(
-    losses: Sequence[float], last: Mapping[str, float], ylabel: str = "nats a token"
-) -> Figure:
-    """The loss of every training step and its running mean, and what it came to in validation.
-
-    Args:
-        losses: of the steps.
-        last: has `validation_loss`.
-        ylabel: what they are measured in.
-    """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    steps = np.arange(1, len(losses) + 1)
-    span = max(len(losses) // 50, 1)
-    sums = np.cumsum([0.0, *losses])
-    axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.7)
-    means = (sums[span:] - sums[:-span]) / span
-    axes.plot(steps[span - 1 :], means, label=f"training, mean of {span} steps")
-    axes.axhline(
-        last["validation_loss"], color="C1", linestyle="--", label="validation, at the end"
-    )
-    axes.set(xlabel="step", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
 def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
-    """Two ways to do the same run: the loss of every step, and how far the two are apart.
+    """Losses of two implementations of one training, and their relative distance at each step.
 
     Args:
-        losses: of two runs, by their names.
+        losses: Loss at each step, by the name of the implementation.
     """
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    # Blue and orange are told apart by all; the second lies on the first, so it is the thinner.
+    # Readers of all kinds tell blue from orange; the second curve lies on the first, so it is thin.
     styles = ({"color": "#f0a030", "linewidth": 4}, {"color": "#1f4e9c", "linewidth": 1})
     for (label, values), style in zip(losses.items(), styles):
         above.plot(range(1, len(values) + 1), values, label=label, **style)
-    above.set(ylabel="loss of the batch")
+    above.set(ylabel="mean loss of the epoch so far")
     above.legend()
-    apart = relative_distances(*losses.values())
-    steps = np.flatnonzero(apart)  # a logarithm has no place for those that are equal
-    below.semilogy(steps + 1, apart[steps], ".", color="#1f4e9c", markersize=3)
+    distances = relative_distances(*losses.values())
+    steps = np.flatnonzero(distances)  # equal losses have no place on a logarithmic axis
+    below.semilogy(steps + 1, distances[steps], ".", color="#1f4e9c", markersize=3)
     below.set(xlabel="step", ylabel="relative distance,\nwhere there is one")
     for axes in (above, below):
         axes.grid(alpha=0.3)
@@ -75,7 +63,7 @@ def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def relative_distances(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
-    """|a - b| / |a| of each two numbers."""
+    """|a - b| / |a| of each pair of numbers."""
     a, b = np.asarray(first), np.asarray(second)
     return np.asarray(np.abs(a - b) / np.abs(a))
 
@@ -110,7 +98,7 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
 def plot_mistakes(
     images: np.ndarray, labels: np.ndarray, logits: np.ndarray, count: int = 16
 ) -> Figure:
-    """The images that the model got wrong with the greatest confidence."""
+    """Misclassified images with the greatest confidence."""
     predictions = logits.argmax(-1)
     confidence = np.exp(log_softmax(logits, axis=-1).max(-1))
     wrong = np.flatnonzero(predictions != labels)
@@ -148,14 +136,14 @@ def plot_memory(
     chance: float,
     gradients: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Figure:
-    """What each recurrent cell remembers, and how much gradient reaches each step back.
+    """Recall of the first symbol by length, and the gradient that reaches each step.
 
     Args:
-        lengths: of the sequences.
-        recall: for each cell, the fraction right at each length.
-        chance: the fraction right by guessing.
-        gradients: for each cell, "before" and "after" training, a norm for each step of the
-            longest sequences; drawn as parts of the norm at the last step.
+        lengths: Lengths of the sequences.
+        recall: Accuracy at each length, by cell.
+        chance: Accuracy of a random guess.
+        gradients: Gradient norms by cell and time, "before" or "after" training: one for each step
+            of the longest sequences. They are drawn relative to the norm at the last step.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -186,19 +174,20 @@ def plot_memory(
 
 
 def plot_perplexity(
-    history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]
+    history: keras.callbacks.History, baselines: Mapping[str, float], metric: str = "loss"
 ) -> Figure:
-    """Perplexity over the epochs, training and validation, with the baselines as level lines.
+    """Perplexity over the epochs, on training and validation data, with baselines.
 
     Args:
-        history: a row an epoch, with `loss` and `validation_loss` in nats a token.
-        baselines: validation loss by name, likewise.
+        history: History of a training with validation data.
+        baselines: Validation loss in nats a token of other models, by name.
+        metric: Name of the metric in nats a token.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    epochs = [row["epoch"] for row in history]
-    for name, label in (("loss", "training (dropout)"), ("validation_loss", "validation")):
-        axes.plot(epochs, np.exp([row[name] for row in history]), marker="o", label=label)
+    epochs = [epoch + 1 for epoch in history.epoch]
+    for name, label in ((metric, "training (dropout)"), (f"val_{metric}", "validation")):
+        axes.plot(epochs, np.exp(history.history[name]), marker="o", label=label)
     for number, (name, loss) in enumerate(baselines.items(), 2):
         axes.axhline(np.exp(loss), color=f"C{number}", linestyle="--", label=f"{name}, validation")
     ticks = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]

@@ -1,1 +1,10 @@
-"""Training: optimizers, batches, checkpoints, run directories."""
+"""Training: the trainer, its batches, losses, optimizers, checkpoints and run directories."""
+
+from zoo.training.batches import Batches as Batches
+from zoo.training.callbacks import Diverged as Diverged
+from zoo.training.callbacks import Interrupted as Interrupted
+from zoo.training.callbacks import StepCheckpoint as StepCheckpoint
+from zoo.training.losses import CrossEntropy as CrossEntropy
+from zoo.training.optimizers import Adam as Adam
+from zoo.training.optimizers import AdamW as AdamW
+from zoo.training.trainer import Trainer as Trainer

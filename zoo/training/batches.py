@@ -1,47 +1,115 @@
-"""What a model is trained on, batch by batch."""
+"""Batches of examples for `fit`, `evaluate` and `predict`, in an order that a seed decides."""
 
-from typing import Any, Protocol
+import copy
+import functools
+import math
+from typing import Any, Protocol, Self
 
+import keras
 import numpy as np
 
 from zoo import random
-from zoo.backends import backend
+from zoo.validation import check_sizes
 
 
-class Examples(Protocol):
-    """What `fit` trains on."""
+class Indexable(Protocol):
+    """Examples that are read when they are wanted, such as windows of a text on the disk."""
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         ...
 
-    def __call__(self, indices: np.ndarray) -> tuple[Any, ...]:
-        """What the objective is given of the examples with these indices, (B,) int32.
-
-        Shapes may differ from batch to batch. The last array's rows are counted a second.
-        """
+    def __getitem__(self, indices: np.ndarray) -> Any:
+        """The examples with these numbers, (B,): `x`, `(x, y)` or `(x, y, sample_weight)`."""
         ...
 
 
-class InMemory:
-    """Arrays that stay on the device; the objective is given all of them and the indices.
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches of examples: one pass in order or, with a seed, an endless shuffled stream.
+
+    With a seed, batch `i` depends on the seed and `i` alone: each pass over the examples has an
+    order of its own, and the last batch of a pass may be smaller. A training can so be resumed at
+    any step. `zoo.Trainer.fit` reads `steps_per_epoch`; `keras.Model.fit` has to be given it:
+
+        batches = Batches((x, y), batch_size=64, seed=0)
+        model.fit(batches, steps_per_epoch=batches.steps_per_epoch, epochs=3, shuffle=False)
+        model.evaluate(Batches((x, y), batch_size=256))
 
     Args:
-        arrays: of the same length, an example a row.
+        examples: Arrays with one example a row, nested as `fit` takes them: `x`, `(x, y)` or
+            `(x, y, sample_weight)`, where each may be a dict of arrays; or an `Indexable`.
+        batch_size: Number of examples in a batch.
+        seed: Seed of the order. By default the examples come once, in the order they have.
+        steps_per_epoch: Batches of an epoch. By default an epoch is one pass over the examples.
+
+    Raises:
+        ValueError: If there are no examples, the arrays differ in length, or a size is below 1.
     """
 
-    def __init__(self, *arrays: np.ndarray):
-        self._length = len(arrays[0])
-        self._arrays = tuple(backend.on_device(array) for array in arrays)
+    def __init__(
+        self,
+        examples: Any,
+        batch_size: int = 64,
+        seed: int | None = None,
+        steps_per_epoch: int | None = None,
+    ):
+        super().__init__()
+        check_sizes(batch_size=batch_size)
+        if not hasattr(examples, "__getitem__") or isinstance(examples, tuple | list | dict):
+            examples = _Arrays(examples)
+        if not len(examples):
+            raise ValueError("`examples` must hold at least one example. Received: none")
+        if seed is not None:
+            random.key(seed)
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self._first = 0
+        self._steps_per_pass = math.ceil(len(examples) / batch_size)
+        self.steps_per_epoch = steps_per_epoch or self._steps_per_pass
+        check_sizes(steps_per_epoch=self.steps_per_epoch)
+        self._order = functools.lru_cache(maxsize=2)(functools.partial(shuffled_indices, seed))
+
+    @property
+    def num_batches(self) -> int | None:
+        """Number of batches; None with a seed, since the stream does not end."""
+        return self._steps_per_pass if self.seed is None else None
+
+    def from_step(self, step: int) -> Self:
+        """The same stream from the batch of this number on."""
+        later = copy.copy(self)
+        later._first = self._first + step
+        return later
+
+    def __getitem__(self, index: int) -> Any:
+        completed, number = divmod(self._first + index, self._steps_per_pass)
+        start = number * self.batch_size
+        stop = min(start + self.batch_size, len(self.examples))
+        if self.seed is None:
+            return self.examples[np.arange(start, stop)]
+        return self.examples[self._order(completed, len(self.examples))[start:stop]]
+
+
+class _Arrays:
+    """Arrays of one length, nested as `fit` takes them."""
+
+    def __init__(self, arrays: Any):
+        self._arrays = keras.tree.map_structure(np.asarray, arrays)
+        lengths = [len(array) for array in keras.tree.flatten(self._arrays)]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"The arrays of `examples` must be of one length. Received: lengths {lengths}"
+            )
+        self._length = lengths[0] if lengths else 0
 
     def __len__(self) -> int:
         return self._length
 
-    def __call__(self, indices: np.ndarray) -> tuple[Any, ...]:
-        return (*self._arrays, indices)
+    def __getitem__(self, indices: np.ndarray) -> Any:
+        return keras.tree.map_structure(lambda array: array[indices], self._arrays)
 
 
 def shuffled_indices(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """The order of an epoch's examples, (examples,) int32."""
+    """The order of the examples in one epoch, (examples,) int32."""
     order = random.permutation(random.fold_in(random.key(seed, "order"), epoch), examples)
     return np.asarray(order)

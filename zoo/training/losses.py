@@ -1,147 +1,68 @@
-"""What a training step lowers: functions of a batch, for `zoo.training.trainer.fit`.
+"""Losses that are fast on every backend."""
 
-Each gives the batch's mean loss and its mean metrics.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from zoo import random
-from zoo.backends import Objective, backend
-from zoo.datasets.augmentation import ImageTransform
-from zoo.datasets.parallel_text import LengthBuckets
+from zoo.backends import backend
 
 Tensor = Any
 
 
-def classification_objective(model: keras.Model, transform: ImageTransform, seed: int) -> Objective:
-    """Cross-entropy on logits of augmented images, for `fit` over `InMemory` images and labels.
+@keras.saving.register_keras_serializable("zoo")
+class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
+    """Cross-entropy of integer labels given logits, in nats.
 
-    Returns:
-        A function of (images, labels, indices, step): all images (N, H, W, C) uint8 and labels (N,)
-        on the device, the batch's indices (B,) and the step's number.
-    """
-    augmentation = random.key(seed, "augmentation")
+    `keras.losses.SparseCategoricalCrossentropy(from_logits=True)` with label smoothing, which
+    weighs each label by `sample_weight` and divides by the sum of the weights. No one-hot labels
+    are made, which saves time where there are many classes.
 
-    def objective(images: Any, labels: Any, indices: Any, step: Any) -> Any:
-        images = ops.take(images, indices, axis=0)
-        labels = ops.take(labels, indices, axis=0)
-        inputs = transform.training(images, random.fold_in(augmentation, step))
-        return _classified(labels, model(inputs, training=True))
+    Args:
+        label_smoothing: Share of each label that is spread evenly over the classes, in [0, 1).
+        reduction: Reduction over the batch, as for other losses of Keras.
+        name: Name of the loss.
 
-    return objective
-
-
-def label_objective(model: keras.Model) -> Objective:
-    """Cross-entropy on logits, for `fit` over inputs as they are and their labels.
-
-    Returns:
-        A function of (inputs, labels, step): inputs (B, ...) and labels (B,) int32.
-    """
-
-    def objective(inputs: Any, labels: Any, step: Any) -> Any:
-        labels = ops.convert_to_tensor(labels)
-        return _classified(labels, model(ops.convert_to_tensor(inputs), training=True))
-
-    return objective
-
-
-def _classified(labels: Any, logits: Any) -> tuple[Any, dict[str, Any]]:
-    correct = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
-    loss = _cross_entropy(labels, logits)
-    return loss, {"accuracy": ops.mean(ops.cast(correct, "float32"))}
-
-
-def language_objective(model: keras.Model) -> Objective:
-    """Cross-entropy of each token given those before it, in nats a token, for `fit`.
-
-    Returns:
-        A function of (ids, step): ids (B, T + 1) int32, of which all but the last are read and all
-        but the first predicted.
-    """
-
-    def objective(ids: Any, step: Any) -> Any:
-        ids = ops.convert_to_tensor(ids)
-        return _cross_entropy(ids[:, 1:], model(ids[:, :-1], training=True)), {}
-
-    return objective
-
-
-def _cross_entropy(labels: Any, logits: Any) -> Any:
-    return ops.mean(backend.cross_entropy(labels, at_least_float32(logits)))
-
-
-def at_least_float32(logits: Any) -> Any:
-    """Widens 16 bits, which are too few for a loss."""
-    if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
-        return ops.cast(logits, "float32")
-    return logits
-
-
-def smoothed_cross_entropy(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
-    """Against 1 - smoothing for the label and the rest for all alike: (...) and (..., V) to (...).
+    Raises:
+        ValueError: If `label_smoothing` is outside [0, 1).
 
     Source: Szegedy et al., "Rethinking the Inception Architecture", 2016, section 7.
     """
-    hard = backend.cross_entropy(labels, logits)
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean_with_sample_weight",
+        name: str = "cross_entropy",
+        **kwargs: Any,
+    ):
+        super().__init__(name=name, reduction=reduction, **kwargs)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"`label_smoothing` must lie in [0, 1). Received: label_smoothing={label_smoothing}"
+            )
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Losses (...) of labels (...) and logits (..., classes)."""
+        return cross_entropy(y_true, y_pred, self.label_smoothing)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each label, in nats: labels (...) and logits (..., classes) to (...)."""
+    logits = at_least_float32(logits)
+    losses = backend.cross_entropy(ops.cast(labels, "int32"), logits)
+    if not label_smoothing:
+        return losses
     even = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
-    return (1 - smoothing) * hard + smoothing * even
+    return (1 - label_smoothing) * losses + label_smoothing * even
 
 
-def _losses(model: keras.Model, smoothing: float, training: bool) -> Callable[..., Any]:
-    """Of (source, target), as of `LengthBuckets`, the sums of losses and the tokens predicted."""
-
-    def losses(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        source, target = ops.convert_to_tensor(source), ops.convert_to_tensor(target)
-        read, labels = target[:, :-1], target[:, 1:]
-        logits = at_least_float32(model([source, read], training=training))
-        counts = ops.cast(ops.logical_or(read != 0, labels != 0), "float32")
-        hard = backend.cross_entropy(labels, logits)
-        smoothed = smoothed_cross_entropy(labels, logits, smoothing) if smoothing else hard
-        return ops.sum(smoothed * counts), ops.sum(hard * counts), ops.sum(counts)
-
-    return losses
-
-
-def translation_objective(model: keras.Model, smoothing: float = 0.1) -> Objective:
-    """Cross-entropy of each token of a translation, in nats a token, for `fit`.
-
-    Args:
-        model: from [source, target] to logits, such as a `transformer`.
-        smoothing: share of the labels that is spread over the vocabulary, in [0, 1); the metric
-            `nats` is without.
-
-    Returns:
-        A function of (source, target, step), as of `zoo.datasets.parallel_text.LengthBuckets`.
-
-    Raises:
-        ValueError: for `smoothing` outside [0, 1).
-    """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"`smoothing` must lie in [0, 1). Received: smoothing={smoothing}")
-    losses = _losses(model, smoothing, training=True)
-
-    def objective(source: Any, target: Any, step: Any) -> Any:
-        smoothed, hard, count = losses(source, target)
-        return smoothed / count, {"nats": hard / count}
-
-    return objective
-
-
-def pair_loss(model: keras.Model) -> Callable[[LengthBuckets], float]:
-    """Compiles the mean loss, in nats a token of the translations, their ends included."""
-    forward = backend.inference_function(model, _losses(model, 0.0, training=False))
-
-    def mean_loss(batches: LengthBuckets) -> float:
-        total, count = 0.0, 0.0
-        for number in range(len(batches)):
-            _, found, tokens = forward(*batches(np.array([number])))
-            total += float(found)
-            count += float(tokens)
-        return total / count
-
-    return mean_loss
+def at_least_float32(x: Tensor) -> Tensor:
+    """The numbers in float32 where they have 16 bits, which are too few for a loss."""
+    if keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16"):
+        return ops.cast(x, "float32")
+    return x

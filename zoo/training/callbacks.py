@@ -1,0 +1,267 @@
+"""Callbacks of `fit`: checkpoints at steps, and the history of a run that was resumed."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from zoo import backends
+from zoo.backends import backend
+from zoo.training import checkpoints
+
+Tensor = Any
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite."""
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C; a checkpoint was written."""
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """The progress of a training; a checkpoint holds it beside the variables.
+
+    Attributes:
+        step: Number of optimizer steps that are done.
+        history: A row for each epoch: its number, from 1 on, and its logs.
+        metric_sums: Values of the metrics' variables in the epoch that has begun.
+        timed_examples: Number of examples of the steps that were timed: all but the first step of
+            each process.
+        timed_seconds: Seconds that those steps took.
+        wall_seconds: Seconds of training, evaluation and checkpoints.
+        backends: Names of the backends that took part, in their order.
+        stopped: Whether a callback, such as `EarlyStopping`, has ended the training.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    metric_sums: list[Any] = dataclasses.field(default_factory=list)
+    timed_examples: float = 0.0
+    timed_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    backends: list[str] = dataclasses.field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Speed of training; None before a step was timed."""
+        return self.timed_examples / self.timed_seconds if self.timed_seconds else None
+
+
+class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
+    """The History of a training, with the epochs before it was resumed.
+
+    Args:
+        state: State of the training, as `StepCheckpoint` restores and updates it.
+        callbacks: Callbacks of the training. An `EarlyStopping` is shown the earlier epochs.
+    """
+
+    def __init__(self, state: TrainingState, callbacks: Sequence[keras.callbacks.Callback] = ()):
+        super().__init__()
+        self._state = state
+        self._early_stopping = [
+            callback
+            for callback in callbacks
+            if isinstance(callback, keras.callbacks.EarlyStopping)
+        ]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        rows = self._state.history
+        for callback in self._early_stopping:
+            for row in rows:
+                callback.on_epoch_end(int(row["epoch"]) - 1, row)
+        self.model.stop_training = False
+        self.epoch = [int(row["epoch"]) - 1 for row in rows]
+        names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
+        self.history = {name: [row[name] for row in rows] for name in names}
+
+
+class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
+    """Saves the whole state of a training every so many steps and after each epoch.
+
+    A checkpoint holds everything that the next step depends on: weights, counters of random draws,
+    the optimizer's variables and their averages, metric sums and the history. With
+    `zoo.Trainer.fit(..., checkpoint=...)` the training goes on after the newest whole checkpoint,
+    on any backend. Files are those of `zoo.training.checkpoints`.
+
+    Args:
+        folder: Folder of the checkpoints.
+        every: Number of steps between two checkpoints.
+        hint: Text that tells how to go on, for the messages of `Interrupted`.
+
+    Raises:
+        ValueError: If `every` is below 1.
+        Diverged: In training, if the loss turns NaN or infinite; the text names the step.
+        Interrupted: In training, after Ctrl-C, with a checkpoint written. A second Ctrl-C stops at
+            once.
+        OSError: In training, if a checkpoint cannot be written; the last good one stays.
+    """
+
+    # `on_train_batch_end` may run in Keras' own thread, while the next step is computed.
+    async_safe = True
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int = 200,
+        hint: str = "`fit` with the same `checkpoint` goes on",
+    ):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1. Received: every={every}")
+        self.folder = Path(folder)
+        self.every = every
+        self.state = TrainingState()
+        self._hint = hint
+        self._epoch_start = 0  # number of the epoch's first step
+        self._diverged_at: int | None = None
+        self._interrupted = threading.Event()
+        self._clock = time.perf_counter()
+        self._timed_since: float | None = None  # the first step of a process is not timed
+        self._timed_from = 0
+        self._weights: list[tuple[Any, Tensor]] | None = None
+        # Reading a loss makes a GPU wait.
+        self._check_every = 1 if backend.device() == "cpu" else 50
+
+    # -------------------------------------------------------------- for `Trainer.fit`
+
+    def restore(self, trainer: keras.Model) -> TrainingState:
+        """Restores the newest whole checkpoint, if there is one, and returns the state."""
+        trainer.optimizer.build(trainer.trainable_variables)
+        saved = checkpoints.restore(self.folder, model=trainer, optimizer=trainer.optimizer)
+        self.state = TrainingState(**saved) if saved else TrainingState()
+        if backends.name not in self.state.backends:
+            self.state.backends.append(backends.name)
+        return self.state
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C lets the step end and saves a checkpoint; a second one stops at once."""
+        self._interrupted.clear()
+        self._clock = time.perf_counter()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def first(*_: Any) -> None:
+            self._interrupted.set()
+            signal.signal(signal.SIGINT, previous)
+
+        previous = signal.signal(signal.SIGINT, first)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    @contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """Keeps the weights of the last epoch's end, where `fit` would leave their averages."""
+        self._weights = []
+        yield
+        for variable, value in self._weights:
+            variable.assign(value)
+        self._weights = None
+
+    # -------------------------------------------------------------- Keras' hooks
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch_start = self.state.step
+        if self.state.metric_sums:
+            for variable, value in zip(self.model.metrics_variables, self.state.metric_sums):
+                variable.assign(np.asarray(value, variable.dtype))
+            self.state.metric_sums = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # Here, and not at the end of a batch: what overrides `on_train_batch_end` and is not
+        # `async_safe` makes Keras wait for each step.
+        self.state.step = self._epoch_start + batch
+        self._raise_if_diverged()
+        if batch and (self._interrupted.is_set() or self.state.step % self.every == 0):
+            self._pause_timing(batch)
+            self._save()
+            self._raise_if_interrupted()
+        if self._timed_since is None and batch:
+            self._timed_since, self._timed_from = time.perf_counter(), batch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch % self._check_every == 0 and self._diverged_at is None:
+            self._check_loss(logs, self._epoch_start + batch + 1)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._pause_timing()  # the epoch's validation
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        self._pause_timing()
+        self._check_loss(logs, self._epoch_start + self.params["steps"])
+        self._raise_if_diverged()
+        self.state.step = self._epoch_start + self.params["steps"]
+        row = {name: float(value) for name, value in logs.items()}
+        self.state.history.append({"epoch": epoch + 1, **row})
+        self.state.stopped = bool(self.model.stop_training)
+        self._save(begun=False)
+        if self._weights is not None:
+            self._weights = [(v, keras.ops.copy(v.value)) for v in self.model.trainable_variables]
+        self._raise_if_interrupted()
+
+    # -------------------------------------------------------------- within
+
+    def _check_loss(self, logs: Any, step: int) -> None:
+        """Notes the step after which the mean loss of the epoch is not finite."""
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            self._diverged_at = step
+
+    def _raise_if_diverged(self) -> None:
+        if self._diverged_at is not None:
+            raise Diverged(
+                self._diverged_text(f"The loss is not finite at step {self._diverged_at}")
+            )
+
+    def _diverged_text(self, what: str) -> str:
+        return (
+            f"{what}. The last good checkpoint in {self.folder} stays; a lower learning rate may "
+            "help"
+        )
+
+    def _raise_if_interrupted(self) -> None:
+        if self._interrupted.is_set():
+            raise Interrupted(f"Stopped after step {self.state.step}; {self._hint}")
+
+    def _pause_timing(self, batch: int | None = None) -> None:
+        """Adds the steps since timing began; `batch` is the number of the next one."""
+        if self._timed_since is None:
+            return
+        (loss,) = (metric for metric in self.model.metrics if metric.name == "loss")
+        steps = self.params["steps"] if batch is None else batch
+        examples = float(loss.count) * (steps - self._timed_from) / steps
+        self.state.timed_examples += examples
+        self.state.timed_seconds += time.perf_counter() - self._timed_since
+        self._timed_since = None
+
+    def _save(self, begun: bool = True) -> None:
+        model = self.model  # on JAX this brings the variables up to date
+        now = time.perf_counter()
+        self.state.wall_seconds += now - self._clock
+        self._clock = now
+        values = (keras.ops.convert_to_numpy(v) for v in model.metrics_variables)
+        self.state.metric_sums = [value.tolist() for value in values] if begun else []
+        progress = dataclasses.asdict(self.state)
+        self.state.metric_sums = []
+        try:
+            checkpoints.save(
+                self.folder, progress.pop("step"), progress, model=model, optimizer=model.optimizer
+            )
+        except checkpoints.NotFinite as error:
+            raise Diverged(self._diverged_text(str(error))) from error
