@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from zoo import backends, cli, datasets, mlp
-from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.augmentation import ImageAugmentation
 from zoo.lessons.activations import ACTIVATIONS
-from zoo.training import run_directory, trainer
+from zoo.training.run_directory import environment, open_run, set_defaults
 from zoo.validation import check_sizes
 
 # The colour-blind tell these apart, too (Okabe and Ito). Linear: what the weights do by themselves.
@@ -57,7 +57,7 @@ class Config:
     """A smaller batch, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        run_directory.set_defaults(self, train_examples=1024 if self.quick else 4096)
+        set_defaults(self, train_examples=1024 if self.quick else 4096)
         check_sizes(layers=self.layers, units=self.units, train_examples=self.train_examples)
 
 
@@ -115,13 +115,13 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe and returns its metrics."""
     started = time.perf_counter()
     console = cli.console()
-    run = run_directory.open_run("activations", config)
+    run = open_run("activations", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")
         return run.metrics
     data = datasets.load("mnist", None, config.train_examples, 1)
-    transform = ImageTransform(data.mean, data.std, shape=(784,))
-    x = transform.test(data.x_train)
+    transform = ImageAugmentation(data.mean, data.std, shape=(784,))
+    x = transform(data.x_train)
     norms = {name: gradient_norms(config, name, x, data.y_train) for name in STYLES}
     run.write_config()
     draw(norms).savefig(run.path / "activations.png", dpi=120)
@@ -135,7 +135,7 @@ def main(config: Config) -> dict[str, Any]:
     metrics = {
         "recipe": "activations",
         "model": "mlp",
-        **trainer.environment(),
+        **environment(),
         "seed": config.seed,
         "train_examples": config.train_examples,
         "gradient_norms": norms,

@@ -10,56 +10,53 @@ coincide.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tyro
 from keras import ops
 from rich.table import Table
 
-from zoo import backends, cli, datasets, mlp
+from zoo import Trainer, backends, cli, datasets, mlp
 from zoo.backends import backend
-from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification, plots
 from zoo.evaluation.gradients import distances
 from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, update
-from zoo.training import batches, losses, optimizers, run_directory, trainer
-from zoo.validation import check_sizes
+from zoo.training import Batches, CrossEntropy
+from zoo.training.optimizers import learning_rate_schedule
+from zoo.training.run_directory import TrainingConfig, open_run, set_defaults
 
-ALLOWED = {"float32": 1e-5, "float64": 1e-12}
+TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
     """Derive an MLP's gradients by hand, compare them with the backend's own, train by both."""
 
     hidden_units: tuple[int, ...] = (128, 64, 32)
     """Width of each hidden layer."""
     activation: tuple[Literal["sigmoid", "relu", "tanh"], ...] = ("relu", "tanh", "sigmoid")
-    """Of each hidden layer, or one for all."""
+    """Activation of each hidden layer, or one for all."""
     epochs: int | None = None
     """Passes over the training images; by default 5, with --quick 1."""
     train_examples: int | None = None
-    """Training images, the first so many; by default all, with --quick 12,800."""
+    """Number of training images, from the first on; by default all, with --quick 12,800."""
     batch_size: int = 64
-    """Images of a training step."""
+    """Number of images in a training step."""
     learning_rate: float = 0.2
-    """Step size of gradient descent; at 0.5 a long run carries rounding to where the two part."""
-    seed: int = 0
-    """Of initial weights and order; the same run on every backend."""
-    dtype: Literal["float32", "float64"] = "float64"
-    """Of the training; in float32 the two part in a long run, by rounding."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
+    """Step size of gradient descent; at 0.5 rounding grows in a long run until the two differ."""
+    dtype_policy: Literal["float32", "float64"] = "float64"
+    """Dtype of the training; in float32 the two differ by rounding after a long run."""
     quick: bool = False
     """A short run: 1 epoch over 12,800 images, where not set otherwise."""
 
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": 12_800}
-        run_directory.set_defaults(self, **(quick if self.quick else {"epochs": 5}))
-        check_sizes(epochs=self.epochs, batch_size=self.batch_size)
-        optimizers.learning_rate_schedule("constant", self.learning_rate, 0)
+        set_defaults(self, **(quick if self.quick else {"epochs": 5}))
+        self.check_sizes("epochs", "batch_size")
+        learning_rate_schedule("constant", self.learning_rate, 0)
 
     def build(self, dtype: str) -> keras.Model:
         """The network, from flattened images."""
@@ -67,87 +64,97 @@ class Config:
         return mlp((784,), 10, self.hidden_units, one, seed=self.seed, dtype=dtype)
 
 
-def train_by_hand(
-    config: Config, pixels: Any, data: datasets.ImageDataset
-) -> tuple[Any, list[float]]:
-    """The layers in the end, and the loss of every step."""
-    layers, losses = layers_of(config.build(config.dtype)), []
-    for epoch in range(config.epochs or 0):
-        order = batches.shuffled_indices(config.seed, epoch, len(data.x_train))
-        for start in range(0, len(order), config.batch_size):
-            batch = order[start : start + config.batch_size]
-            labels = ops.convert_to_tensor(data.y_train[batch])
-            outputs = forward(layers, pixels(data.x_train[batch]))
-            losses.append(float(cross_entropy(outputs[-1], labels)))
-            gradients = backward(layers, outputs, labels)
-            layers = update(layers, gradients, config.learning_rate)
-    return layers, losses
+class StepLosses(keras.callbacks.Callback):
+    """Collects the mean loss of the epoch so far, after each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.values.append(float(logs["loss"]))
+
+
+def train_by_hand(config: Config, pixels: Any, batches: Batches) -> tuple[Any, list[float]]:
+    """The trained layers, and the mean loss of the epoch so far after each step."""
+    layers, means = layers_of(config.build(config.dtype_policy)), []
+    for step in range(config.epochs * batches.steps_per_epoch):
+        images, labels = batches[step]
+        labels = ops.convert_to_tensor(labels)
+        outputs = forward(layers, pixels(images))
+        if step % batches.steps_per_epoch == 0:
+            losses, sizes = [], []
+        losses.append(float(cross_entropy(outputs[-1], labels)))
+        sizes.append(len(images))
+        means.append(np.dot(losses, sizes) / sum(sizes))
+        layers = update(layers, backward(layers, outputs, labels), config.learning_rate)
+    return layers, means
 
 
 @backend.float64()
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, and returns its metrics."""
+    """Runs the recipe and returns its metrics."""
     console = cli.console()
     backend.disable_tf32()
-    run = run_directory.open_run("backprop", config)
+    run = open_run("backprop", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")
         return run.metrics
+    config.prepare()
     data = datasets.load("mnist", None, config.train_examples)
-    transform = ImageTransform(data.mean, data.std, 0, 0, 0, shape=(784,))  # nothing is augmented
-    model = config.build(config.dtype)
+    normalization = ImageAugmentation(data.mean, data.std, 0, 0, 0, shape=(784,))
 
-    x, labels = transform.test(data.x_train[: config.batch_size]), data.y_train[: config.batch_size]
-    found = {dtype: distances(config.build(dtype), x, labels) for dtype in ALLOWED}
-    table = Table("gradient of", *(f"{dtype}, at most {ALLOWED[dtype]:.0e}" for dtype in found))
-    for weight in found["float32"]:
-        table.add_row(weight, *(f"{far[weight]:.1e}" for far in found.values()))
+    x, labels = normalization(data.x_train[: config.batch_size]), data.y_train[: config.batch_size]
+    by_dtype = {dtype: distances(config.build(dtype), x, labels) for dtype in TOLERANCES}
+    limits = (f"{dtype}, at most {limit:.0e}" for dtype, limit in TOLERANCES.items())
+    table = Table("gradient of", *limits)
+    for weight in by_dtype["float32"]:
+        table.add_row(weight, *(f"{distance[weight]:.1e}" for distance in by_dtype.values()))
     console.print(f"By hand against {backends.name}'s own, relative:", table)
-    largest = {dtype: max(far.values()) for dtype, far in found.items()}
+    largest = {dtype: max(distance.values()) for dtype, distance in by_dtype.items()}
 
-    layers, by_hand = train_by_hand(config, transform.test, data)
-    logits = ops.convert_to_numpy(forward(layers, transform.test(data.x_test))[-1])
+    batches = Batches((data.x_train, data.y_train), config.batch_size, seed=config.seed)
+    layers, losses_by_hand = train_by_hand(config, normalization, batches)
+    logits = ops.convert_to_numpy(forward(layers, normalization(data.x_test))[-1])
     _, accuracy_by_hand = classification.loss_and_accuracy(logits, data.y_test)
-    evaluate = classification.image_evaluator(
-        classification.image_predictor(model, transform), data
+
+    network = config.build(config.dtype_policy)
+    trainer = Trainer(network, normalization)
+    trainer.compile(
+        keras.optimizers.SGD(config.learning_rate), CrossEntropy(), metrics=["accuracy"]
     )
-    state = trainer.fit(
-        model,
-        keras.optimizers.SGD(config.learning_rate),
-        losses.classification_objective(model, transform, config.seed),
-        batches.InMemory(data.x_train, data.y_train),
-        run,
-        epochs=config.epochs or 1,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        evaluate=evaluate,
-        console=console,
-    )
-    apart = plots.relative_distances(by_hand, state.losses)
-    curves = plots.plot_same_run({"by hand": by_hand, "fit": state.losses})
-    curves.savefig(run.path / "curves.png", dpi=120)
-    model.save_weights(run.path / "model.weights.h5")
-    metrics = trainer.metrics(
-        "backprop",
-        model,
-        state,
-        seed=config.seed,
-        train_examples=len(data.x_train),
+    test = Batches((data.x_test, data.y_test), batch_size=256)
+    checkpoint, losses = run.checkpoint(config.checkpoint_steps), StepLosses()
+    trainer.fit(
+        batches,
         epochs=config.epochs,
-        **evaluate(),
-        test_accuracy_by_hand=accuracy_by_hand,
-        gradient_distances=largest,
-        gradients_agree=all(largest[dtype] <= ALLOWED[dtype] for dtype in largest),
-        loss_distance={"last": apart[-1], "largest": apart.max()},
+        validation_data=test,
+        callbacks=[losses, *config.callbacks()],
+        verbose=config.verbose,
+        checkpoint=checkpoint,
     )
-    run.write_metrics(metrics)
+    test_loss, test_accuracy = trainer.evaluate(test, verbose=0)
+
+    # A resumed run has the losses of its own steps only.
+    losses_by_hand = losses_by_hand[-len(losses.values) :]
+    apart = plots.relative_distances(losses_by_hand, losses.values)
+    curves = plots.plot_same_run({"by hand": losses_by_hand, "fit": losses.values})
+    curves.savefig(run.path / "curves.png", dpi=120)
+    run.save_model(network)
     console.print(
-        f"{state.step} steps: {accuracy_by_hand:.2%} right by hand, {metrics['test_accuracy']:.2%} "
+        f"{checkpoint.state.step} steps: {accuracy_by_hand:.2%} right by hand, {test_accuracy:.2%} "
         f"by `fit`. The last loss differs by {apart[-1]:.1e} of itself, none by more than "
-        f"{apart.max():.1e}: sums in another order round otherwise in {config.dtype}'s last digit, "
-        f"and training carries that on. Results are in {run.path}"
+        f"{apart.max():.1e}: sums in another order round differently in the last digit of "
+        f"{config.dtype_policy}, and training amplifies that"
     )
-    return metrics
+    return run.finish(
+        "backprop", network, checkpoint.state, console, seed=config.seed,
+        train_examples=len(data.x_train), epochs=config.epochs, test_loss=test_loss,
+        test_accuracy=test_accuracy, test_accuracy_by_hand=accuracy_by_hand,
+        gradient_distances=largest,
+        gradients_agree=all(largest[dtype] <= TOLERANCES[dtype] for dtype in largest),
+        loss_distance={"last": float(apart[-1]), "largest": float(apart.max())},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

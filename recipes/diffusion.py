@@ -1,44 +1,93 @@
-"""Trains a diffusion model on images, and draws others like them.
+"""Trains a diffusion model on images, and samples others like them.
 
     KERAS_BACKEND=jax python recipes/diffusion.py --quick
 
-`--quick` takes some six minutes on two cores; `--latent` draws in an autoencoder's latent space.
-A classifier, trained by recipes/mnist.py, says how like they are. The same `--run-dir` goes on
-where it stopped; then `python -m zoo draw --run-dir DIR --out images.png` draws more.
+`--quick` takes some six minutes on two cores; `--latent` works in an autoencoder's latent space. A
+classifier measures how similar the samples are to real images. The same `--run-dir` resumes a run;
+then `zoo draw --run-dir DIR --out images.png` samples more.
 
 Source: the document's section "Modèles de Diffusion"; Ho et al., 2020.
 """
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import keras
 import tyro
 
 from zoo import backends, cli, unet
-from zoo.diffusion.config import DiffusionConfig, train
+from zoo.diffusion.auxiliary import (
+    build_autoencoder,
+    train_autoencoder,
+    train_classifier,
+    training_images,
+)
+from zoo.diffusion.config import NUM_STEPS, DiffusionConfig
+from zoo.diffusion.losses import DiffusionTrainer, held_out_examples
+from zoo.diffusion.metrics import FeatureExtractor
+from zoo.diffusion.pipeline import DiffusionPipeline
+from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
+from zoo.training import Batches
 from zoo.training.run_directory import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DiffusionConfig):
-    """Train a model that draws images like those of a data set."""
+    """Train a model that samples images like those of a data set."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, and returns the metrics."""
+    """Runs the recipe, or resumes it, and returns the metrics."""
     console = cli.console()
-    run = open_run("diffusion", config, "data_dir", "classifier")
+    run = open_run("diffusion", config, "data_dir", "classifier", extendable="epochs")
     if run.metrics:
-        found = run.metrics["frechet_distance"]
-        console.print(f"The run in {run.path} is finished: Fréchet distance {found:.2f}")
+        distance = run.metrics["frechet_distance"]
+        console.print(f"The run in {run.path} is finished: Fréchet distance {distance:.2f}")
         return run.metrics
-    if config.deterministic:
-        backends.backend.make_deterministic()
-    return train(
-        "diffusion", config, run, config.load_data(), unet,
-        Path(__file__).with_name("mnist.py"), console,
+    config.prepare()
+    data = config.load_data()
+    autoencoder, shape = build_autoencoder(config, data)
+    network = unet(input_shape=shape, **config.network)
+    config.check(data, guidance_scale=1.0)
+    extractor = FeatureExtractor.load(config.classifier, data) if config.classifier else None
+    run.write_config()
+    console.print(
+        f"{network.count_params():,} parameters, {len(data.x_train):,} images of {data.name}, "
+        f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
+    )
+    extractor = extractor or train_classifier(config, run, data, console)
+    latents = train_autoencoder(autoencoder, config, run, data) if autoencoder else None
+    images, held_out = training_images(data, latents)
+    pipeline = DiffusionPipeline(network, config.spec, latent_scaler=latents)
+    request = SampleRequest(config.samples, data.num_classes, config.steps, config.eta, config.seed)
+
+    batches = Batches({"image": images}, config.batch_size, seed=config.seed)
+    validation = Batches(held_out_examples(held_out, NUM_STEPS))
+    trainer = DiffusionTrainer(
+        network, pipeline.sampler.diffusion, config.seed, min_snr_gamma=config.min_snr_gamma
+    )
+    trainer.compile(config.optimizer(config.epochs * batches.steps_per_epoch))
+    checkpoint = run.checkpoint(config.checkpoint_steps)
+    history = trainer.fit(
+        batches,
+        epochs=config.epochs,
+        validation_data=validation,
+        callbacks=[
+            keras.callbacks.SwapEMAWeights(),
+            SamplePreviews(run, pipeline, request),
+            *config.callbacks(),
+        ],
+        verbose=config.verbose,
+        checkpoint=checkpoint,
+    )
+    test_loss = trainer.evaluate(validation, verbose=0)
+
+    pipeline.save(run)
+    scores = write_report(run, history, pipeline, request, extractor, data, console)
+    return run.finish(
+        "diffusion", network, checkpoint.state, console, seed=config.seed,
+        train_examples=len(images), epochs=config.epochs, test_loss=test_loss, **scores,
     )  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=jax python recipes/finetune_llm.py --preset gpt2_base_en --text my.txt --quick
 
-Needs `pip install "keras-zoo[hub]"`, and takes the preset of any `CausalLM`. Its weights stay; to
-the kernels of each attention's queries and values it adds products of two thin matrices, and trains
-these alone. The last tenth of the text is held out. The same `--run-dir` goes on where it stopped,
-and a finished run answers another `--prompt`. What was learnt is there for use elsewhere:
+Needs `pip install "keras-zoo[hub]"`, and accepts the preset of any `CausalLM`. The weights of the
+preset are frozen: only low-rank matrices are trained, whose products are added to the query and
+value kernels of each attention layer. The end of the text is held out. The same `--run-dir` resumes
+a run; a finished run continues another `--prompt`. KerasHub loads the trained matrices:
 
     model = keras_hub.models.CausalLM.from_preset("gpt2_base_en")
     model.backbone.load_lora_weights("runs/.../model.lora.h5")
@@ -22,52 +22,53 @@ from typing import Any, Literal
 
 import tyro
 
-from zoo import backends, cli
+from zoo import Trainer, backends, cli
 from zoo.datasets import tokenizer
-from zoo.datasets.token_windows import RandomTokenWindows
-from zoo.evaluation import language_model, plots
-from zoo.interop import keras_hub
-from zoo.training import losses, trainer
-from zoo.training.optimizers import AdamW, learning_rate_schedule
+from zoo.datasets.token_windows import TokenWindows
+from zoo.evaluation.plots import plot_curves
+from zoo.interop.keras_hub import CausalLMAdapter, load_causal_lm
+from zoo.training import AdamW, Batches, CrossEntropy
+from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
-from zoo.validation import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    """Fine-tune a language model of KerasHub on a text file, and let it write."""
+    """Fine-tune a language model of KerasHub on a text file, and let it continue a text."""
 
     preset: str
-    """A name that KerasHub knows, such as gpt2_base_en, or a folder that `save_to_preset` wrote."""
-    token_windows: Path
-    """A file in UTF-8; to go on with a run, its content must be the same."""
+    """Name of a KerasHub preset such as gpt2_base_en, or a folder that `save_to_preset` wrote."""
+    text: Path
+    """Text file in UTF-8; a run that is resumed needs the same content."""
     held_out: float = 0.1
-    """Share of the text, its end, to test on instead of training."""
+    """Fraction of the text, at its end, that is held out for evaluation."""
     rank: int = 8
-    """Columns of the thin matrices."""
+    """Rank of the low-rank matrices."""
     length: int = 128
-    """Tokens that the model sees at once."""
-    steps: int | None = None
-    """Training steps; by default 500, with --quick 50."""
+    """Number of tokens that the model reads at once."""
+    epochs: int | None = None
+    """Epochs of --steps-per-epoch steps; by default 10, with --quick 5."""
+    steps_per_epoch: int | None = None
+    """Training steps before each evaluation; by default 50, with --quick 10."""
     batch_size: int = 4
-    """Pieces of a training step, from places drawn at random."""
+    """Windows in a batch; in training from random places of the text."""
     learning_rate: float = 5e-4
-    """AdamW's step size at its largest; it rises for up to 100 steps and falls to a tenth."""
+    """Largest step size of AdamW; it rises for up to 100 steps and falls to a tenth."""
     prompt: str = "Once upon a time"
-    """What the texts written before and after training begin with."""
+    """Beginning of the texts that are written before and after training."""
     max_new_tokens: int = 100
-    """Of each; it may end earlier."""
+    """Maximum number of new tokens in each of these texts."""
     sampler: Literal["greedy", "beam", "contrastive"] = "contrastive"
-    """KerasHub's way to choose them; none of these three draws random numbers."""
+    """KerasHub's sampler for these texts; none of the three draws random numbers."""
     quick: bool = False
-    """A short run: 50 steps, where not set otherwise."""
+    """A short run: 5 epochs of 10 steps, where not set otherwise."""
     text_sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
-        set_defaults(self, steps=50 if self.quick else 500)
-        check_sizes(rank=self.rank, length=self.length, steps=self.steps)
-        check_sizes(batch_size=self.batch_size, checkpoint_steps=self.checkpoint_steps)
-        check_sizes(max_new_tokens=self.max_new_tokens)
+        quick = {"epochs": 5, "steps_per_epoch": 10}
+        set_defaults(self, **(quick if self.quick else {"epochs": 10, "steps_per_epoch": 50}))
+        self.check_sizes("rank", "length", "batch_size", "max_new_tokens")
+        self.check_sizes("epochs", "steps_per_epoch")
         if not 0 < self.held_out < 1:
             raise ValueError(f"`held_out` must lie in (0, 1). Received: held_out={self.held_out}")
         if not self.prompt.strip():
@@ -77,70 +78,72 @@ class Config(TrainingConfig):
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, writes before and after, and returns the metrics."""
+    """Runs the recipe, or resumes it, writes texts before and after, and returns the metrics."""
     console = cli.console()
-    run = open_run("finetune_llm", config, "text", "prompt", "max_new_tokens", "sampler")
-    if config.deterministic:
-        backends.backend.make_deterministic()
-    reader = keras_hub.CausalLMAdapter(
-        keras_hub.load_causal_lm(
-            config.preset, config.rank, config.seed, config.dtype_policy, config.sampler
-        )
-    )
+    not_results = "text", "prompt", "max_new_tokens", "sampler"
+    run = open_run("finetune_llm", config, *not_results, extendable="epochs")
+    config.prepare()
+    policy = config.dtype_policy
+    causal_lm = load_causal_lm(config.preset, config.rank, config.seed, policy, config.sampler)
+    network = CausalLMAdapter(causal_lm)
 
-    def show(when: str) -> None:
-        written = reader.generate(config.prompt, config.max_new_tokens)
-        console.print(f"{when}:\n{written}\n", markup=False, highlight=False, soft_wrap=True)
+    def print_text(when: str) -> None:
+        text = network.generate(config.prompt, config.max_new_tokens)
+        console.print(f"{when}:\n{text}\n", markup=False, highlight=False, soft_wrap=True)
 
-    show("Before training")
+    print_text("Before training")
     if run.metrics:
         score = run.metrics["test_loss"]
         console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
-        reader.model.backbone.load_lora_weights(run.path / "model.lora.h5")
-    metrics = run.metrics or train(config, run, reader)
-    show("After training")
+        causal_lm.backbone.load_lora_weights(run.path / "model.lora.h5")
+    metrics = run.metrics or train(config, run, network)
+    print_text("After training")
     return metrics
 
 
-def train(config: Config, run: RunDirectory, reader: keras_hub.CausalLMAdapter) -> dict[str, Any]:
-    """Trains the thin matrices, or goes on with it; writes and returns the metrics."""
+def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[str, Any]:
+    """Trains the low-rank matrices, or resumes their training; writes and returns the metrics."""
     console = cli.console()
-    model, content = reader.model, tokenizer.read_file(config.text)
-    border = round((1 - config.held_out) * len(content))
-    ids, test_ids = (reader.encode(part) for part in (content[:border], content[border:]))
-    reader.check_length(config.length, len(ids), len(test_ids))
-    trained = reader.lora
-    parameters = sum(math.prod(variable.shape) for variable in trained.variables)
-    count = config.steps * config.batch_size
-    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, config.steps)
+    causal_lm, text = network.causal_lm, tokenizer.read_file(config.text)
+    border = round((1 - config.held_out) * len(text))
+    ids, test_ids = (network.encode(part) for part in (text[:border], text[border:]))
+    network.check_length(config.length, len(ids), len(test_ids))
+    windows = TokenWindows(ids, config.length, stride=1)
+    batches = Batches(windows, config.batch_size, config.seed, config.steps_per_epoch)
+    held_out = Batches(TokenWindows(test_ids, config.length), config.batch_size)
+    steps = config.epochs * config.steps_per_epoch
+    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, steps)
+
+    trainer = Trainer(network)
+    trainer.compile(AdamW(rate, 0.01, global_clipnorm=1.0), CrossEntropy())
+    trained = sum(math.prod(variable.shape) for variable in trainer.trainable_variables)
     console.print(
-        f"{parameters:,} of {model.count_params():,} parameters are trained, on {len(ids):,} "
+        f"{trained:,} of {causal_lm.count_params():,} parameters are trained, on {len(ids):,} "
         f"tokens of text, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    mean_loss = language_model.window_loss(reader, config.length)
-    before = mean_loss(test_ids)
-    state = trainer.fit(
-        trained, AdamW(rate, 0.01, global_clipnorm=1.0), losses.language_objective(reader),
-        RandomTokenWindows(ids, config.length, count, config.seed), run,
-        epochs=1, batch_size=config.batch_size, seed=config.seed,
-        evaluate=lambda: {"validation_loss": mean_loss(test_ids)},
-        checkpoint_steps=config.checkpoint_steps, console=console,
-    )  # fmt: skip
-    test_loss = state.history[-1]["validation_loss"]
-    bits = test_loss / math.log(2) * len(test_ids) / len(content[border:])
-    model.backbone.save_lora_weights(run.path / "model.lora.h5")
-    plots.plot_losses(state.losses, state.history[-1]).savefig(run.path / "loss.png", dpi=120)
-    metrics = trainer.metrics(
-        "finetune_llm", model, state, preset=config.preset, trained_parameters=parameters,
-        seed=config.seed, train_examples=count, epochs=1, test_loss=test_loss,
-        test_loss_before=before, test_bits_per_character=bits,
-    )  # fmt: skip
-    run.write_metrics(metrics)
-    console.print(
-        f"Test loss {before:.4f} nats a token before and {test_loss:.4f} after, then {bits:.4f} "
-        f"bits a character. Results are in {run.path}\n"
+    loss_before = trainer.evaluate(held_out, verbose=0)
+    checkpoint = run.checkpoint(config.checkpoint_steps, only_trainable=True)
+    history = trainer.fit(
+        batches,
+        epochs=config.epochs,
+        validation_data=held_out,
+        callbacks=config.callbacks(),
+        verbose=config.verbose,
+        checkpoint=checkpoint,
     )
-    return metrics
+    test_loss = trainer.evaluate(held_out, verbose=0)
+
+    bits = test_loss / math.log(2) * len(test_ids) / (len(text) - border)
+    causal_lm.backbone.save_lora_weights(run.path / "model.lora.h5")
+    curves = plot_curves(history, ["loss"], "training", "held out", ["nats a token"])
+    curves.savefig(run.path / "loss.png", dpi=120)
+    console.print(f"Test loss {loss_before:.4f} nats a token before and {test_loss:.4f} after")
+    return run.finish(
+        "finetune_llm", causal_lm, checkpoint.state, console, preset=config.preset,
+        trained_parameters=trained, seed=config.seed, train_examples=steps * config.batch_size,
+        epochs=config.epochs, test_loss=test_loss, test_loss_before=loss_before,
+        test_bits_per_character=bits,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 The first step of a sequence shows one of eight symbols, every later one a distractor; at the end
 the network names the symbol. Each cell learns each length from fresh weights with the same
-settings, gates opened at first (`zoo.layers.recurrent.chrono_initialize`). `memory.png` shows recall by
-length, and the gradient that reaches each step. The same `--run-dir` goes on where it stopped.
+settings and open gates (`zoo.layers.recurrent.chrono_initialize`). `memory.png` shows recall by
+length, and the gradient that reaches each step. The same `--run-dir` resumes a run.
 
 `--quick` takes less than a minute on two CPU cores (PyTorch): over 80 steps the plain RNN names
 12 %, which is chance, the LSTM 100 % and the GRU 86 %. The full setting takes four: over 160 steps
@@ -18,22 +18,24 @@ Source: the document's section "Mémoire à Long Terme et Unité Récurrente Gâ
 import itertools
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli
+from zoo import Trainer, backends, cli, rnn_classifier
 from zoo.datasets.recall import Recall
-from zoo.evaluation import classification, gradients, plots
+from zoo.evaluation import gradients, plots
 from zoo.layers.recurrent import chrono_initialize
-from zoo.models.rnn import rnn_classifier
-from zoo.training import losses, trainer
-from zoo.training.optimizers import Adam
-from zoo.training.run_directory import RunDirectory, open_run, set_defaults
-from zoo.validation import check_sizes
+from zoo.training import Adam, Batches, CrossEntropy
+from zoo.training.run_directory import (
+    RunDirectory,
+    TrainingConfig,
+    environment,
+    open_run,
+    set_defaults,
+)
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
@@ -41,96 +43,98 @@ HISTORY = "cell", "length", "loss", "accuracy", "test_loss", "test_accuracy"
 OF_LONGEST = "parameters", *HISTORY[4:], "gradient_ratio", "examples_per_second"
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
     """Train a plain RNN, an LSTM and a GRU to recall the first of many steps."""
 
     lengths: tuple[int, ...] | None = None
-    """Steps of a sequence, growing; by default 5 10 20 40 80 160, with --quick 5 20 80."""
+    """Growing lengths of the sequences; by default 5 10 20 40 80 160, with --quick 5 20 80."""
     steps: int | None = None
     """Training steps of each cell at each length; by default 600, with --quick 400."""
     batch_size: int = 32
-    """Sequences of a training step."""
+    """Number of sequences in a training step."""
     units: int = 64
-    """Of each cell's state."""
+    """Width of each cell's state."""
     recurrent_initializer: Literal["uniform", "orthogonal"] = "uniform"
-    """How each recurrent kernel begins: as in PyTorch, or as a rotation."""
+    """Initial recurrent kernels: uniform, as in PyTorch, or orthogonal."""
     learning_rate: float = 1e-3
-    """Adam's step size."""
+    """Step size of Adam."""
     test_examples: int = 1000
-    """Sequences that recall is measured on, at each length."""
-    seed: int = 0
-    """Of initial weights, sequences and their order; the same run on every backend."""
-    run_dir: Path | None = None
-    """Where results and checkpoints go; by default a new folder in runs/."""
-    checkpoint_steps: int = 200
-    """A checkpoint every so many steps, besides one at the end of each training."""
+    """Number of test sequences at each length."""
     quick: bool = False
     """A short run: fewer lengths and steps, where not set otherwise."""
 
     def __post_init__(self) -> None:
         quick = {"lengths": (5, 20, 80), "steps": 400}
-        chosen = quick if self.quick else {"lengths": (5, 10, 20, 40, 80, 160), "steps": 600}
-        set_defaults(self, **chosen)
-        sizes = "steps", "batch_size", "test_examples", "checkpoint_steps"
-        check_sizes(**{name: getattr(self, name) for name in sizes})
+        full = {"lengths": (5, 10, 20, 40, 80, 160), "steps": 600}
+        set_defaults(self, **(quick if self.quick else full))
+        self.check_sizes("steps", "batch_size", "test_examples")
         if not self.lengths or list(self.lengths) != sorted({1, *self.lengths} - {1}):
             raise ValueError(f"`lengths` must grow, from 2 on. Received: lengths={self.lengths}")
 
 
-def learn(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[str, Any]:
-    """Trains one cell at one length, or goes on with it, and returns what came of it."""
-    train = Recall(config.seed, "train", length, config.steps * config.batch_size, SYMBOLS)
-    test = Recall(config.seed, "test", length, config.test_examples, SYMBOLS)
-    model = rnn_classifier(
+def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[str, Any]:
+    """Trains one cell at one length, or resumes its training; returns its results."""
+    examples = config.steps * config.batch_size
+    recall = Recall(config.seed, "train", length, examples, SYMBOLS)
+    held_out = Recall(config.seed, "test", length, config.test_examples, SYMBOLS)
+    network = rnn_classifier(
         (length, 2 * SYMBOLS), SYMBOLS, cell, config.units, seed=config.seed,
-        recurrent_initializer=config.recurrent_initializer,
+        recurrent_initializer=config.recurrent_initializer, dtype=config.dtype_policy,
     )  # fmt: skip
-    chrono_initialize(model, length)
+    chrono_initialize(network, length)
+    trainer = Trainer(network)
     optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
+    trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     whole.write_config()
     part = {"cell": cell, "length": length}
     run = RunDirectory(whole.path / cell / str(length), part)
     if run.metrics:
         return run.metrics
-    x, y = test(np.arange(len(test)))
-    gradient = {"before": gradients.gradient_by_step(model, x[:200], y[:200])}
-    state = trainer.fit(
-        model, optimizer, losses.label_objective(model), train, run,
-        epochs=1, batch_size=config.batch_size, seed=config.seed,
-        evaluate=classification.label_scores(model, x, y), checkpoint_steps=config.checkpoint_steps,
-    )  # fmt: skip
-    gradient["after"] = gradients.gradient_by_step(model, x[:200], y[:200])
-    model.save_weights(run.path / "model.weights.h5")
+    x, y = held_out[np.arange(len(held_out))]
+    gradient = {"before": gradients.gradient_by_step(network, x[:200], y[:200])}
+    checkpoint = run.checkpoint(config.checkpoint_steps)
+    trainer.fit(
+        Batches(recall, config.batch_size, seed=config.seed),
+        validation_data=Batches((x, y), batch_size=len(x)),
+        callbacks=config.callbacks(),
+        verbose=0,
+        checkpoint=checkpoint,
+    )
+    test_loss, test_accuracy = trainer.evaluate(Batches((x, y), batch_size=len(x)), verbose=0)
+    gradient["after"] = gradients.gradient_by_step(network, x[:200], y[:200])
+    network.save_weights(run.path / "model.weights.h5")
     ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
-    results = part | state.history[-1] | {"gradient": gradient, "gradient_ratio": ratio}
-    results = trainer.metrics("long_memory", model, state, **results)
-    run.write_metrics(results)
-    return results
+    row = {name: checkpoint.state.history[-1][name] for name in ("loss", "accuracy")}
+    return run.finish(
+        "long_memory", network, checkpoint.state, Console(quiet=True), **part, **row,
+        test_loss=test_loss, test_accuracy=test_accuracy, gradient=gradient, gradient_ratio=ratio,
+    )  # fmt: skip
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, and returns its metrics."""
-    console = Console()
+    """Runs the recipe, or resumes it, and returns its metrics."""
+    console = cli.console()
     run = open_run("long_memory", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished: recall {run.metrics['test_accuracy']}")
         return run.metrics
+    config.prepare()
     console.print(f"With {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on")
     parts = []
     for cell, length in itertools.product(CELLS, config.lengths):
         console.print(f"{cell}, {length} steps")
-        parts.append(learn(config, cell, length, run))
+        parts.append(train(config, cell, length, run))
         run.write_history([{name: part[name] for name in HISTORY} for part in parts])
     recall = {c: [part["test_accuracy"] for part in parts if part["cell"] == c] for c in CELLS}
     longest = {part["cell"]: part for part in parts}
-    gradients = {cell: part["gradient"] for cell, part in longest.items()}
-    figure = plots.plot_memory(config.lengths, recall, 1 / SYMBOLS, gradients)
+    norms = {cell: part["gradient"] for cell, part in longest.items()}
+    figure = plots.plot_memory(config.lengths, recall, 1 / SYMBOLS, norms)
     figure.savefig(run.path / "memory.png", dpi=120)
     metrics = {
         "recipe": "long_memory",
         "model": "rnn_classifier",
-        **trainer.environment(),
+        **environment(),
         "backends": list(dict.fromkeys(name for part in parts for name in part["backends"])),
         "seed": config.seed,
         "train_examples": config.steps * config.batch_size,

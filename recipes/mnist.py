@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
         epochs=config.epochs,
         validation_data=test,
         callbacks=config.callbacks(),
-        verbose=cli.verbosity(),
+        verbose=config.verbose,
         checkpoint=checkpoint,
     )
     test_loss, test_accuracy = trainer.evaluate(test, verbose=0)

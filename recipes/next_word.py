@@ -114,7 +114,7 @@ def train(
         batches,
         epochs=config.epochs,
         callbacks=[DocumentLoss(network, ids["validation"]), *config.callbacks()],
-        verbose=cli.verbosity(),
+        verbose=config.verbose,
         checkpoint=checkpoint,
     )
     test_loss = DocumentScorer(network).evaluate(ids["test"])

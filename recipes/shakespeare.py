@@ -128,7 +128,7 @@ def train(
         epochs=config.epochs,
         validation_data=held_out["validation"],
         callbacks=config.callbacks(),
-        verbose=cli.verbosity(),
+        verbose=config.verbose,
         checkpoint=checkpoint,
     )
     validation_loss = trainer.evaluate(held_out["validation"], verbose=0)

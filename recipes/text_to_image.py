@@ -2,29 +2,46 @@
 
     KERAS_BACKEND=jax python recipes/text_to_image.py --quick --prompt "a handwritten seven"
 
-A classifier, trained by recipes/mnist.py, confirms what is drawn: some 93 % with `--quick`, which
-takes six to nine minutes on two cores, and all of 1,000 images with the full setting, which takes
-50. The same `--run-dir` goes on where it stopped; a finished run draws another `--prompt`, with
-another `--prompt-seed`, at once, as `python -m zoo draw` does.
+A classifier confirms the digits: some 93 % with `--quick`, which takes six to nine minutes on two
+cores, and all of 1,000 images with the full setting, which takes 50. The same `--run-dir` resumes a
+run; a finished run draws another `--prompt`, with another `--prompt-seed`, at once, as `zoo draw`
+does.
 
 Source: the document's section "Modèles de Diffusion"; Ho et al., 2020; Ho and Salimans, 2022.
 """
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import tyro
 from rich.console import Console
 
 from zoo import backends, cli, random, text_to_image
 from zoo.datasets.images import ImageDataset
-from zoo.diffusion import pipeline
-from zoo.diffusion.config import DiffusionConfig, Prompts, train
-from zoo.diffusion.prompts import DIGITS, WordTokenizer, check_prompts, prompts_by_class
-from zoo.training.run_directory import open_run
+from zoo.diffusion import pipeline as pipelines
+from zoo.diffusion.auxiliary import (
+    build_autoencoder,
+    train_autoencoder,
+    train_classifier,
+    training_images,
+)
+from zoo.diffusion.config import NUM_STEPS, DiffusionConfig
+from zoo.diffusion.losses import DiffusionTrainer, held_out_examples
+from zoo.diffusion.metrics import FeatureExtractor
+from zoo.diffusion.pipeline import DiffusionPipeline
+from zoo.diffusion.prompts import (
+    DIGITS,
+    ClassPrompts,
+    WordTokenizer,
+    check_prompts,
+    prompts_by_class,
+)
+from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
+from zoo.training import Batches
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +49,19 @@ class Config(DiffusionConfig):
     """Train a model that draws digits, and draw what a prompt asks for."""
 
     text_layers: int = 1
-    """Blocks of the text encoder."""
+    """Number of transformer blocks in the text encoder."""
     text_dim: int = 64
-    """Width of a token's vector in it."""
+    """Width of a token's vector in the text encoder."""
     guidance_scale: float = 3.0
-    """How much the prompt matters: 0 not at all, 1 as in training, more insists."""
+    """Weight of the prompt: 0 ignores it, 1 is the weight of training, above 1 strengthens it."""
     prompt: str | None = None
-    """What is to be drawn at the end, such as "a handwritten seven"."""
+    """Prompt of the image drawn at the end, such as "a handwritten seven"."""
     negative_prompt: str = ""
-    """What is not to be in it."""
+    """Prompt of what the image must not show."""
     out: Path | None = None
-    """Where that image goes; by default prompt.png in the run directory."""
+    """File of the image; by default prompt.png in the run directory."""
     prompt_seed: int | None = None
-    """Of its noise; by default that of the run."""
+    """Seed of the image's noise; by default that of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,55 +73,94 @@ class Config(DiffusionConfig):
                 "Received: prompt=None"
             )
         if self.out is not None:
-            pipeline.check_out(self.out)
+            pipelines.check_out(self.out)
         if self.prompt_seed is not None:
-            random.key(self.prompt_seed)  # refuses what it must
+            random.key(self.prompt_seed)  # raises ValueError for what is no seed
+
+
+NOT_RESULTS = ("data_dir", "classifier", "prompt", "negative_prompt", "out", "prompt_seed")
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the recipe, or goes on with it, draws what is asked for, and returns the metrics."""
+    """Runs the recipe, or resumes it, draws the prompt, and returns the metrics."""
     console = cli.console()
-    run = open_run(
-        "text_to_image",
-        config,
-        "data_dir",
-        "classifier",
-        "prompt",
-        "negative_prompt",
-        "out",
-        "prompt_seed",
-    )
-    if config.deterministic:
-        backends.backend.make_deterministic()
-    vocabulary = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
+    run = open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs")
+    config.prepare()
+    prompts = prompts_by_class()
+    tokenizer = WordTokenizer([prompt for of_class in prompts for prompt in of_class])
     if config.prompt is not None:
         check_prompts([config.prompt])
-        vocabulary.encode([config.prompt, config.negative_prompt])
-    metrics = run.metrics
-    if metrics:
-        console.print(
-            f"The run in {run.path} is finished: {metrics['prompt_accuracy']:.1%} of its images "
-            "are what was asked for"
-        )
+        tokenizer.encode([config.prompt, config.negative_prompt])
+    if metrics := run.metrics:
+        accuracy = metrics["prompt_accuracy"]
+        console.print(f"The run in {run.path} is finished: {accuracy:.1%} show their prompt")
     else:
-        data = config.load_data()
-        check_digits(data)
-        build = partial(
-            text_to_image, len(vocabulary), vocabulary.max_length, config.text_layers,
-            hidden_dim=config.text_dim,
-        )  # fmt: skip
-        metrics = train(
-            "text_to_image", config, run, data, build,
-            Path(__file__).with_name("mnist.py"), console,
-            Prompts(vocabulary, prompts_by_class()), config.guidance_scale,
-        )  # fmt: skip
+        metrics = train(config, run, ClassPrompts(tokenizer, prompts))
     if config.prompt is not None:
         draw(config, run.path, console)
     return metrics
 
 
+def train(config: Config, run: RunDirectory, prompts: ClassPrompts) -> dict[str, Any]:
+    """Trains the network, or resumes its training; writes and returns the metrics."""
+    console = cli.console()
+    data = config.load_data()
+    check_digits(data)
+    autoencoder, shape = build_autoencoder(config, data)
+    tokenizer = prompts.tokenizer
+    network = text_to_image(
+        len(tokenizer), tokenizer.max_length, config.text_layers, hidden_dim=config.text_dim,
+        input_shape=shape, **config.network,
+    )  # fmt: skip
+    config.check(data, config.guidance_scale)
+    extractor = FeatureExtractor.load(config.classifier, data) if config.classifier else None
+    run.write_config()
+    console.print(
+        f"{network.count_params():,} parameters, {len(data.x_train):,} images of {data.name}, "
+        f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
+    )
+    extractor = extractor or train_classifier(config, run, data, console)
+    latents = train_autoencoder(autoencoder, config, run, data) if autoencoder else None
+    images, held_out = training_images(data, latents)
+    pipeline = DiffusionPipeline(network, config.spec, tokenizer, latents)
+    request = SampleRequest(
+        config.samples, data.num_classes, config.steps, config.eta, config.seed,
+        config.guidance_scale, prompts,
+    )  # fmt: skip
+
+    examples = {"image": images, "label": data.y_train}
+    batches = Batches(examples, config.batch_size, seed=config.seed)
+    held_out_prompts = prompts.ids[data.y_test[: len(held_out)], 0]
+    validation = Batches(held_out_examples(held_out, NUM_STEPS, held_out_prompts))
+    trainer = DiffusionTrainer(
+        network, pipeline.sampler.diffusion, config.seed, prompts.ids, config.min_snr_gamma
+    )
+    trainer.compile(config.optimizer(config.epochs * batches.steps_per_epoch))
+    checkpoint = run.checkpoint(config.checkpoint_steps)
+    history = trainer.fit(
+        batches,
+        epochs=config.epochs,
+        validation_data=validation,
+        callbacks=[
+            keras.callbacks.SwapEMAWeights(),
+            SamplePreviews(run, pipeline, request),
+            *config.callbacks(),
+        ],
+        verbose=config.verbose,
+        checkpoint=checkpoint,
+    )
+    test_loss = trainer.evaluate(validation, verbose=0)
+
+    pipeline.save(run)
+    scores = write_report(run, history, pipeline, request, extractor, data, console)
+    return run.finish(
+        "text_to_image", network, checkpoint.state, console, seed=config.seed,
+        train_examples=len(images), epochs=config.epochs, test_loss=test_loss, **scores,
+    )  # fmt: skip
+
+
 def check_digits(data: ImageDataset) -> None:
-    """Raises ValueError unless there are ten classes, which prompts call by the digits' names."""
+    """Raises ValueError unless there are ten classes, since prompts name the digits."""
     if data.num_classes != len(DIGITS):
         raise ValueError(
             f"`dataset` must have {len(DIGITS)} classes, the digits. Received: "
@@ -115,8 +171,8 @@ def check_digits(data: ImageDataset) -> None:
 def draw(config: Config, folder: Path, console: Console) -> None:
     """Draws the prompt with a finished run."""
     out = config.out or folder / "prompt.png"
-    pipeline.sample_to_file(
-        pipeline.DiffusionPipeline.load(folder), [str(config.prompt)], out, console, steps=config.steps,
+    pipelines.sample_to_file(
+        DiffusionPipeline.load(folder), [str(config.prompt)], out, console, steps=config.steps,
         guidance_scale=config.guidance_scale, eta=config.eta,
         seed=config.seed if config.prompt_seed is None else config.prompt_seed,
         negative_prompt=config.negative_prompt,

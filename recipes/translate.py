@@ -125,7 +125,7 @@ def train(
         epochs=config.epochs,
         validation_data=held_out["validation"],
         callbacks=config.callbacks(),
-        verbose=cli.verbosity(),
+        verbose=config.verbose,
         checkpoint=checkpoint,
     )
     test_loss = trainer.evaluate(held_out["test"], verbose=0, return_dict=True)["nats"]

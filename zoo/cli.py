@@ -39,11 +39,6 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=160)
 
 
-def verbosity() -> int:
-    """`verbose` of `fit`: a progress bar on a terminal, a line for each epoch elsewhere."""
-    return 1 if Console().is_terminal else 2
-
-
 def _complain(text: str, status: int) -> int:
     Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
     return status

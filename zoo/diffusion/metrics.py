@@ -17,10 +17,11 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from zoo import registry
-from zoo.datasets.augmentation import ImageTransform, resize
+from zoo.datasets.augmentation import ImageAugmentation, resize
 from zoo.datasets.images import ImageDataset, check_images
 from zoo.diffusion.sampler import noise
-from zoo.evaluation import classification
+from zoo.training.batches import Batches
+from zoo.training.trainer import Trainer
 
 
 class FeatureExtractor:
@@ -28,17 +29,15 @@ class FeatureExtractor:
 
     Args:
         model: Classifier from images to logits, whose last layer is dense.
-        transform: Transform from uint8 images to the classifier's input.
+        preprocessing: Layer from uint8 images to the classifier's input.
         size: Height and width of the classifier's input.
     """
 
-    def __init__(self, model: keras.Model, transform: ImageTransform, size: int):
+    def __init__(self, model: keras.Model, preprocessing: ImageAugmentation, size: int):
         self._size = size
         last = model.layers[-1]
         self._kernel, self._bias = (keras.ops.convert_to_numpy(w.value) for w in last.weights)
-        self._features = classification.image_predictor(
-            keras.Model(model.input, last.input), transform
-        )
+        self._features = Trainer(keras.Model(model.input, last.input), preprocessing)
 
     @classmethod
     def load(cls, folder: Path, data: ImageDataset) -> "FeatureExtractor":
@@ -69,8 +68,8 @@ class FeatureExtractor:
         model = classifier.build(num_classes=data.num_classes, **arguments)
         model.load_weights(folder / "model.weights.h5")
         metrics = json.loads((folder / "metrics.json").read_text())
-        transform = ImageTransform(metrics["mean"], metrics["std"], shape=shape)
-        return cls(model, transform, classifier.images.size)
+        preprocessing = ImageAugmentation(metrics["mean"], metrics["std"], shape=shape)
+        return cls(model, preprocessing, classifier.images.size)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Computes the inputs of the last layer, (N, width) float64.
@@ -84,7 +83,8 @@ class FeatureExtractor:
         check_images(images)
         if images.shape[1:3] != (self._size, self._size):
             images = resize(images, self._size)
-        return self._features(images)
+        features = self._features.predict(Batches(images, batch_size=256), verbose=0)
+        return np.asarray(features, np.float64)
 
     def classify(self, features: np.ndarray) -> np.ndarray:
         """Predicts the classes, (N,), from features, (N, width)."""

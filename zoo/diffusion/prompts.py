@@ -8,6 +8,7 @@ then samples unconditionally.
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,3 +117,30 @@ def check_prompts(prompts: Any) -> None:
 
 def _split_words(prompt: str) -> list[str]:
     return _WORD.findall(prompt.lower())
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """Prompts of each class of a data set.
+
+    Attributes:
+        tokenizer: Tokenizer of the prompts.
+        prompts: Prompts of each class, as many for each.
+    """
+
+    tokenizer: WordTokenizer
+    prompts: Sequence[Sequence[str]]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Token ids, (classes, prompts, L) int32."""
+        return np.stack([self.tokenizer.encode(prompts) for prompts in self.prompts])
+
+    def prompts_for(self, classes: np.ndarray) -> list[str]:
+        """A prompt for each of these classes; the prompts of a class take turns."""
+        uses = [0] * len(self.prompts)
+        chosen = []
+        for label in classes:
+            chosen.append(self.prompts[label][uses[label] % len(self.prompts[label])])
+            uses[label] += 1
+        return chosen

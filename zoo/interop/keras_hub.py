@@ -3,9 +3,9 @@
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 """
 
-import types
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -70,50 +70,38 @@ def load_causal_lm(
     return model
 
 
-class CausalLMAdapter:
-    """Adapter that gives a `CausalLM` the interface of the zoo's language models.
+class CausalLMAdapter(keras.Model):  # type: ignore[misc]
+    """Model that gives a `CausalLM` the interface of the zoo's language models.
 
-    The adapter maps ids (B, T) to logits (B, T, V). It prepends the start token, if the
-    preprocessor of the model adds one. Dropout is disabled in training, too, since the random
-    numbers of Keras' dropout depend on the backend.
+    The model maps ids (B, T) to logits (B, T, V). It prepends the start token, if the preprocessor
+    of the `CausalLM` adds one. Dropout is disabled in training, too, since the random numbers of
+    Keras' dropout depend on the backend.
 
     Args:
-        model: KerasHub `CausalLM` with a preprocessor.
+        causal_lm: KerasHub `CausalLM` with a preprocessor.
 
     Attributes:
         context: Maximum number of tokens of a sequence, including the start token.
     """
 
-    def __init__(self, model: Any):
-        self.model, self.variables = model, model.variables
-        self.tokenizer = model.preprocessor.tokenizer
-        start = self.tokenizer.start_token_id if model.preprocessor.add_start_token else None
-        self._start_tokens = [] if start is None else [start]
-        max_length = getattr(model.backbone, "max_sequence_length", None)
-        self.context = max_length or model.preprocessor.sequence_length
+    def __init__(self, causal_lm: Any):
+        super().__init__(name=f"{causal_lm.name}_adapter")
+        self.causal_lm = causal_lm
+        preprocessor = causal_lm.preprocessor
+        start = preprocessor.tokenizer.start_token_id if preprocessor.add_start_token else None
+        self._start_tokens = () if start is None else (start,)
+        max_length = getattr(causal_lm.backbone, "max_sequence_length", None)
+        self.context = max_length or preprocessor.sequence_length
 
-    def __call__(self, ids: Tensor, training: bool = False) -> Tensor:
+    def call(self, ids: Tensor, training: bool = False) -> Tensor:
         for start in self._start_tokens:
             ids = ops.pad(ids, [[0, 0], [1, 0]], constant_values=start)
         inputs = {"token_ids": ids, "padding_mask": ops.ones_like(ids)}
-        return self.model(inputs, training=False)[:, len(self._start_tokens) :]
-
-    @property
-    def lora(self) -> types.SimpleNamespace:
-        """The low-rank matrices as the variables of a model, for a training step and checkpoints.
-
-        Checkpoints omit all other weights, which are those of the preset.
-        """
-        weights = self.model.trainable_variables
-        return types.SimpleNamespace(
-            variables=weights,
-            trainable_variables=weights,
-            non_trainable_variables=self.model.non_trainable_variables,
-        )
+        return self.causal_lm(inputs, training=False)[:, len(self._start_tokens) :]
 
     def encode(self, text: str) -> np.ndarray:
         """Encodes a text as token ids, (T,) int32, without a start token."""
-        return np.asarray(self.tokenizer(text), np.int32)
+        return np.asarray(self.causal_lm.preprocessor.tokenizer(text), np.int32)
 
     def check_length(self, length: int, train: int, test: int) -> None:
         """Raises ValueError unless windows of `length` tokens fit the context and both texts.
@@ -151,4 +139,4 @@ class CausalLMAdapter:
                 f"{num_tokens} tokens and a context of {self.context}"
             )
         max_length = min(num_tokens + max_new_tokens, self.context)
-        return str(self.model.generate(prompt, max_length=max_length))
+        return str(self.causal_lm.generate(prompt, max_length=max_length))

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops, tree
 
 from zoo import random
-from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.augmentation import ImageAugmentation
 from zoo.parity.case import Case
 from zoo.training.checkpoints import finalize_layer_state
 
@@ -394,5 +394,5 @@ def _pixels(images: Tensor, key: random.Key | None) -> Tensor:
     images = ops.convert_to_tensor(images)
     if key is not None:
         rotation = 10.0 if images.shape[1] == images.shape[2] else 0.0
-        images = ImageTransform((0.5,), (0.25,), rotation=rotation).augment(images, key)
+        images = ImageAugmentation((0.5,), (0.25,), rotation=rotation).augment(images, key)
     return (ops.cast(images, keras.config.floatx()) - 127.5) / 64

@@ -10,7 +10,7 @@ from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.noise_schedule import cosine
 from zoo.diffusion.sampler import Sampler
 from zoo.generation.beam_search import beam_search
-from zoo.generation.decoding import is_encoder_decoder, max_length
+from zoo.generation.decoding import is_encoder_decoder
 from zoo.generation.sampling import generate
 
 
@@ -18,9 +18,11 @@ def tokens(model: keras.Model) -> Mapping[str, Any]:
     """Generates tokens by greedy decoding, sampling and, for encoder-decoders, beam search."""
     prompts: list[list[int]] = [[1, 2, 3], [4, 5, 6, 7, 8]]
     options: dict[str, Any] = {}
+    count = 64
     if is_encoder_decoder(model):
         prompts, options = [[1], [1, 4, 6]], {"sources": [[5, 3, 9, 2], [7, 8]]}
-    count = 12 if max_length(model) is None else 64  # a recurrent model is compiled step by step
+    elif any(isinstance(layer, keras.layers.RNN) for layer in model.layers):
+        prompts, count = [[1, 2, 3]], 12
     arrays: dict[str, Any] = {
         "greedy tokens": generate(model, prompts, count, temperature=0.0, **options),
         "sampled tokens": generate(model, prompts, count, seed=1, **options),

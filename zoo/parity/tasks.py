@@ -6,6 +6,7 @@ which all backends read, are made by one of them.
 
 import hashlib
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from zoo.backends import backend
 from zoo.evaluation.distance import distance
 from zoo.parity.case import Case
 from zoo.parity.model_under_test import BATCHES, ModelUnderTest, subsample, to_numpy
-from zoo.training import checkpoints, optimizers, trainer
+from zoo.training import Batches, StepCheckpoint, Trainer, optimizers
+from zoo.training.run_directory import environment
 
 Tensor = Any
 Arrays = dict[str, np.ndarray]
@@ -132,11 +134,11 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
     subject, (random_in_training, random_in_inference) = _subject(case, folder)
     weights = set(subject.trainable)
     keys: dict[bytes, list[str]] = {}
-    for part in subject.layer_records:
-        if hasattr(part.layer, "random_key"):
-            keys.setdefault(np.asarray(part.layer.random_key).tobytes(), []).append(part.path)
+    for record in subject.layer_records:
+        if hasattr(record.layer, "random_key"):
+            keys.setdefault(np.asarray(record.layer.random_key).tobytes(), []).append(record.path)
     return {
-        "environment": trainer.environment(),
+        "environment": environment(),
         "parameters": int(subject.model.count_params()),
         "variables": {
             path: (tuple(variable.shape), str(variable.dtype), path in weights)
@@ -152,10 +154,10 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
         "random_in_training": random_in_training,
         "random_in_inference": random_in_inference,
         "float32_layers": [
-            part.path
-            for part in subject.layer_records
-            if part.layer.compute_dtype != keras.config.floatx()
-            and not isinstance(part.layer, keras.Model)
+            record.path
+            for record in subject.layer_records
+            if record.layer.compute_dtype != keras.config.floatx()
+            and not isinstance(record.layer, keras.Model)
         ],
         "shared streams": [paths for paths in keys.values() if len(paths) > 1],
     }
@@ -185,19 +187,19 @@ def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
 def gradients(case: Case, folder: Path) -> None:
     """The loss in training mode, and its gradient by every weight."""
     subject, _ = _subject(case, folder)
-    loss, found = backends.loss_and_gradients(
+    loss, by_path = backends.loss_and_gradients(
         subject.model, lambda *arrays: subject.loss(arrays), *subject.batch()
     )
-    arrays = {"loss": loss, **dict(zip(subject.trainable, found.values()))}
+    arrays = {"loss": loss, **dict(zip(subject.trainable, by_path.values()))}
     _write(folder, "gradients", {path: to_numpy(array) for path, array in arrays.items()})
 
 
 def sample(case: Case, folder: Path) -> None:
-    """What the model generates."""
+    """Tokens or images that the model generates."""
     assert case.sample is not None
     subject, _ = _subject(case, folder)
-    found = case.sample(subject.model)
-    _write(folder, "samples", {name: to_numpy(value) for name, value in found.items()})
+    samples = case.sample(subject.model)
+    _write(folder, "samples", {name: to_numpy(value) for name, value in samples.items()})
 
 
 # ------------------------------------------------------------------ training
@@ -234,92 +236,120 @@ def optimizer_steps(case: Case, folder: Path) -> list[str]:
         for step in range(2)
     ]
 
-    def objective(*gradients: Tensor) -> Any:
-        # A sum of products has these gradients.
-        products = (ops.sum(ops.cast(g, w.dtype) * w) for g, w in zip(gradients, weights))
-        return sum(products), {}
-
     arrays = {}
     for name, make in choices.items():
         subject.load()
-        optimizer = make()
-        optimizer.build(weights)
-        step = backend.train_step(subject.model, optimizer, objective)
-        for given in steps:
-            step(*given)
-        step.sync()
+        trainer = _GivenGradients(subject.model)
+        trainer.compile(make())
+        for gradients_of_step in steps:
+            trainer.train_on_batch([gradient[None] for gradient in gradients_of_step])
         for path, weight in zip(subject.trainable, weights):
             arrays[f"{name}: {path}"] = subsample(to_numpy(weight.value))
     _write(folder, "optimizers", arrays)
     return list(choices)
 
 
+class _GivenGradients(Trainer):
+    """Trainer whose loss has the gradients that `fit` is given for the weights."""
+
+    def call(self, inputs: Sequence[Tensor], training: bool = False) -> Tensor:
+        weights = self.network.trainable_variables
+        # A sum of products has these gradients.
+        return sum(ops.sum(ops.cast(g[0], w.dtype) * w) for g, w in zip(inputs, weights))
+
+    def compute_loss(self, *args: Any, y_pred: Any = None, **kwargs: Any) -> Tensor:
+        return y_pred if y_pred is not None else args[2]
+
+
+class _CheckTrainer(Trainer):
+    """Trainer of the model under test, with the loss of the case."""
+
+    def __init__(self, subject: ModelUnderTest, seed: int):
+        super().__init__(subject.model)
+        self._subject = subject
+        self._key = random.key(seed, "augmentation")
+        self.counter = keras.random.SeedGenerator(0, name="counter")
+
+    def call(self, inputs: Mapping[str, Tensor], training: bool = False) -> Tensor:
+        """The loss of a batch of inputs and targets, a scalar."""
+        step = self.counter.next()[1] if training else 0
+        arrays = [inputs[name] for name in sorted(inputs)]
+        return self._subject.loss(arrays, random.fold_in(self._key, step))
+
+    def compute_loss(self, *args: Any, y_pred: Any = None, **kwargs: Any) -> Tensor:
+        return y_pred if y_pred is not None else args[2]
+
+
+class _SubjectBatches:
+    """The batches of the model under test as examples, each a whole batch."""
+
+    def __init__(self, subject: ModelUnderTest):
+        self._subject = subject
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = self._subject.batch(int(indices[0]))
+        return {f"{number:03d}": array for number, array in enumerate(batch)}
+
+
 class _Training:
-    """The model in training, from the shared weights on."""
+    """Training of the model under test, from the shared weights on, by `zoo.Trainer.fit`."""
 
     def __init__(self, case: Case, folder: Path):
         self.subject, _ = _subject(case, folder)
         make = case.optimizer or (lambda: optimizers.Adam(1e-3, l2=1e-4))
-        self.optimizer = make()
-        self.optimizer.build(self.subject.model.trainable_variables)
-        augmentation = random.key(case.seed, "augmentation")
+        self._trainer = _CheckTrainer(self.subject, case.seed)
+        self._trainer.compile(make())
+        self._batches = Batches(_SubjectBatches(self.subject), 1, case.seed, steps_per_epoch=1)
 
-        def objective(step: Tensor, *arrays: Tensor) -> Any:
-            return self.subject.loss(arrays, random.fold_in(augmentation, step)), {}
+    def fit(self, first: int, last: int, checkpoint: StepCheckpoint | None = None) -> list[float]:
+        """Takes the steps from `first` to `last` and returns the loss before each.
 
-        self._step = backend.train_step(self.subject.model, self.optimizer, objective)
-
-    def take(self, number: int) -> float:
-        """Takes a step and returns the loss before it."""
-        metrics = self._step(np.int32(number), *self.subject.batch(number))
-        return float(metrics["loss"])
-
-    def sync(self) -> None:
-        self._step.sync()
-
-    @property
-    def saved(self) -> dict[str, Any]:
-        return {"model": self.subject.model, "optimizer": self.optimizer}
+        With a checkpoint it restores the checkpoint's steps instead of taking them.
+        """
+        batches = self._batches if checkpoint is not None else self._batches.from_step(first)
+        history = self._trainer.fit(
+            batches, initial_epoch=0 if checkpoint else first, epochs=last, verbose=0,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        return [float(loss) for loss in history.history["loss"]]
 
 
 def train(case: Case, folder: Path) -> None:
-    """Training steps from one seed; a checkpoint after three, and what came of the fourth."""
+    """Training steps from one seed; a checkpoint after three, and the state after the fourth."""
     run = _Training(case, folder)
-    losses = []
-    for number in range(case.steps):
-        losses.append(run.take(number))
-        if number + 1 == SAVED_AFTER:
-            run.sync()
-            checkpoints.save(_checkpoint(folder, backends.name), number + 1, {}, **run.saved)
-        if number == SAVED_AFTER:
-            run.sync()
-            _write(folder, "fourth step", _after_a_step(run, losses[-1]))
-    run.sync()
+    losses = run.fit(0, SAVED_AFTER, StepCheckpoint(_checkpoint(folder, backends.name)))
+    losses += run.fit(SAVED_AFTER, SAVED_AFTER + 1)
+    _write(folder, "fourth step", _after_a_step(run.subject, losses[-1]))
+    if case.steps > SAVED_AFTER + 1:
+        losses += run.fit(SAVED_AFTER + 1, case.steps)
     _write(folder, "losses", {"losses": np.array(losses)})
 
 
 def resume(case: Case, folder: Path, sources: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
-    """The fourth step after each backend's checkpoint, in a model that was built anew.
+    """The fourth step after each backend's checkpoint, in a model that is built anew.
 
     Returns:
-        For each source how far the loss, each variable and each layer's output in inference mode is
-        from what the run that was not stopped came to.
+        For each source the distance of the loss, of each variable and of each layer's output in
+        inference mode from those of the run that was not stopped.
     """
     run = _Training(case, folder)
     result = {}
     for source in sources:
-        run.sync()
         run.subject.load()
-        checkpoints.restore(_checkpoint(folder, source), **run.saved)
-        found = _after_a_step(run, run.take(SAVED_AFTER))
+        copied = folder / f"{_checkpoint(folder, source).name}-on-{backends.name}"
+        shutil.copytree(_checkpoint(folder, source), copied)
+        losses = run.fit(SAVED_AFTER, SAVED_AFTER + 1, StepCheckpoint(copied))
+        arrays = _after_a_step(run.subject, losses[-1])
         with np.load(path_of(folder, "fourth step", source, keras.config.floatx())) as expected:
-            result[source] = [(name, distance(found[name], expected[name])) for name in expected]
+            result[source] = [(name, distance(arrays[name], expected[name])) for name in expected]
     return result
 
 
-def _after_a_step(run: _Training, loss: float) -> Arrays:
-    run.sync()
-    subject = run.subject
+def _after_a_step(subject: ModelUnderTest, loss: float) -> Arrays:
+    """The loss, the variables and the outputs of the layers, by name."""
     arrays = {"loss": np.array(loss)}
     arrays |= {
         f"variable {path}": value

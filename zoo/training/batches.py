@@ -68,7 +68,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self._steps_per_pass = math.ceil(len(examples) / batch_size)
         self.steps_per_epoch = steps_per_epoch or self._steps_per_pass
         check_sizes(steps_per_epoch=self.steps_per_epoch)
-        self._order = functools.lru_cache(maxsize=2)(functools.partial(shuffled_indices, seed))
+        self._order = functools.lru_cache(maxsize=2)(functools.partial(shuffled_indices, seed or 0))
 
     @property
     def num_batches(self) -> int | None:

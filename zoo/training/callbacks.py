@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ class TrainingState:
     Attributes:
         step: Number of optimizer steps that are done.
         history: A row for each epoch: its number, from 1 on, and its logs.
+        step_losses: Loss after each step, if a callback of the recipe records it here.
         metric_sums: Values of the metrics' variables in the epoch that has begun.
         timed_examples: Number of examples of the steps that were timed: all but the first step of
             each process.
@@ -46,6 +48,7 @@ class TrainingState:
 
     step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    step_losses: list[float] = dataclasses.field(default_factory=list)
     metric_sums: list[Any] = dataclasses.field(default_factory=list)
     timed_examples: float = 0.0
     timed_seconds: float = 0.0
@@ -99,6 +102,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         folder: Folder of the checkpoints.
         every: Number of steps between two checkpoints.
         hint: Text that tells how to go on, for the messages of `Interrupted`.
+        only_trainable: Save only the trainable weights. All other variables, such as the weights
+            of a preset, must be as they were when the training began.
 
     Raises:
         ValueError: If `every` is below 1.
@@ -116,6 +121,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         folder: str | Path,
         every: int = 200,
         hint: str = "`fit` with the same `checkpoint` goes on",
+        only_trainable: bool = False,
     ):
         super().__init__()
         if every < 1:
@@ -124,6 +130,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self.every = every
         self.state = TrainingState()
         self._hint = hint
+        self._only_trainable = only_trainable
         self._epoch_start = 0  # number of the epoch's first step
         self._diverged_at: int | None = None
         self._interrupted = threading.Event()
@@ -139,7 +146,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def restore(self, trainer: keras.Model) -> TrainingState:
         """Restores the newest whole checkpoint, if there is one, and returns the state."""
         trainer.optimizer.build(trainer.trainable_variables)
-        saved = checkpoints.restore(self.folder, model=trainer, optimizer=trainer.optimizer)
+        saved = checkpoints.restore(self.folder, **self._parts(trainer))
         self.state = TrainingState(**saved) if saved else TrainingState()
         if backends.name not in self.state.backends:
             self.state.backends.append(backends.name)
@@ -250,6 +257,13 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self.state.timed_seconds += time.perf_counter() - self._timed_since
         self._timed_since = None
 
+    def _parts(self, trainer: keras.Model) -> dict[str, Any]:
+        """Objects whose variables a checkpoint holds."""
+        model: Any = trainer
+        if self._only_trainable:
+            model = types.SimpleNamespace(variables=trainer.trainable_variables)
+        return {"model": model, "optimizer": trainer.optimizer}
+
     def _save(self, begun: bool = True) -> None:
         model = self.model  # on JAX this brings the variables up to date
         now = time.perf_counter()
@@ -260,8 +274,6 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         progress = dataclasses.asdict(self.state)
         self.state.metric_sums = []
         try:
-            checkpoints.save(
-                self.folder, progress.pop("step"), progress, model=model, optimizer=model.optimizer
-            )
+            checkpoints.save(self.folder, progress.pop("step"), progress, **self._parts(model))
         except checkpoints.NotFinite as error:
             raise Diverged(self._diverged_text(str(error))) from error

@@ -14,6 +14,7 @@ import importlib.util
 import io
 import json
 import os
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -144,9 +145,9 @@ class RunDirectory:
         self.write("model.json", model.to_json(indent=2).encode())
         model.save_weights(self.path / "model.weights.h5")
 
-    def checkpoint(self, every: int = 200) -> StepCheckpoint:
+    def checkpoint(self, every: int = 200, only_trainable: bool = False) -> StepCheckpoint:
         """The checkpoints of the run, for `zoo.Trainer.fit`; they keep history.csv up to date."""
-        return _RunCheckpoint(self, every)
+        return _RunCheckpoint(self, every, only_trainable)
 
     def finish(
         self,
@@ -187,9 +188,9 @@ class RunDirectory:
 class _RunCheckpoint(StepCheckpoint):
     """Checkpoints in a run directory, beside which history.csv is kept up to date."""
 
-    def __init__(self, run: RunDirectory, every: int):
+    def __init__(self, run: RunDirectory, every: int, only_trainable: bool):
         hint = f"the same command with `--run-dir {run.path}` goes on"
-        super().__init__(run.checkpoints, every, hint)
+        super().__init__(run.checkpoints, every, hint, only_trainable)
         self._run = run
 
     def restore(self, trainer: keras.Model) -> TrainingState:
@@ -246,6 +247,11 @@ class TrainingConfig:
             backend.make_deterministic()
         if self.tensorboard is not None:
             check_tensorboard()
+
+    @property
+    def verbose(self) -> int:
+        """`verbose` of `fit`: a progress bar on a terminal, a line for each epoch elsewhere."""
+        return 1 if sys.stdout.isatty() else 2
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """Keras callbacks that the flags ask for."""

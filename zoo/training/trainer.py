@@ -59,7 +59,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         """
         options = dict(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
         del options["self"]
-        stream = options.get("x")
+        stream: Any = options.get("x")
         shuffled = isinstance(stream, Batches) and stream.seed is not None
         if shuffled:
             options.setdefault("steps_per_epoch", stream.steps_per_epoch)
@@ -116,8 +116,8 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Trainer":
         deserialize = keras.saving.deserialize_keras_object
-        layers = (deserialize(config[name]) for name in ("network", "preprocessing"))
-        return cls(*layers, name=config["name"])
+        network, preprocessing = map(deserialize, (config["network"], config["preprocessing"]))
+        return cls(network, preprocessing, config["name"])
 
 
 def _as_dataset(data: Any) -> Any:

@@ -1,0 +1,166 @@
+"""Models that a diffusion recipe trains beside its own: a classifier and an autoencoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from rich.console import Console
+
+from zoo import datasets, registry
+from zoo.datasets.augmentation import ImageAugmentation
+from zoo.datasets.images import ImageDataset
+from zoo.diffusion.config import DiffusionConfig
+from zoo.diffusion.latents import LatentScaler
+from zoo.diffusion.losses import pixels
+from zoo.diffusion.metrics import FeatureExtractor
+from zoo.models.autoencoder import autoencoder
+from zoo.training import Adam, Batches, CrossEntropy, Interrupted, Trainer
+from zoo.training.optimizers import learning_rate_schedule
+from zoo.training.run_directory import RunDirectory
+
+HELD_OUT = 512  # test images of a validation loss
+_SCALER_IMAGES = 5000  # training images that the statistics of latents are computed from
+
+Tensor = Any
+
+
+def train_classifier(
+    config: DiffusionConfig, run: RunDirectory, data: ImageDataset, console: Console
+) -> FeatureExtractor:
+    """Trains the classifier of the sample metrics as recipes/mnist.py does, or resumes it.
+
+    Args:
+        config: Configuration of the recipe.
+        run: Run directory of the recipe; that of the classifier is the folder "classifier" in it.
+        data: Images of the recipe.
+        console: Console for messages.
+
+    Raises:
+        Diverged, Interrupted, OSError: As `zoo.Trainer.fit` does.
+    """
+    assert config.classifier_model is not None
+    classifier = registry.get_classifier(config.classifier_model)
+    images = datasets.load(config.dataset, classifier.images.size, data_dir=config.data_dir)
+    shape = classifier.images.shape(images.x_train.shape[-1])
+    arguments = {} if classifier.images.channels else {"input_shape": shape}
+    network = classifier.build(num_classes=images.num_classes, seed=config.seed, **arguments)
+    epochs = 1 if config.classifier_model == "cnn_48x48" else 5
+    settings = {
+        "recipe": "mnist", "model": config.classifier_model, "dataset": config.dataset,
+        "seed": config.seed,
+    }  # fmt: skip
+    with nested_run(run, "classifier", settings) as nested:
+        if not nested.metrics:
+            trainer = Trainer(
+                network, ImageAugmentation(images.mean, images.std, shape=shape, seed=config.seed)
+            )
+            trainer.compile(Adam(1e-3, l2=1e-4), CrossEntropy(), metrics=["accuracy"])
+            test = Batches((images.x_test, images.y_test), batch_size=256)
+            checkpoint = nested.checkpoint(config.checkpoint_steps)
+            trainer.fit(
+                Batches((images.x_train, images.y_train), seed=config.seed),
+                epochs=epochs,
+                validation_data=test,
+                verbose=config.verbose,
+                checkpoint=checkpoint,
+            )
+            nested.save_model(network)
+            row = checkpoint.state.history[-1]
+            nested.finish(
+                "mnist", network, checkpoint.state, console, model=config.classifier_model,
+                dataset=images.name, mean=images.mean, std=images.std, seed=config.seed,
+                train_examples=len(images.x_train), test_examples=len(images.x_test),
+                epochs=epochs, test_loss=row["val_loss"], test_accuracy=row["val_accuracy"],
+            )  # fmt: skip
+        return FeatureExtractor.load(nested.path, data)
+
+
+def build_autoencoder(
+    config: DiffusionConfig, data: ImageDataset
+) -> tuple[keras.Model | None, tuple[int, ...]]:
+    """The autoencoder, if `config.latent`, and the shape of the images that the U-Net reads."""
+    shape = tuple(data.x_train.shape[1:])
+    if not config.latent:
+        return None, shape
+    model = autoencoder(shape, seed=config.seed, dtype=config.dtype_policy)
+    return model, tuple(model.get_layer("encoder").output.shape[1:])
+
+
+def train_autoencoder(
+    model: keras.Model, config: DiffusionConfig, run: RunDirectory, data: ImageDataset
+) -> LatentScaler:
+    """Trains an autoencoder on the images, or resumes its training.
+
+    Args:
+        model: Autoencoder with the layers "encoder" and "decoder".
+        config: Configuration of the recipe.
+        run: Run directory of the recipe; that of the autoencoder is the folder "autoencoder" in it.
+        data: Images of the recipe.
+
+    Returns:
+        The latent space, scaled to unit variance.
+
+    Raises:
+        Diverged, Interrupted, OSError: As `zoo.Trainer.fit` does.
+    """
+    batches = Batches((data.x_train, data.x_train), config.batch_size or 64, seed=config.seed)
+    epochs = max(1, (config.epochs or 1) // 4)
+    steps = epochs * batches.steps_per_epoch
+    rate = learning_rate_schedule("warmup_cosine", config.learning_rate, steps)
+    trainer = Trainer(model, _scaled)
+    trainer.compile(Adam(rate, global_clipnorm=1.0), ReconstructionError())
+    images = data.x_test[:HELD_OUT]
+    settings = {"recipe": "autoencoder", "seed": config.seed}
+    with nested_run(run, "autoencoder", settings) as nested:
+        trainer.fit(
+            batches,
+            epochs=epochs,
+            validation_data=Batches((images, images)),
+            verbose=config.verbose,
+            checkpoint=nested.checkpoint(config.checkpoint_steps),
+        )
+    return LatentScaler.from_images(model, data.x_train[:_SCALER_IMAGES])
+
+
+def training_images(
+    data: ImageDataset, latent_scaler: LatentScaler | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The training images and those of the validation loss, or their latents."""
+    images = data.x_train, data.x_test[:HELD_OUT]
+    if latent_scaler is None:
+        return images
+    return latent_scaler.encode(images[0]), latent_scaler.encode(images[1])
+
+
+@keras.saving.register_keras_serializable("zoo")
+class ReconstructionError(keras.losses.Loss):  # type: ignore[misc]
+    """Mean squared error of reconstructed images in [-1, 1], given the images as grey levels."""
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Errors (B, H, W) of grey levels and reconstructions (B, H, W, C)."""
+        return ops.mean(ops.square(y_pred - (y_true / 127.5 - 1.0)), axis=-1)
+
+
+def _scaled(images: Tensor, training: bool = False) -> Tensor:
+    return pixels(images)
+
+
+@contextmanager
+def nested_run(run: RunDirectory, part: str, config: dict[str, Any]) -> Iterator[RunDirectory]:
+    """A run directory within another; after Ctrl-C the text names the outer one.
+
+    Args:
+        run: Run directory of the recipe.
+        part: Name of the model that is trained, and of its folder.
+        config: Configuration of the nested run.
+    """
+    try:
+        yield RunDirectory(run.path / part, config)
+    except Interrupted as error:
+        raise Interrupted(
+            f"Stopped while the {part} was in training; the same command with "
+            f"`--run-dir {run.path}` goes on"
+        ) from error
