@@ -58,7 +58,7 @@ def in_process(
 
 
 @pytest.fixture(scope="module")
-def few_works() -> Iterator[None]:
+def small_corpus() -> Iterator[None]:
     """Shakespeare's works are two, and the first pages of those held out."""
     whole = shakespeare.documents
     held_out = (*shakespeare.VALIDATION, *shakespeare.TEST)
@@ -74,7 +74,7 @@ def few_works() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def few_pairs() -> Iterator[None]:
+def small_parallel_corpus() -> Iterator[None]:
     """The verses are 300 short ones to learn from and those that are held out."""
     whole = parallel_text.pairs
     held_out = (*parallel_text.VALIDATION, *parallel_text.TEST)

@@ -1,4 +1,4 @@
-"""What the tests of a recipe that is called in this process share."""
+"""Helpers of the tests that call a recipe in this process."""
 
 import contextlib
 import dataclasses
@@ -7,15 +7,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tyro
 
-from zoo.training import trainer
+from zoo.training import StepCheckpoint
 
 
 def run(recipe: Any, settings: dict[str, Any], folder: Path, **changes: Any) -> tuple[dict, str]:
-    """Runs a recipe's module in a run directory: its metrics, and what it printed."""
+    """Runs a recipe's module in a run directory; returns its metrics and its output."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         metrics = recipe.main(recipe.Config(**{**settings, "run_dir": folder, **changes}))
@@ -23,21 +22,21 @@ def run(recipe: Any, settings: dict[str, Any], folder: Path, **changes: Any) -> 
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Has Ctrl-C come during the step of this number, once. Lists the steps as they are taken."""
-    step, taken = trainer._Loop.step, []
+    """Sends Ctrl-C once, during the step of this number. Returns the growing list of steps."""
+    begin, taken = StepCheckpoint.on_train_batch_begin, []
 
-    def interrupted(self: trainer._Loop, indices: np.ndarray) -> None:
-        step(self, indices)
-        taken.append(self._state.step)
+    def interrupted(self: StepCheckpoint, batch: int, logs: Any = None) -> None:
+        begin(self, batch, logs)
+        taken.append(self.state.step + 1)
         if len(taken) == steps:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(trainer._Loop, "step", interrupted)
+    monkeypatch.setattr(StepCheckpoint, "on_train_batch_begin", interrupted)
     return taken
 
 
 def help_of(config: Any, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `--help` prints; every field that can be given is in it."""
+    """The text of `--help`, after a check that it names every flag."""
     with pytest.raises(SystemExit):
         tyro.cli(config, args=["--help"])
     words = capsys.readouterr().out

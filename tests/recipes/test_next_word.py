@@ -18,7 +18,7 @@ from zoo.datasets import tokenizer
 from zoo.generation import completion
 from zoo.training import trainer
 
-pytestmark = pytest.mark.usefixtures("few_works")
+pytestmark = pytest.mark.usefixtures("small_corpus")
 
 SMALL = {
     "cell": "gru", "vocabulary_size": 400, "units": 32, "dropout": 0.1, "length": 32, "epochs": 2,
@@ -31,7 +31,7 @@ def run(folder: Path, **changes: object) -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(few_works: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+def finished(small_corpus: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, *run(folder)
 

@@ -16,7 +16,7 @@ from zoo.backends import backend
 from zoo.generation import completion
 from zoo.training import trainer
 
-pytestmark = pytest.mark.usefixtures("few_works")
+pytestmark = pytest.mark.usefixtures("small_corpus")
 
 SMALL = {
     "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "length": 32, "steps": 200,
@@ -29,7 +29,7 @@ def run(folder: Path, **changes: object) -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(few_works: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+def finished(small_corpus: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, *run(folder)
 

@@ -13,7 +13,7 @@ from tests import recipe
 from zoo import __main__ as command_line
 from zoo.training import trainer
 
-pytestmark = pytest.mark.usefixtures("few_pairs")
+pytestmark = pytest.mark.usefixtures("small_parallel_corpus")
 
 SMALL = {
     "vocabulary_size": 600, "num_layers": 1, "num_heads": 2, "hidden_dim": 32,
@@ -27,7 +27,7 @@ def run(folder: Path, **changes: object) -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(few_pairs: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+def finished(small_parallel_corpus: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, *run(folder)
 

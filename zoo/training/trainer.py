@@ -73,6 +73,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                 f"that the order of the examples can be resumed. Received: x of type {type(stream)}"
             )
         epochs, steps = options.pop("epochs", 1), options["steps_per_epoch"]
+        options.pop("initial_epoch", None)  # the checkpoint knows
         state = checkpoint.restore(self)
         callbacks = keras.tree.flatten(options.get("callbacks") or [])
         history = ContinuedHistory(state, callbacks)
