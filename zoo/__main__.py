@@ -1,5 +1,8 @@
-"""python -m zoo: what models there are, what they are made of, whether the backends agree."""
+"""Command line of keras-zoo: list, show, train and use models, and compare the backends."""
 
+import ast
+import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +35,7 @@ def show(name: tyro.conf.Positional[str]) -> None:
     lists them.
 
     Args:
-        name: a model that `list` shows.
+        name: Model that `list` prints.
     """
     show_model(registry.get(name).build())
 
@@ -44,21 +47,21 @@ def generate(
     temperature: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a text with a model that recipes/shakespeare.py or recipes/next_word.py has trained.
+    """Continue a text with a language model trained by the recipe shakespeare or next_word.
 
-    One that recipes/translate.py has trained translates the prompt.
+    A model trained by the recipe translate translates the prompt.
 
     Args:
-        run_dir: the directory of its run.
-        prompt: what the text begins with.
-        tokens: how many are to come at most.
-        temperature: 1 draws as the model predicts, less from its likelier tokens, by default 0.8; 0
-            takes the likeliest, which is the default of a translation.
-        seed: of the draws; the same text on every backend.
+        run_dir: Run directory of the model.
+        prompt: Beginning of the text.
+        tokens: Largest number of tokens to generate.
+        temperature: 1 samples from the model's distribution, less favours likelier tokens, 0
+            decodes greedily; by default 0.8, and 0 for a translation.
+        seed: Seed of the sampled tokens; the same text on every backend.
     """
-    model, vocabulary = completion.load_run(run_dir)
-    writer = completion.TextGenerator(vocabulary, prompt, seed, temperature)
-    writer.print_text(model, cli.console(), tokens)
+    model, tokenizer = completion.load_run(run_dir)
+    generator = completion.TextGenerator(tokenizer, prompt, seed, temperature)
+    generator.print_text(model, cli.console(), tokens)
 
 
 def draw(
@@ -72,20 +75,21 @@ def draw(
     eta: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Draw what a text asks for, with a model that recipes/text_to_image.py has trained.
+    """Sample images of a prompt with a diffusion model trained by the recipe text_to_image.
 
-    One that recipes/diffusion.py has trained draws without being asked.
+    A model trained by the recipe diffusion samples images without a prompt.
 
     Args:
-        run_dir: the directory of its run.
-        prompt: such as "a handwritten seven".
-        out: where the image goes.
-        count: images to draw, side by side.
-        steps: from noise to an image.
-        guidance_scale: 0 does not ask for the prompt, 1 asks for it, more insists.
-        negative_prompt: what is not to be drawn.
-        eta: 0 draws with DDIM, 1 with DDPM's steps.
-        seed: of the noise; the same image on every backend.
+        run_dir: Run directory of the model.
+        prompt: Prompt, such as "a handwritten seven".
+        out: File of the image.
+        count: Number of images, side by side.
+        steps: Number of sampling steps.
+        guidance_scale: Weight of the prompt: 0 ignores it, 1 is the weight of training, above 1
+            strengthens it.
+        negative_prompt: Prompt of what the images must not show.
+        eta: 0 samples with DDIM, 1 with DDPM's steps.
+        seed: Seed of the noise; the same image on every backend.
     """
     check_sizes(count=count)
     diffusion = pipeline.DiffusionPipeline.load(run_dir)
@@ -101,7 +105,7 @@ def draw(
 
 
 def show_model(model: keras.Model) -> None:
-    """Prints the table for a model that is built."""
+    """Prints the table of a built model."""
     table = Table("layer", "kind", "output", "parameters", "", title=model.name)
     for name, kind, shape, arithmetic, count in summary.rows(model):
         table.add_row(name, kind, shape, arithmetic, f"{count:,}" if count else "")
@@ -111,25 +115,83 @@ def show_model(model: keras.Model) -> None:
     cli.console().print(table)
 
 
-def main(arguments: Sequence[str]) -> int | None:
-    """Parses the command line; `show NAME` hands the rest on to the builder's own arguments."""
-    if len(arguments) > 1 and arguments[0] == "show" and not arguments[1].startswith("-"):
-        name, *rest = arguments[1:]
-        show_model(tyro.cli(registry.get(name).build, args=rest, prog=f"python -m zoo show {name}"))
+def train(name: tyro.conf.Positional[str]) -> None:
+    """Run a recipe: train a model, or resume its training.
+
+    The recipe's own flags follow: `train mnist --quick`; `train mnist --help` lists them.
+
+    Args:
+        name: Recipe that `train --help` lists.
+    """
+    run_recipe(name, [])
+
+
+def recipes() -> dict[str, str]:
+    """The first line of each recipe, by name.
+
+    Raises:
+        ImportError: If the recipes are not installed.
+    """
+    package = importlib.util.find_spec("zoo.recipes")
+    if package is None or package.origin is None:
+        raise ImportError(
+            "The recipes are not installed with this copy of zoo. Install the package with pip, or "
+            "run `python recipes/NAME.py` in a clone"
+        )
+    files = sorted(Path(package.origin).parent.glob("[a-z]*.py"))
+    docstrings = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in files}
+    return {name: str(text).partition("\n")[0] for name, text in docstrings.items()}
+
+
+def run_recipe(name: str, arguments: Sequence[str]) -> int | None:
+    """Runs a recipe with its flags; `--help` in place of a name lists the recipes.
+
+    Raises:
+        ValueError: If there is no such recipe. The text lists all names.
+    """
+    known = recipes()
+    if name in ("-h", "--help"):
+        table = Table("recipe", "", title="zoo train RECIPE [flags]", title_justify="left")
+        for row in known.items():
+            table.add_row(*row)
+        cli.console().print(table)
         return None
+    if name not in known:
+        raise ValueError(f"`recipe` must be one of {', '.join(known)}. Received: recipe={name}")
+    recipe: Any = importlib.import_module(f"zoo.recipes.{name}")
+    config = tyro.cli(recipe.Config, args=arguments, prog=f"zoo train {name}")
+    status = recipe.main(config)
+    return status if isinstance(status, int) else None
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Runs a command; `show NAME` and `train NAME` pass the other arguments on."""
+    command_name, *rest = arguments or [""]
+    if command_name == "show" and rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        show_model(tyro.cli(registry.get(name).build, args=rest, prog=f"zoo show {name}"))
+        return None
+    if command_name == "train" and rest:
+        return run_recipe(rest[0], rest[1:])
     commands: dict[str, Callable[..., Any]] = {
         "list": list_models,
         "show": show,
+        "train": train,
         "generate": generate,
         "draw": draw,
         "check": command.Check,
         "report": command.write_page,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
-        commands, args=arguments, prog="python -m zoo", description=__doc__
+        commands, args=arguments, prog="zoo", description=__doc__
     )
     return command.run_check(chosen) if isinstance(chosen, command.Check) else None
 
 
+def entry_point() -> int:
+    """The console command `zoo`."""
+    return cli.run(lambda: main(sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(sys.argv[1:])))
+    sys.exit(entry_point())

@@ -1,4 +1,4 @@
-"""From a command line to a call, and from an error to a line that says what to do."""
+"""Helpers of the command lines: exit statuses, one-line errors, the console."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,13 @@ from zoo.training import Diverged, Interrupted
 
 
 def run(command: Callable[[], Any]) -> int:
-    """Calls a program's work and turns what goes wrong into one line on standard error.
+    """Runs a command and prints its errors as one line on standard error.
 
     Args:
-        command: may return an exit status of its own.
+        command: Function that may return an exit status.
 
     Returns:
-        The exit status: 0, 1 if the work failed, 2 if it was asked for wrongly, 130 after Ctrl-C.
+        The exit status: 0, 1 if the work failed, 2 for wrong arguments, 130 after Ctrl-C.
     """
     backend.keep_malloc_pages()  # before the backend starts its threads
     try:
@@ -34,9 +34,9 @@ def run(command: Callable[[], Any]) -> int:
 
 
 def console() -> Console:
-    """Standard output; a file or a pipe has no width to keep to."""
-    found = Console()
-    return found if found.is_terminal else Console(width=160)
+    """A console on standard output; in a file or a pipe lines have 160 characters."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=160)
 
 
 def _complain(text: str, status: int) -> int:
