@@ -43,6 +43,82 @@ def test_zoo_imports_backends_in_one_folder_only() -> None:
         assert name in imported_packages(PACKAGE / "backends" / f"{name}.py")
 
 
+# The rooms of `zoo/`, from the foundation up, and the rooms that each may import.
+ROOMS: dict[str, set[str]] = {
+    "_version": set(),
+    "validation": set(),
+    "registry": set(),
+    "summary": set(),
+    "backends": set(),
+    "lessons": set(),
+    "random": set(),
+    "initializers": {"random"},
+    "layers": {"backends", "initializers", "random", "validation"},
+    "models": {"initializers", "layers", "random", "registry", "validation"},
+    "training": {"backends", "random", "validation"},
+    "datasets": {"backends", "random"},
+    "generation": {"backends", "datasets", "layers", "random", "validation"},
+    "evaluation": {"backends", "datasets", "generation", "layers", "lessons", "training"},
+    "diffusion": {
+        "backends", "datasets", "evaluation", "models", "random", "registry", "training",
+        "validation",
+    },
+    "interop": {"generation", "initializers", "layers", "models", "training"},
+    "cli": {"backends", "training"},
+    "parity": {
+        "backends", "cli", "datasets", "diffusion", "evaluation", "generation", "random",
+        "registry", "training",
+    },
+    "__init__": {"_version", "backends", "models", "training"},
+    "__main__": {
+        "cli", "diffusion", "generation", "parity", "registry", "summary", "validation",
+    },
+}  # fmt: skip
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a file of `zoo/` imports, apart from its own."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            first, *rest = node.module.split(".")
+            if first == "zoo":
+                names = rest[:1] or [alias.name for alias in node.names]
+                rooms |= {name if name in ROOMS else "__init__" for name in names}
+    return rooms - {room_of(path)}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_rooms_import_only_what_the_table_allows() -> None:
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in PACKAGE.rglob("*.py"):
+        assert imported_rooms(path) <= ROOMS[room_of(path)], path
+        found[room_of(path)] |= imported_rooms(path)
+    assert found == ROOMS  # no permission that nobody uses
+
+
+def test_rooms_import_only_rooms_below_them() -> None:
+    """So there is no circle."""
+    below: set[str] = set()
+    for room, allowed in ROOMS.items():
+        assert allowed <= below, room
+        below.add(room)
+
+
+def test_models_import_no_sampler() -> None:
+    assert not ROOMS["models"] & {"generation", "diffusion"}
+
+
+def test_files_are_short_and_the_top_is_small() -> None:
+    modules = list(PACKAGE.glob("*.py"))
+    assert len(modules) <= 12
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
 def test_zoo_imports_no_recipes_and_recipes_no_backends() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert not imported_packages(path) & {"recipes", "tests", "benchmarks"}, path

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-PADDING, BOS = 0, 1
+from zoo.models.text_encoder import PADDING
+
+BOS = 1
 _WORD = re.compile(r"[^\W_]+")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 
 from zoo import initializers
-from zoo.diffusion.prompts import PADDING
 from zoo.layers.attention import Positions
 from zoo.layers.core import Embedding
 from zoo.layers.transformer_block import (
@@ -24,6 +23,7 @@ from zoo.layers.transformer_block import (
 )
 from zoo.validation import check_sizes
 
+PADDING = 0  # id of padding
 _STDDEV = 1.0  # of the initial embeddings, so that words differ from the first step on
 
 
