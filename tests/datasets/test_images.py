@@ -14,6 +14,7 @@ from zoo.datasets import embedded
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 
 
+@pytest.mark.once
 def test_load_mnist_is_the_original_data() -> None:
     data = datasets.load("mnist")
     assert data.x_train.shape == (60000, 28, 28, 1)
@@ -35,17 +36,20 @@ def test_load_mnist_is_the_original_data() -> None:
         assert hashlib.md5(header + labels.astype(np.uint8).tobytes()).hexdigest() == expected
 
 
+@pytest.mark.once
 def test_mnist_constants_are_its_statistics() -> None:
     mean, std = datasets.images._statistics(datasets.load("mnist").x_train)
     assert (mean, std) == ((0.1307,), (0.3081,))
 
 
+@pytest.mark.once
 def test_load_resizes_and_truncates() -> None:
     data = datasets.load("mnist", image_size=48, train_examples=7, test_examples=3)
     assert data.x_train.shape == (7, 48, 48, 1)
     assert data.y_test.tolist() == [7, 2, 1]
 
 
+@pytest.mark.once
 def test_load_detects_damaged_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "zoo"
     shutil.copytree(Path(zoo.__file__).parent / "data", folder / "data")
@@ -100,6 +104,7 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.once
 def test_load_reads_prepared_tensorflow_dataset(prepared: Path) -> None:
     data = datasets.load("tiny_shapes", image_size=48, data_dir=prepared)
     assert data.x_train.shape == (12, 48, 48, 3)
@@ -119,22 +124,26 @@ def test_load_does_not_import_tensorflow(prepared: Path) -> None:
     assert "tensorflow" in installed or "tensorflow" not in sys.modules
 
 
+@pytest.mark.once
 def test_load_rejects_different_sizes_without_image_size(prepared: Path) -> None:
     with pytest.raises(ValueError, match=r"12 shapes, \(20, 30, 3\) to \(31, 30, 3\).*image_size"):
         datasets.load("tiny_shapes", data_dir=prepared)
 
 
+@pytest.mark.once
 def test_load_names_data_path_if_download_fails(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"ConnectionError: no route to host.*unreachable_shapes"):
         datasets.load("unreachable_shapes", image_size=48, data_dir=tmp_path)
 
 
+@pytest.mark.once
 def test_load_names_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r'pip install "keras-zoo\[data\]"'):
         datasets.load("fashion_mnist")
 
 
+@pytest.mark.once
 def test_load_rejects_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dataset=no_such_data"):
         datasets.load("no_such_data", data_dir=tmp_path)
@@ -159,6 +168,7 @@ def dataset(**changes: object) -> datasets.ImageDataset:
         ({"x_test": np.zeros((4, 48, 48, 1))}, "dtype=float64"),
     ],
 )
+@pytest.mark.once
 def test_image_dataset_rejects_invalid_arrays(changes: dict, text: str) -> None:
     dataset()
     with pytest.raises(ValueError, match=text):
@@ -166,6 +176,7 @@ def test_image_dataset_rejects_invalid_arrays(changes: dict, text: str) -> None:
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "Received: 0"), (60001, "train_examples=60001")])
+@pytest.mark.once
 def test_load_rejects_invalid_number_of_examples(count: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         datasets.load("mnist", train_examples=count)

@@ -11,6 +11,8 @@ from zoo.datasets import embedded, shakespeare
 from zoo.datasets.shakespeare import encode_split, split, tokenizer_documents
 from zoo.datasets.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.once
+
 
 def test_documents_are_the_whole_file() -> None:
     documents = list(shakespeare.documents())

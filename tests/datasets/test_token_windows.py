@@ -1,3 +1,5 @@
+"""Tests of token ids on the disk and of windows as training examples."""
+
 import tracemalloc
 from pathlib import Path
 
@@ -5,92 +7,110 @@ import numpy as np
 import pytest
 
 from zoo.datasets.shakespeare import split
-from zoo.datasets.token_windows import (
-    RandomTokenWindows,
-    TokenWindows,
-    encode_to_disk,
-    split_documents,
-)
+from zoo.datasets.token_windows import TokenWindows, encode_to_disk, split_documents
 from zoo.datasets.tokenizer import Tokenizer
+from zoo.training import Batches
+
+pytestmark = pytest.mark.once
 
 SAMPLE = "the cat sat on the mat, the cat sat; and then the hat.\n"
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> Tokenizer:
-    return Tokenizer.train(split("train"), 600)
+def document() -> str:
+    return next(split("validation"))[:20_000]
 
 
-def test_works_on_the_disk(vocabulary: Tokenizer, tmp_path: Path) -> None:
-    ids = encode_to_disk([SAMPLE, "Enter.\n"], vocabulary, tmp_path)
+@pytest.fixture(scope="module")
+def tokenizer(document: str) -> Tokenizer:
+    return Tokenizer.train([document, SAMPLE], 600)
+
+
+def test_encode_to_disk_writes_documents_to_a_nameless_file(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    ids = encode_to_disk([SAMPLE, "Enter.\n"], tokenizer, tmp_path)
     assert isinstance(ids, np.memmap)
     assert ids.dtype == np.uint16
     assert not list(tmp_path.iterdir())
     first, second = split_documents(ids)
-    assert first[0] == second[0] == vocabulary.BOS
-    assert vocabulary.decode(first[1:]) == SAMPLE
-    assert vocabulary.decode(second) == "Enter.\n"
+    assert first[0] == second[0] == tokenizer.BOS
+    assert tokenizer.decode(first[1:]) == SAMPLE
+    assert tokenizer.decode(second) == "Enter.\n"
     with pytest.raises(ValueError, match="must hold a text at least"):
-        encode_to_disk([], vocabulary)
+        encode_to_disk([], tokenizer)
 
 
-def test_windows() -> None:
+def test_token_windows_lie_side_by_side() -> None:
     ids = np.arange(23, dtype=np.uint16)
     windows = TokenWindows(ids, 5)
     assert len(windows) == 4
-    (batch,) = windows(np.array([3, 0]))
-    assert batch.dtype == np.int32
-    assert batch.tolist() == [[15, 16, 17, 18, 19, 20], [0, 1, 2, 3, 4, 5]]
+    tokens, labels = windows[np.array([3, 0])]
+    assert tokens.dtype == labels.dtype == np.int32
+    assert tokens.tolist() == [[15, 16, 17, 18, 19], [0, 1, 2, 3, 4]]
+    assert labels.tolist() == [[16, 17, 18, 19, 20], [1, 2, 3, 4, 5]]
     assert len(TokenWindows(ids, 22)) == 1
-    assert len(TokenWindows(ids, 5, train_examples=2)) == 2
+    assert len(TokenWindows(ids, 5, count=2)) == 2
+
+
+@pytest.mark.parametrize(("stride", "number"), [(1, 18), (2, 9), (7, 3), (18, 1)])
+def test_token_windows_stride(stride: int, number: int) -> None:
+    """The last window ends within the text, and another stride would not fit."""
+    windows = TokenWindows(np.arange(23), 5, stride=stride)
+    assert len(windows) == number
+    tokens, labels = windows[np.arange(number)]
+    np.testing.assert_array_equal(tokens[:, 0], stride * np.arange(number))
+    assert (np.diff(tokens, axis=1) == 1).all()
+    assert 22 - stride < labels.max() <= 22
 
 
 @pytest.mark.parametrize(
-    ("length", "examples", "problem"),
+    ("length", "options", "problem"),
     [
-        (0, None, "at least 1 and below 23, the tokens of the text. Received: length=0"),
-        (23, None, "Received: length=23"),
-        (5, 5, "at most 4, the windows of 5 tokens in the text. Received: train_examples=5"),
-        (5, 0, "Received: train_examples=0"),
+        (0, {}, "at least 1 and below 23, the tokens of the text. Received: length=0"),
+        (23, {}, "Received: length=23"),
+        (5, {"count": 5}, "at most 4, the windows of 5 tokens in the text. Received: count=5"),
+        (5, {"count": 0}, "Received: count=0"),
+        (5, {"count": 19, "stride": 1}, "at most 18, .* Received: count=19"),
+        (5, {"stride": 0}, "`stride` must be at least 1. Received: stride=0"),
     ],
 )
-def test_windows_that_cannot_be(length: int, examples: int | None, problem: str) -> None:
+def test_token_windows_rejects_invalid_arguments(length: int, options: dict, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        TokenWindows(np.arange(23), length, examples)
+        TokenWindows(np.arange(23), length, **options)
 
 
-def test_windows_from_places_drawn_at_random() -> None:
-    ids = np.arange(1000)
-    windows = RandomTokenWindows(ids, 4, count=5000, seed=1)
-    (found,) = windows(np.arange(5000))
-    assert found.shape == (5000, 5)
-    assert (np.diff(found, axis=1) == 1).all()
-    assert found.min() == 0
-    assert found.max() == 999
-    counts, _ = np.histogram(found[:, 0], 10, (0, 996))
-    assert counts.min() > 400  # of 500
-    again, other = (
-        RandomTokenWindows(ids, 4, 5000, seed=1),
-        RandomTokenWindows(ids, 4, 5000, seed=2),
-    )
-    np.testing.assert_array_equal(again(np.arange(9))[0], found[:9])
-    assert (other(np.arange(9))[0] != found[:9]).any()
-    with pytest.raises(ValueError, match=r"`length` must be at least 1 and below 4.*length=4"):
-        RandomTokenWindows(ids[:4], 4, 2)
+def test_batches_of_windows_come_from_random_places() -> None:
+    """A pass over windows of stride 1 reads each place once, in an order of the seed."""
+    windows = TokenWindows(np.arange(5004), 4, stride=1)
+
+    def first_tokens(batches: Batches, count: int) -> np.ndarray:
+        tokens, labels = zip(*(batches[number] for number in range(count)))
+        np.testing.assert_array_equal(np.concatenate(labels), np.concatenate(tokens) + 1)
+        return np.concatenate(tokens)[:, 0]
+
+    batches = Batches(windows, batch_size=50, seed=1)
+    tenth = first_tokens(batches, 10)
+    counts, _ = np.histogram(tenth, 5, (0, 5000))
+    assert counts.min() > 70  # of 100
+    np.testing.assert_array_equal(first_tokens(Batches(windows, 50, seed=1), 10), tenth)
+    assert (first_tokens(Batches(windows, 50, seed=2), 10) != tenth).any()
+    np.testing.assert_array_equal(np.sort(first_tokens(batches, 100)), np.arange(5000))
 
 
-def test_memory_does_not_grow_with_the_corpus(vocabulary: Tokenizer, tmp_path: Path) -> None:
-    work = next(split("validation"))[:20_000]
-
-    def peak(works: int) -> int:
+def test_memory_does_not_grow_with_the_corpus(
+    document: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    def peak(documents: int, stride: int) -> int:
         tracemalloc.start()
-        ids = encode_to_disk((work for _ in range(works)), vocabulary, tmp_path)
-        windows = TokenWindows(ids, 64)
+        ids = encode_to_disk((document for _ in range(documents)), tokenizer, tmp_path)
+        windows = TokenWindows(ids, 64, stride)
         for start in range(0, len(windows) - 32, 32):
-            windows(np.arange(start, start + 32))
-        found = tracemalloc.get_traced_memory()[1]
+            windows[np.arange(start, start + 32)]
+        traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return traced
 
-    peak(2)
-    assert peak(40) < 1.1 * peak(4)
+    peak(2, 64)
+    for stride in (64, 8):
+        assert peak(40, stride) < 1.1 * peak(4, stride)

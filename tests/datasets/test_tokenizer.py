@@ -6,6 +6,8 @@ import pytest
 from zoo.datasets.shakespeare import split
 from zoo.datasets.tokenizer import Tokenizer, check_ids
 
+pytestmark = pytest.mark.once
+
 SAMPLE = "the cat sat on the mat, the cat sat; and then the hat.\n"
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from zoo.evaluation.distance import distance, typical_distance
 
+pytestmark = pytest.mark.once
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from zoo.evaluation.ngrams import NGrams
 
+pytestmark = pytest.mark.once
+
 VOCABULARY_SIZE = 7
 
 
