@@ -1,16 +1,37 @@
+"""Tests of classification reports and of plots."""
+
+import io
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
-from keras import ops
+from rich.console import Console
 
-import zoo
-from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.images import ImageDataset
 from zoo.evaluation import classification, plots
+from zoo.training.run_directory import RunDirectory
+
+pytestmark = pytest.mark.once
 
 LOGITS = np.array([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 LABELS = np.array([0, 1, 2, 2])
 
 
-def test_loss_and_accuracy_by_hand() -> None:
+def history(**metrics: list[float]) -> keras.callbacks.History:
+    """The History of a training with these metrics, one value an epoch."""
+    trained = keras.callbacks.History()
+    trained.history = metrics
+    trained.epoch = list(range(len(next(iter(metrics.values())))))
+    return trained
+
+
+CURVES = {
+    "loss": [0.7, 0.5], "accuracy": [0.7, 0.8], "val_loss": [0.6, 0.4], "val_accuracy": [0.8, 0.9],
+}  # fmt: skip
+
+
+def test_loss_and_accuracy_match_a_computation_by_hand() -> None:
     loss, accuracy = classification.loss_and_accuracy(LOGITS, LABELS)
     chosen = [2.0, 3.0, 0.0, 1.0]
     totals = [np.log(np.exp(row).sum()) for row in LOGITS]
@@ -29,15 +50,24 @@ def test_report_has_precision_recall_and_f1() -> None:
     assert row.split() == ["2", "1.0000", "0.5000", "0.6667", "2"]
 
 
-def test_the_predictor_takes_any_number_of_images() -> None:
-    model, transform = zoo.cnn_48x48(10), ImageTransform((0.1307,), (0.3081,))
-    images = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 1)).astype(np.uint8)
-    logits = classification.image_predictor(model, transform, batch_size=2)(images)
-    expected = ops.convert_to_numpy(ops.stop_gradient(model(transform.test(images))))
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+def test_write_report_prints_scores_and_saves_plots(tmp_path: Path) -> None:
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    data = ImageDataset(
+        name="mine", num_classes=3, mean=(0.5,), std=(0.5,),
+        x_train=images, y_train=LABELS, x_test=images, y_test=LABELS,
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=100)
+    run = RunDirectory(tmp_path / "run", {})
+    classification.write_report(run, history(**CURVES), data, LOGITS, console)
+    text = console.file.getvalue()
+    assert "test accuracy 75.00%" in text
+    assert classification.report(LABELS, LOGITS.argmax(-1)) in text
+    assert "[[1 0 0]\n [0 1 0]\n [1 0 1]]" in text
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {"curves.png", "confusion.png", "mistakes.png"}
 
 
-def test_mistakes_are_shown_with_the_most_confident_first() -> None:
+def test_plot_mistakes_shows_the_most_confident_first() -> None:
     images = np.zeros((4, 48, 48, 1), np.uint8)
     figure = plots.plot_mistakes(images, LABELS, LOGITS, count=4)
     titles = [axes.get_title() for axes in figure.axes]
@@ -46,16 +76,19 @@ def test_mistakes_are_shown_with_the_most_confident_first() -> None:
     assert none.get_suptitle() == "no mistakes"
 
 
-def test_curves_show_both_sets() -> None:
-    row = {"loss": 0.5, "accuracy": 0.8, "test_loss": 0.4, "test_accuracy": 0.9}
-    figure = plots.plot_curves([{"epoch": 1, **row}, {"epoch": 2, **row}])
-    for axes in figure.axes:
-        assert len(axes.lines) == 2
-        assert list(axes.get_xticks()) == [1, 2]
+def test_plot_curves_shows_training_and_validation() -> None:
+    figure = plots.plot_curves(history(**CURVES))
+    for axes, metric in zip(figure.axes, ("loss", "accuracy"), strict=True):
+        assert [list(line.get_ydata()) for line in axes.lines] == [
+            CURVES[metric], CURVES[f"val_{metric}"],
+        ]  # fmt: skip
+        left, right = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1, 2]
+        assert axes.get_ylabel() == metric
 
 
-def test_two_ways_to_do_the_same_run() -> None:
-    """Steps that are equal have no place on a logarithmic axis."""
+def test_plot_same_run_shows_losses_and_their_distance() -> None:
+    """Steps with equal losses have no place on a logarithmic axis."""
     first, second = [2.0, 1.0, 0.5], [2.0, 1.1, 0.5005]
     np.testing.assert_allclose(plots.relative_distances(first, second), [0, 0.1, 1e-3])
     above, below = plots.plot_same_run({"by hand": first, "fit": second}).axes
@@ -65,6 +98,23 @@ def test_two_ways_to_do_the_same_run() -> None:
 
 
 @pytest.mark.parametrize("classes", [10, 43])
-def test_a_confusion_matrix_of_any_size_is_drawn(classes: int) -> None:
+def test_plot_confusion_takes_any_number_of_classes(classes: int) -> None:
     figure = plots.plot_confusion(np.diag(np.arange(classes)))
     assert len(figure.axes[0].texts) == (classes - 1 if classes <= 20 else 0)
+
+
+def test_plot_perplexity_has_a_line_for_each_model() -> None:
+    trained = history(loss=[4.0, 3.0], val_loss=[4.1, 3.1])
+    figure = plots.plot_perplexity(trained, {"unigram": 6.4, "bigram": 4.8})
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [
+        "training (dropout)", "validation", "unigram, validation", "bigram, validation",
+    ]  # fmt: skip
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), np.exp([4.1, 3.1]))
+
+
+def test_plot_perplexity_of_another_metric() -> None:
+    trained = history(nats=[2.0], val_nats=[2.5], loss=[3.0])
+    (axes,) = plots.plot_perplexity(trained, {}, "nats").axes
+    np.testing.assert_allclose([line.get_ydata()[0] for line in axes.lines], np.exp([2.0, 2.5]))

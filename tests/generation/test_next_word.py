@@ -92,6 +92,7 @@ def enumerate_words(predict, prompt: str) -> Counter:  # type: ignore[no-untyped
     return words
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("seed", "prompt"), list(enumerate(["be", "a be,", "bear'", "be.\n"])))
 def test_next_words_match_enumeration(seed: int, prompt: str) -> None:
     predict = markov_chain(seed)
@@ -113,6 +114,7 @@ def test_next_words_match_enumeration(seed: int, prompt: str) -> None:
         assert expected[word] >= best - 2e-3
 
 
+@pytest.mark.once
 def test_next_words_stops_at_max_expansions() -> None:
     """An untrained model predicts nearly uniform probabilities, so no word is likely."""
     expanded = []
@@ -126,6 +128,7 @@ def test_next_words_stops_at_max_expansions() -> None:
     assert 50 <= len(expanded) < 50 + 32
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("prompt", "problem"), [("  ", "`prompt` must not"), ("bé", "'é' at")])
 def test_next_words_rejects_invalid_prompts(prompt: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
