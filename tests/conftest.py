@@ -62,11 +62,11 @@ def small_corpus() -> Iterator[None]:
     """Shakespeare's works are two, and the first pages of those held out."""
     whole = shakespeare.documents
     held_out = (*shakespeare.VALIDATION, *shakespeare.TEST)
-    kept = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
+    titles = (*held_out, "ALL'S WELL THAT ENDS WELL", "THE TRAGEDY OF KING RICHARD THE SECOND")
     pages = [
         (title, content[: 20_000 if title in held_out else None])
         for title, content in whole()
-        if title in kept
+        if title in titles
     ]
     shakespeare.documents = lambda: iter(pages)
     yield

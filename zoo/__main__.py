@@ -107,8 +107,8 @@ def draw(
 def show_model(model: keras.Model) -> None:
     """Prints the table of a built model."""
     table = Table("layer", "kind", "output", "parameters", "", title=model.name)
-    for name, kind, shape, arithmetic, count in summary.rows(model):
-        table.add_row(name, kind, shape, arithmetic, f"{count:,}" if count else "")
+    for name, kind, shape, formula, count in summary.rows(model):
+        table.add_row(name, kind, shape, formula, f"{count:,}" if count else "")
     table.columns[-1].justify = "right"
     table.add_section()
     table.add_row("total", "", "", "", f"{model.count_params():,}")

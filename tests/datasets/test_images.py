@@ -96,7 +96,7 @@ class UnreachableShapes(TinyShapes):
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Path:
+def prepared_folder(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     TinyShapes.images = tmp_path / "images"
     builder = TinyShapes(data_dir=tmp_path / "data", file_format="array_record")
@@ -105,8 +105,8 @@ def prepared(tmp_path: Path) -> Path:
 
 
 @pytest.mark.once
-def test_load_reads_prepared_tensorflow_dataset(prepared: Path) -> None:
-    data = datasets.load("tiny_shapes", image_size=48, data_dir=prepared)
+def test_load_reads_prepared_tensorflow_dataset(prepared_folder: Path) -> None:
+    data = datasets.load("tiny_shapes", image_size=48, data_dir=prepared_folder)
     assert data.x_train.shape == (12, 48, 48, 3)
     assert data.x_test.shape == (6, 48, 48, 3)
     assert data.num_classes == 3
@@ -118,16 +118,16 @@ def test_load_reads_prepared_tensorflow_dataset(prepared: Path) -> None:
     np.testing.assert_allclose(data.mean[:2], expected, atol=1e-4)
 
 
-def test_load_does_not_import_tensorflow(prepared: Path) -> None:
-    datasets.load("tiny_shapes", image_size=48, data_dir=prepared)
+def test_load_does_not_import_tensorflow(prepared_folder: Path) -> None:
+    datasets.load("tiny_shapes", image_size=48, data_dir=prepared_folder)
     installed = zoo.backends.installed()
     assert "tensorflow" in installed or "tensorflow" not in sys.modules
 
 
 @pytest.mark.once
-def test_load_rejects_different_sizes_without_image_size(prepared: Path) -> None:
+def test_load_rejects_different_sizes_without_image_size(prepared_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"12 shapes, \(20, 30, 3\) to \(31, 30, 3\).*image_size"):
-        datasets.load("tiny_shapes", data_dir=prepared)
+        datasets.load("tiny_shapes", data_dir=prepared_folder)
 
 
 @pytest.mark.once

@@ -29,14 +29,14 @@ def test_noise_schedule_tables_are_consistent(schedule: NoiseSchedule) -> None:
 
 def test_rescale_zero_terminal_snr_keeps_first_step() -> None:
     for schedule in (linear(), cosine()):
-        rescaled = schedule.rescale_zero_terminal_snr()
+        zero_snr = schedule.rescale_zero_terminal_snr()
         assert not schedule.has_zero_terminal_snr
-        assert rescaled.has_zero_terminal_snr
-        assert rescaled.alphas_cumprod[0] == pytest.approx(schedule.alphas_cumprod[0], rel=1e-12)
-        assert rescaled.snr[-1] == 0
+        assert zero_snr.has_zero_terminal_snr
+        assert zero_snr.alphas_cumprod[0] == pytest.approx(schedule.alphas_cumprod[0], rel=1e-12)
+        assert zero_snr.snr[-1] == 0
         # Shifted and scaled: the new signal is a linear function of the original one.
-        scale, shift = np.polyfit(schedule.signal, rescaled.signal, 1)
-        np.testing.assert_allclose(rescaled.signal, scale * schedule.signal + shift, atol=1e-12)
+        scale, shift = np.polyfit(schedule.signal, zero_snr.signal, 1)
+        np.testing.assert_allclose(zero_snr.signal, scale * schedule.signal + shift, atol=1e-12)
 
 
 def test_noise_schedule_tables_are_read_only() -> None:

@@ -107,16 +107,16 @@ def test_recurrent_layers_convert_to_one_stack(cell: str) -> None:
     """Names and shapes are PyTorch's, biases are added, and the gates of a GRU are reordered."""
     model = zoo.rnn_classifier((None, 3), 2, cell, 4, num_layers=2, bidirectional=True)
     state = pytorch.state_dict(model)
-    gates = {"simple_rnn": 1, "lstm": 4, "gru": 3}[cell]
+    num_gates = {"simple_rnn": 1, "lstm": 4, "gru": 3}[cell]
     shapes = {"output.weight": (2, 8), "output.bias": (2,)}
     for level, width in ((0, 3), (1, 8)):
         for direction in ("", "_reverse"):
             end = f"_l{level}{direction}"
             shapes |= {
-                f"rnn.weight_ih{end}": (gates * 4, width),
-                f"rnn.weight_hh{end}": (gates * 4, 4),
-                f"rnn.bias_ih{end}": (gates * 4,),
-                f"rnn.bias_hh{end}": (gates * 4,),
+                f"rnn.weight_ih{end}": (num_gates * 4, width),
+                f"rnn.weight_hh{end}": (num_gates * 4, 4),
+                f"rnn.bias_ih{end}": (num_gates * 4,),
+                f"rnn.bias_hh{end}": (num_gates * 4,),
             }
     assert {name: array.shape for name, array in state.items()} == shapes
     generator = np.random.default_rng(0)

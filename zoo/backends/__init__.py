@@ -212,12 +212,12 @@ class Backend(Protocol):
         ...
 
     def host_integer(self, number: Tensor) -> Any:
-        """The integer of a scalar tensor where reading it is free; elsewhere the tensor itself."""
+        """Integer of a scalar tensor if reading needs no synchronization, else the tensor."""
         ...
 
     @property
     def TrainerMixin(self) -> type:
-        """Base class of `zoo.Trainer`: the training step, where Keras' own is not enough."""
+        """Base class of `zoo.Trainer`, with a training step where Keras' own is not enough."""
         ...
 
     def as_dataset(self, batches: Any) -> Any:

@@ -203,11 +203,11 @@ def adam_update(
 
 
 class TrainerMixin:
-    """Base class of `zoo.Trainer`: Keras' own training step does what is needed."""
+    """Base class of `zoo.Trainer`. Keras' own training step is used."""
 
 
 def as_dataset(batches: Any) -> Any:
-    """The form of `zoo.training.Batches` that `fit` reads; here they are read as they are."""
+    """Form of `zoo.training.Batches` that `fit` reads: the batches themselves."""
     return batches
 
 
@@ -219,5 +219,5 @@ def update_loss_metric(model: Any, loss: Tensor, batch_size: Tensor) -> None:
 
 
 def host_integer(number: Tensor) -> Any:
-    """The integer of a scalar tensor where reading it is free; elsewhere the tensor itself."""
+    """Integer value of a scalar tensor if reading it needs no synchronization, else the tensor."""
     return number

@@ -44,7 +44,7 @@ def disable_tf32() -> None:
 
 
 def host_integer(number: Tensor) -> Any:
-    """A dozen eager operations on two numbers take longer in PyTorch than in NumPy."""
+    """Integer value of a scalar tensor on a CPU: eager operations on it are slower than NumPy's."""
     free = number.device.type == "cpu" and not torch.compiler.is_compiling() and not is_capturing()
     return int(number) if free else number
 

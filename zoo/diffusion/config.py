@@ -56,7 +56,7 @@ class DiffusionConfig(TrainingConfig):
     learning_rate: float = 2e-3
     """Largest step size of Adam; it rises for 100 steps and falls to a tenth."""
     steps: int = 50
-    """Sampling steps from noise to an image."""
+    """Number of sampling steps."""
     eta: float = 0.0
     """0 samples with DDIM, 1 with DDPM's steps."""
     samples: int | None = None

@@ -304,8 +304,8 @@ def _tensors(model: keras.Model, model_type: str) -> Iterator[_Tensor]:
             continue
         name = f"model.layers.{number}"
         yield from norm(f"{name}.input_layernorm", f"{path}/attention_norm")
-        for letter, projection in zip("qkv", projections):
-            yield from dense(f"{name}.self_attn.{letter}_proj", projection)
+        for letter, layer_path in zip("qkv", projections):
+            yield from dense(f"{name}.self_attn.{letter}_proj", layer_path)
         yield from dense(f"{name}.self_attn.o_proj", f"{path}/attention/output")
         yield from norm(f"{name}.post_attention_layernorm", f"{path}/feed_forward_norm")
         for part in ("gate", "up", "down"):

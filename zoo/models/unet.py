@@ -170,8 +170,8 @@ def parameter_count(
         heads = max(last // HEAD_DIM, 1)
         if context_dim is None:
             return block_parameter_count(last, 2 * last, heads)
-        projection = (context_dim + 1) * last
-        return projection + block_parameter_count(last, 2 * last, heads, cross_attention=True)
+        context_dense = (context_dim + 1) * last
+        return context_dense + block_parameter_count(last, 2 * last, heads, cross_attention=True)
 
     total = (channels[0] + 1) * time_dim + (time_dim + 1) * time_dim
     if context_dim is not None:

@@ -149,10 +149,10 @@ def _options(config: Check) -> dict[str, Any]:
 @contextmanager
 def _live_table(console: Console, name: str) -> Iterator[Progress]:
     """Displays a live table of the finished rungs and a line with the current task."""
-    with Live(console=console, transient=True, refresh_per_second=8) as live:
+    with Live(console=console, transient=True, refresh_per_second=8) as display:
 
         def show(text: str, rungs: Sequence[RungReport]) -> None:
             spinner = Spinner("dots", text=f"{name}: {text}")
-            live.update(Group(rung_table(name, rungs), spinner) if rungs else spinner)
+            display.update(Group(rung_table(name, rungs), spinner) if rungs else spinner)
 
         yield show

@@ -77,6 +77,11 @@ class ModelUnderTest:
         self.model = _build_model(case)
         self.specs = _specs(case, self.model)
         self.images = image_inputs(case, self.specs)
+        self._augmentations = {
+            i: _augmentation(spec.shape)
+            for i, spec in enumerate(tree.flatten(self.specs))
+            if i in self.images
+        }
         self.layer_records = _layer_records(self.model)
         self.variables: dict[str, keras.Variable] = {}
         self.owners: dict[str, str] = {}  # paths of the layers by variable path
@@ -143,10 +148,17 @@ class ModelUnderTest:
     def inputs(self, arrays: Sequence[Tensor], key: random.Key | None = None) -> Any:
         """Converts a batch to the model's input structure. With a key, images are augmented."""
         prepared = [
-            _pixels(array, key) if i in self.images else ops.convert_to_tensor(array)
+            self._pixels(i, array, key) if i in self.images else ops.convert_to_tensor(array)
             for i, array in enumerate(arrays[: len(tree.flatten(self.specs))])
         ]
         return tree.pack_sequence_as(self.specs, prepared)
+
+    def _pixels(self, number: int, images: Tensor, key: random.Key | None) -> Tensor:
+        """Scales uint8 images to about unit variance; with a key, images are augmented first."""
+        images = ops.convert_to_tensor(images)
+        if key is not None:
+            images = self._augmentations[number].augment(images, key)
+        return (ops.cast(images, keras.config.floatx()) - 127.5) / 64
 
     def outputs(self, training: bool) -> Any:
         """Computes the model's outputs for the first batch."""
@@ -389,10 +401,7 @@ def image_inputs(case: Case, specs: Any) -> set[int]:
     }
 
 
-def _pixels(images: Tensor, key: random.Key | None) -> Tensor:
-    """Scales uint8 images to about unit variance; with a key, images are augmented first."""
-    images = ops.convert_to_tensor(images)
-    if key is not None:
-        rotation = 10.0 if images.shape[1] == images.shape[2] else 0.0
-        images = ImageAugmentation((0.5,), (0.25,), rotation=rotation).augment(images, key)
-    return (ops.cast(images, keras.config.floatx()) - 127.5) / 64
+def _augmentation(shape: Sequence[int | None]) -> ImageAugmentation:
+    """The augmentation of images (B, H, W, C); only square images are rotated."""
+    rotation = 10.0 if shape[1] == shape[2] else 0.0
+    return ImageAugmentation((0.5,), (0.25,), rotation=rotation)

@@ -66,7 +66,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self.seed = seed
         self._first = 0
         self._steps_per_pass = math.ceil(len(examples) / batch_size)
-        self.steps_per_epoch = steps_per_epoch or self._steps_per_pass
+        self.steps_per_epoch = self._steps_per_pass if steps_per_epoch is None else steps_per_epoch
         check_sizes(steps_per_epoch=self.steps_per_epoch)
         self._order = functools.lru_cache(maxsize=2)(functools.partial(shuffled_indices, seed or 0))
 

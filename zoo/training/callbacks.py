@@ -38,8 +38,8 @@ class TrainingState:
         history: A row for each epoch: its number, from 1 on, and its logs.
         step_losses: Loss after each step, if a callback of the recipe records it here.
         metric_sums: Values of the metrics' variables in the epoch that has begun.
-        timed_examples: Number of examples of the steps that were timed: all but the first step of
-            each process.
+        timed_examples: Number of examples of the steps that were timed: all but the first one of
+            each epoch and of each process.
         timed_seconds: Seconds that those steps took.
         wall_seconds: Seconds of training, evaluation and checkpoints.
         backends: Names of the backends that took part, in their order.
@@ -82,6 +82,7 @@ class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
     def on_train_begin(self, logs: Any = None) -> None:
         rows = self._state.history
         for callback in self._early_stopping:
+            callback.set_model(self.model)  # where no epoch is left, `fit` has not
             for row in rows:
                 callback.on_epoch_end(int(row["epoch"]) - 1, row)
         self.model.stop_training = False
@@ -135,8 +136,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._diverged_at: int | None = None
         self._interrupted = threading.Event()
         self._clock = time.perf_counter()
-        self._timed_since: float | None = None  # the first step of a process is not timed
-        self._timed_from = 0
+        self._timed_since: float | None = None  # the first step of an epoch is not timed
+        self._timed_from = 0.0
         self._weights: list[tuple[Any, Tensor]] | None = None
         # Reading a loss makes a GPU wait.
         self._check_every = 1 if backend.device() == "cpu" else 50
@@ -190,16 +191,17 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             self.state.metric_sums = []
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        # Here, and not at the end of a batch: what overrides `on_train_batch_end` and is not
-        # `async_safe` makes Keras wait for each step.
+        # Checkpoints are saved before a batch, not after one: a callback that overrides
+        # `on_train_batch_end` without `async_safe` makes Keras wait for each step.
         self.state.step = self._epoch_start + batch
         self._raise_if_diverged()
         if batch and (self._interrupted.is_set() or self.state.step % self.every == 0):
-            self._pause_timing(batch)
+            self._pause_timing()
             self._save()
             self._raise_if_interrupted()
         if self._timed_since is None and batch:
-            self._timed_since, self._timed_from = time.perf_counter(), batch
+            self._timed_from = self._examples()  # on a GPU, after the step
+            self._timed_since = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch % self._check_every == 0 and self._diverged_at is None:
@@ -236,9 +238,9 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
                 self._diverged_text(f"The loss is not finite at step {self._diverged_at}")
             )
 
-    def _diverged_text(self, what: str) -> str:
+    def _diverged_text(self, reason: str) -> str:
         return (
-            f"{what}. The last good checkpoint in {self.folder} stays; a lower learning rate may "
+            f"{reason}. The last good checkpoint in {self.folder} stays; a lower learning rate may "
             "help"
         )
 
@@ -246,14 +248,16 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         if self._interrupted.is_set():
             raise Interrupted(f"Stopped after step {self.state.step}; {self._hint}")
 
-    def _pause_timing(self, batch: int | None = None) -> None:
-        """Adds the steps since timing began; `batch` is the number of the next one."""
+    def _examples(self) -> float:
+        """Number of examples in the epoch so far."""
+        (loss,) = (metric for metric in self.model.metrics if metric.name == "loss")
+        return float(loss.count)
+
+    def _pause_timing(self) -> None:
+        """Adds the steps since timing began."""
         if self._timed_since is None:
             return
-        (loss,) = (metric for metric in self.model.metrics if metric.name == "loss")
-        steps = self.params["steps"] if batch is None else batch
-        examples = float(loss.count) * (steps - self._timed_from) / steps
-        self.state.timed_examples += examples
+        self.state.timed_examples += self._examples() - self._timed_from
         self.state.timed_seconds += time.perf_counter() - self._timed_since
         self._timed_since = None
 
