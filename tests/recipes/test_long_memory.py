@@ -1,11 +1,11 @@
-"""`recipes/long_memory.py` and what it is made of, small."""
+"""Tests of `recipes/long_memory.py` with small cells and short sequences."""
 
 import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -13,86 +13,25 @@ from keras import ops
 import zoo
 from recipes import long_memory
 from recipes.long_memory import Config, main
-from zoo import backends, random
-from zoo.datasets.recall import Recall
+from tests import recipe
+from zoo import backends
 from zoo.evaluation import gradients
 from zoo.layers import recurrent
-from zoo.training import trainer
+from zoo.training import StepCheckpoint
 
-SMALL = {"lengths": (3, 6), "steps": 4, "batch_size": 4, "units": 5, "test_examples": 40}
-
-
-def recall(**arguments) -> tuple[np.ndarray, np.ndarray]:
-    data = Recall(**{"seed": 1, "part": "train", "length": 7, "count": 20} | arguments)
-    return data(np.arange(len(data)))
+SMALL: dict[str, Any] = {
+    "lengths": (3, 6), "steps": 4, "batch_size": 4, "units": 5, "test_examples": 40,
+}  # fmt: skip
 
 
-def test_the_first_symbol_decides_and_no_other_step_shows_one() -> None:
-    x, y = recall(symbols=5)
-    assert x.shape == (20, 7, 10)
-    assert x.dtype == np.float32
-    assert y.dtype == np.int32
-    np.testing.assert_array_equal(x.sum(-1), 1)
-    np.testing.assert_array_equal(x[:, 0].argmax(-1), y)
-    assert set(y) == set(range(5))
-    assert not x[:, 1:, :5].any()
-    assert not x[:, 0, 5:].any()
-    assert x[:, 1:, 5:].any((0, 1)).all()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    main(Config(**SMALL, run_dir=path))
+    return path
 
 
-def test_sequences_are_of_seed_part_length_and_index_alone() -> None:
-    data = Recall(seed=1, part="train", length=7, count=20)
-    assert len(data) == 20
-    x, y = data(np.array([3, 0, 5]))
-    for i, index in enumerate((3, 0, 5)):
-        np.testing.assert_array_equal(x[i], recall()[0][index])
-        assert y[i] == recall()[1][index]
-    for other in ({"seed": 2}, {"part": "test"}):
-        assert (recall(**other)[0] != recall()[0]).any()
-    bits = random.bits(random.fold_in(random.key(1, "recall", "train", 7, 8), 3), 7) % 8
-    np.testing.assert_array_equal(x[0].argmax(-1) - np.r_[0, [8] * 6], bits)  # any backend's
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"length": 0}, "`length` must be at least 1. Received: length=0"),
-        ({"count": 0}, "Received: count=0"),
-        ({"symbols": 1}, "`symbols` must be at least 2. Received: symbols=1"),
-        ({"seed": -1}, "seed=-1"),
-    ],
-)
-def test_wrong_tasks(arguments: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        recall(**arguments)
-
-
-@pytest.mark.parametrize("cell", long_memory.CELLS)
-def test_the_gradient_at_a_step_is_how_the_loss_changes(cell: str) -> None:
-    """Against differences of the loss of single sequences, the softmax in float64."""
-    x, y = (array[:2] for array in recall(length=4, symbols=2))
-    model = zoo.rnn_classifier((4, 4), 2, cell=cell, units=3)
-
-    def loss(x: np.ndarray) -> np.ndarray:
-        logits = ops.convert_to_numpy(model(ops.convert_to_tensor(x, "float32")))
-        logits = logits.astype(np.float64)
-        return np.log(np.exp(logits).sum(-1)) - logits[np.arange(2), y]
-
-    expected = np.empty(x.shape)
-    for step, channel in np.ndindex(4, 4):
-        move = np.zeros_like(x)
-        move[:, step, channel] = 0.05
-        expected[:, step, channel] = (loss(x + move) - loss(x - move)) / 0.1
-    function = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
-    found = backends.input_gradients(model, x, y, function)
-    # Measured: 7e-5, the error of the differences; the gradients reach 0.02 to 0.14.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
-    norms = np.linalg.norm(found, axis=-1).mean(0)
-    np.testing.assert_allclose(gradients.gradient_by_step(model, x, y), norms, rtol=1e-6)
-    assert gradients.gradient_by_step(model, x, y)[0] > 0
-
-
-def test_open_gates_keep_a_third_of_the_state() -> None:
+def test_chrono_initialize_keeps_a_third_of_the_state() -> None:
     for cell, gate in (("lstm", np.s_[3:6]), ("gru", np.s_[0, :3])):
         model = zoo.rnn_classifier((4, 4), 2, cell=cell, units=3)
         before = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
@@ -113,14 +52,8 @@ def test_open_gates_keep_a_third_of_the_state() -> None:
         recurrent.chrono_initialize(model, 0)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "finished"
-    main(Config(**SMALL, run_dir=path))
-    return path
-
-
-def test_the_run_directory(finished: Path) -> None:
+@pytest.mark.slow
+def test_main_writes_the_run_directory(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     expected = {
         "recipe": "long_memory", "model": "rnn_classifier", "backend": backends.name, "seed": 0,
@@ -137,21 +70,28 @@ def test_the_run_directory(finished: Path) -> None:
             part = finished / cell / length
             assert (part / "model.weights.h5").exists()
             assert list(part.glob("checkpoints/step-*"))
+            header = (part / "history.csv").read_text().splitlines()[0]
+            assert header == "epoch,accuracy,loss,val_accuracy,val_loss"
     assert metrics["wall_seconds"] > 0
     rows = list(csv.DictReader((finished / "history.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(long_memory.HISTORY)
     assert [(row["cell"], row["length"]) for row in rows] == [
         (cell, length) for cell in long_memory.CELLS for length in ("3", "6")
     ]
     assert (finished / "memory.png").stat().st_size > 10_000
 
 
-def test_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_main_returns_the_metrics_of_a_finished_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     assert main(Config(**SMALL, run_dir=finished)) == metrics
     assert "is finished" in capsys.readouterr().out
 
 
-def test_another_configuration_is_refused(finished: Path) -> None:
+@pytest.mark.slow
+def test_main_rejects_another_configuration(finished: Path) -> None:
     with pytest.raises(ValueError, match="units was 5 and is 6"):
         main(Config(**{**SMALL, "units": 6}, run_dir=finished))
 
@@ -160,44 +100,50 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+@pytest.mark.slow
+def test_main_resumes_a_killed_run_to_the_same_results(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the middle of a training, twice, and once between training and results."""
-    step, steps = trainer._Loop.step, []
+    """Killed in the middle of two trainings, and once between a training and its results.
 
-    def stopping(loop: trainer._Loop, indices: np.ndarray) -> None:
-        if len(steps) in (6, 15):
-            steps.append("stop")
+    One cell stands for all three.
+    """
+    begin, steps = StepCheckpoint.on_train_batch_begin, []
+
+    def begin_or_die(self: StepCheckpoint, batch: int, logs: Any = None) -> None:
+        begin(self, batch, logs)  # saves the step before
+        if len(steps) in (2, 7):
+            steps.append("killed")
             raise Killed
         steps.append("step")
-        step(loop, indices)
 
     measure, measured = gradients.gradient_by_step, []
 
-    def failing(*arguments) -> list[float]:
+    def measure_or_die(*arguments: Any) -> list[float]:
         measured.append(len(measured))
-        if len(measured) == 8:
+        if len(measured) == 6:
             raise Killed
         return measure(*arguments)
 
-    monkeypatch.setattr(trainer._Loop, "step", stopping)
-    monkeypatch.setattr(gradients, "gradient_by_step", failing)
-    config = Config(**SMALL, checkpoint_steps=1, run_dir=tmp_path / "stopped")
+    monkeypatch.setattr(StepCheckpoint, "on_train_batch_begin", begin_or_die)
+    monkeypatch.setattr(gradients, "gradient_by_step", measure_or_die)
+    monkeypatch.setattr(long_memory, "CELLS", ("simple_rnn",))
+    config = Config(**SMALL, checkpoint_steps=1, run_dir=tmp_path / "killed")
     for _ in range(3):
         with pytest.raises(Killed):
             main(config)
-    found = main(config)
+    resumed = main(config)
     expected = json.loads((finished / "metrics.json").read_text())
-    assert steps.count("step") == 6 * 4  # none was taken twice
-    assert found["recall"] == expected["recall"]
+    assert steps.count("step") == 2 * 4  # none is taken twice
+    assert steps.count("killed") == 2
+    assert resumed["recall"]["simple_rnn"] == expected["recall"]["simple_rnn"]
     for name in ("test_loss", "gradient_ratio"):
-        for cell in long_memory.CELLS:
-            assert found[name][cell] == pytest.approx(expected[name][cell], rel=1e-5)
+        assert resumed[name]["simple_rnn"] == pytest.approx(expected[name]["simple_rnn"], rel=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "problem"),
     [
         ({"lengths": (20, 10)}, r"`lengths` must grow, from 2 on. Received: lengths=\(20, 10\)"),
         ({"lengths": (1, 10)}, "must grow, from 2 on"),
@@ -212,14 +158,18 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, arguments: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+def test_main_rejects_invalid_arguments(tmp_path: Path, arguments: dict, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         main(Config(**{**SMALL, **arguments}, run_dir=tmp_path / "run"))
-    assert not list(tmp_path.rglob("*.json"))  # so that the directory is free for a right one
+    assert not list(tmp_path.rglob("*.json"))  # so that the directory can be used again
 
 
-def test_quick_is_short() -> None:
-    quick, whole = Config(quick=True), Config()
-    assert max(quick.lengths) < max(whole.lengths)
-    assert quick.steps < whole.steps
+@pytest.mark.once
+def test_config_explains_every_flag_and_quick_is_short(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe.help_of(Config, capsys)
+    quick, full = Config(quick=True), Config()
+    assert max(quick.lengths) < max(full.lengths)
+    assert quick.steps < full.steps
     assert Config(quick=True, steps=7).steps == 7
