@@ -1,24 +1,25 @@
+"""The command line `zoo`: commands, help texts and error messages."""
+
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import zoo
+from zoo.__main__ import main, recipes
+
+pytestmark = pytest.mark.once
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "KERAS_BACKEND": zoo.backends.name}
-    return subprocess.run(
-        [sys.executable, "-m", "zoo", *arguments], env=environment, capture_output=True, text=True
-    )
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("[a-z]*.py"))
 
 
-def test_list_names_every_model() -> None:
-    result = run("list")
+def test_list_prints_every_model(in_process: Run) -> None:
+    result = in_process("zoo", "list")
     assert result.returncode == 0
     for name, entry in zoo.registry.models.items():
         line = next(line for line in result.stdout.splitlines() if name in line)
@@ -27,7 +28,7 @@ def test_list_names_every_model() -> None:
         assert entry.recipe in line
 
 
-def test_show_works_the_counts_out(in_process: Run) -> None:
+def test_show_prints_the_arithmetic_of_parameter_counts(in_process: Run) -> None:
     output = in_process("zoo", "show", "cnn_48x48", "--num-classes", "43").stdout
     for name, shape, arithmetic, count in (
         ("conv1", "(B, 48, 48, 32)", "(3·3·3 + 1)·32", "896"),
@@ -43,24 +44,75 @@ def test_show_works_the_counts_out(in_process: Run) -> None:
         assert f" {count} " in line
 
 
+def test_train_help_lists_every_recipe_with_a_line(in_process: Run) -> None:
+    result = in_process("zoo", "train", "--help")
+    assert result.returncode == 0
+    assert sorted(recipes()) == RECIPES
+    lines = result.stdout.splitlines()
+    for name, description in recipes().items():
+        (line,) = (line for line in lines if line.startswith(f"│ {name} "))
+        assert description in line
+        assert len(description) > 20
+
+
+def test_train_help_of_a_recipe_lists_flags_with_defaults(in_process: Run) -> None:
+    result = in_process("zoo", "train", "mnist", "--help")
+    assert result.returncode == 0
+    text = " ".join(result.stdout.replace("│", " ").split())
+    assert "usage: zoo train mnist" in text
+    for flag, default in (
+        ("--model", "cnn_48x48"),
+        ("--batch-size", "64"),
+        ("--learning-rate", "0.001"),
+        ("--checkpoint-steps", "200"),
+        ("--patience", "None"),
+        ("--tensorboard", "None"),
+        ("--quick", "False"),
+    ):
+        description = text.partition(f" {flag}, ")[2] or text.partition(f" {flag} ")[2]
+        assert description.partition("(default: ")[2].startswith(f"{default})"), flag
+
+
+def test_train_rejects_an_unknown_recipe(in_process: Run) -> None:
+    result = in_process("zoo", "train", "no_such_recipe")
+    assert result.returncode == 2
+    names = ", ".join(RECIPES)
+    message = f"error: `recipe` must be one of {names}. Received: recipe=no_such_recipe\n"
+    assert result.stderr == message
+    assert not result.stdout
+
+
+def test_train_runs_a_recipe_with_its_flags(tmp_path: Path) -> None:
+    flags = ["--quick", "--train-examples", "64", "--test-examples", "16", "--model", "mlp"]
+    assert main(["train", "mnist", *flags, "--run-dir", str(tmp_path)]) is None
+    assert (tmp_path / "metrics.json").exists()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "message"),
     [
         (["show", "alexnet"], "must be one of autoencoder, cnn_48x48, gpt, mlp, "),
         (["show", "cnn_48x48", "--num-classes", "0"], "num_classes=0"),
         (["show", "cnn_48x48", "--no-such-flag"], "--no-such-flag"),
+        (["train", "mnist", "--no-such-flag"], "--no-such-flag"),
+        (["train", "mnist", "--epochs", "0"], "epochs=0"),
         (["sow"], "sow"),
     ],
 )
-def test_wrong_arguments(in_process: Run, arguments: list[str], text: str) -> None:
+def test_main_rejects_invalid_arguments(
+    in_process: Run, arguments: list[str], message: str
+) -> None:
     result = in_process("zoo", *arguments)
     assert result.returncode == 2
-    assert text in result.stderr + result.stdout
+    assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
 
 
-def test_wrong_arguments_end_a_process_in_words() -> None:
-    result = run("show", "alexnet")
+@pytest.mark.slow
+def test_process_ends_with_a_message_on_invalid_arguments() -> None:
+    environment = {**os.environ, "KERAS_BACKEND": zoo.backends.name}
+    command = [sys.executable, "-m", "zoo", "show", "alexnet"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert "\nerror: `model` must be one of autoencoder, cnn_48x48, " in f"\n{result.stderr}"
     assert not result.stdout

@@ -1,9 +1,13 @@
-"""The README says what is so: its code runs, its tables are those of results/, its files exist."""
+"""The README: its code runs, its tables match results/, and the files that it names exist."""
 
 import json
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -11,27 +15,30 @@ import zoo
 from benchmarks import results
 from zoo.interop import pytorch
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_tables_are_made_from_the_results() -> None:
+@pytest.mark.once
+def test_readme_tables_match_the_results() -> None:
     assert results.with_tables(README) == README
 
 
-def test_the_results_reach_what_is_promised() -> None:
-    """On each backend, on every machine that ran them."""
+@pytest.mark.once
+def test_mnist_results_reach_the_promised_accuracy() -> None:
+    """The accuracies of each backend, on every machine."""
     runs = [run for run, _ in results.runs("mnist")]
 
     def scores(model: str, images: int, epochs: int) -> list[float]:
-        """After the first epochs, of runs as long or longer."""
-        chosen = [
+        """Test accuracies after the first epochs, of runs that are as long or longer."""
+        matching = [
             run
             for run in runs
             if (run["model"], run["train_examples"]) == (model, images) and run["epochs"] >= epochs
         ]
-        assert {run["backend"] for run in chosen} == set(zoo.backends.NAMES)
-        return [run["history"][epochs - 1]["test_accuracy"] for run in chosen]
+        assert {run["backend"] for run in matching} == set(zoo.backends.NAMES)
+        return [run["history"][epochs - 1]["val_accuracy"] for run in matching]
 
     assert all(run["parameters"] == 9_536_074 for run in runs if run["model"] == "cnn_48x48")
     assert min(scores("cnn_48x48", 60_000, 1)) >= 0.983
@@ -44,8 +51,9 @@ def test_the_results_reach_what_is_promised() -> None:
     assert min(scores("mlp", 60_000, 5)) >= 0.975
 
 
-def test_words_are_predicted_better_than_by_bigrams() -> None:
-    """With the full setting; with the quick one far better than by single tokens' frequencies."""
+@pytest.mark.once
+def test_next_word_results_are_better_than_bigrams() -> None:
+    """The full setting beats bigrams, and the quick setting beats unigrams by far."""
     runs = [run for run, _ in results.runs("next_word")]
     full = [run for run in runs if run["epochs"] > 1]
     assert {run["cell"] for run in full} >= {"lstm", "gru"}
@@ -59,19 +67,21 @@ def test_words_are_predicted_better_than_by_bigrams() -> None:
         assert run["wall_seconds"] < 6 * 60
 
 
-def test_the_gpt_reaches_the_loss_of_a_plain_one() -> None:
-    """1.891 nats is what benchmarks/nanogpt.py, the same setting in plain PyTorch, ended at."""
-    found = {
+@pytest.mark.once
+def test_shakespeare_results_reach_the_loss_of_nanogpt() -> None:
+    """1.891 nats is the loss of benchmarks/nanogpt.py, the same setting in plain PyTorch."""
+    losses = {
         run["backend"]: run["validation_loss"]
         for run, _ in results.runs("shakespeare")
-        if run["settings"]["split"] == "first_90" and run["settings"]["steps"] == 2000
+        if run["settings"]["split"] == "first_90" and run["steps"] == 2000
     }
-    assert set(found) == set(zoo.backends.NAMES)
-    assert max(found.values()) <= 1.02 * 1.891
+    assert set(losses) == set(zoo.backends.NAMES)
+    assert max(losses.values()) <= 1.02 * 1.891
 
 
-def test_translations_are_better_than_those_of_who_knows_nothing() -> None:
-    full = [run for run, _ in results.runs("translate") if run["settings"]["longest"] == 64]
+@pytest.mark.once
+def test_translation_results_are_better_than_the_baselines() -> None:
+    full = [run for run, _ in results.runs("translate") if run["settings"]["max_length"] == 64]
     assert full
     for run in full:
         assert run["test_loss"] < run["unigram_test_loss"] - 2
@@ -82,8 +92,9 @@ def test_translations_are_better_than_those_of_who_knows_nothing() -> None:
                 assert run[metric] > run[f"{name}_{metric}"]
 
 
-def test_pictures_are_what_was_asked_for() -> None:
-    """With the quick setting on each backend; with the full one nearly all, and close to real."""
+@pytest.mark.once
+def test_text_to_image_results_show_their_prompts() -> None:
+    """Most samples of the quick setting on each backend, and nearly all of the full setting."""
     runs = [run for run, _ in results.runs("text_to_image")]
     quick = [run for run in runs if run["train_examples"] == 6400]
     assert {run["backend"] for run in quick} == set(zoo.backends.NAMES)
@@ -96,71 +107,78 @@ def test_pictures_are_what_was_asked_for() -> None:
     for run in full:
         assert run["samples"] == 1000
         assert run["prompt_accuracy"] >= 0.95
-        beyond = {
-            name: run[f"frechet_{name}"] - run["frechet_real"] for name in ("distance", "noise")
-        }
-        assert 10 * beyond["distance"] <= beyond["noise"]
+        excess, noise_excess = (
+            run[f"frechet_{name}"] - run["frechet_real"] for name in ("distance", "noise")
+        )
+        assert 10 * excess <= noise_excess
     for run in runs:
         assert run["intra_class_diversity"] >= 0.5
 
 
-def test_diffusion_is_as_fast_as_promised() -> None:
-    """Against the same network in PyTorch, in one run."""
+@pytest.mark.once
+def test_diffusion_speed_reaches_the_promised_ratios() -> None:
+    """Ratios to the same network in PyTorch, measured in one run."""
     measured = [m["diffusion_speed"] for m in results.machines() if "diffusion_speed" in m]
     assert measured
     for figures in (tasks[task] for tasks in measured for task in ("train", "sample")):
         for name in zoo.backends.NAMES:
             assert figures[f"zoo {name}"]["ratio"] >= 0.8
         compiled = max(
-            (figures[f"zoo {name}"] for name in ("tensorflow", "jax")), key=lambda one: one["ratio"]
+            (figures[f"zoo {name}"] for name in ("tensorflow", "jax")), key=lambda row: row["ratio"]
         )
-        # As far as the steps of one run can tell.
-        for one in (figures["zoo torch"], compiled):
-            assert one["ratio_quartiles"][1] >= 1
+        # The upper quartile, since the ratios of single steps vary.
+        for row in (figures["zoo torch"], compiled):
+            assert row["ratio_quartiles"][1] >= 1
 
 
-def test_the_gpt_is_as_fast_as_promised() -> None:
-    """Against Hugging Face's on PyTorch, in one run."""
+@pytest.mark.once
+def test_gpt_speed_reaches_the_promised_ratios() -> None:
+    """Ratios to Hugging Face's GPT-2 on PyTorch, measured in one run."""
     measured = [m["gpt_speed"] for m in results.machines() if "gpt_speed" in m]
     assert measured
     for tasks in measured:
-        ratios = {name: found["ratio"] for name, found in tasks["generate"].items()}
+        ratios = {name: row["ratio"] for name, row in tasks["generate"].items()}
         assert ratios["zoo jax"] > 1.5
-        assert ratios["zoo tensorflow"] > 1.3  # see the README's limits
+        assert ratios["zoo tensorflow"] > 1.3  # see Limits in the README
         assert ratios["zoo torch"] > 1.2
         for name in zoo.backends.NAMES:
             assert tasks["train"][f"zoo {name}"]["ratio"] > 1
 
 
-def test_recurrent_steps_are_as_fast_as_promised() -> None:
-    """On PyTorch within 1.1 times PyTorch's own; on the others no slower than stock Keras."""
+@pytest.mark.once
+def test_recurrent_step_speed_reaches_the_promised_ratios() -> None:
+    """PyTorch needs at most 1.1 times PyTorch's own time; the others are faster than Keras."""
     measured = [m["recurrent_step"] for m in results.machines() if "recurrent_step" in m]
     assert measured
     for cells in measured:
         assert cells.keys() >= {"lstm", "gru"}
-        for found in cells.values():
-            assert found["zoo torch"]["ratio"] > 1 / 1.1
+        for rows in cells.values():
+            assert rows["zoo torch"]["ratio"] > 1 / 1.1
             for name in ("jax", "tensorflow"):
-                assert found[f"zoo {name}"]["seconds"] < found[f"stock {name}"]["seconds"]
+                assert rows[f"zoo {name}"]["seconds"] < rows[f"stock {name}"]["seconds"]
 
 
-def test_accuracies_are_equivalent() -> None:
-    """Five seeds a backend, within half a point."""
-    found = json.loads((ROOT / "results" / "accuracy.json").read_text())
-    assert set(found) == {"cnn_48x48", "lstm", "mlp"}
-    for about in found.values():
-        assert about["margin"] == 0.005
-        assert {len(seeds) for seeds in about["test_accuracy"].values()} == {5}
-        for pair in about["pairs"]:
+@pytest.mark.once
+def test_accuracies_of_backends_are_equivalent() -> None:
+    """Five seeds for each backend, within half a point."""
+    models = json.loads((ROOT / "results" / "accuracy.json").read_text())
+    assert set(models) == {"cnn_48x48", "lstm", "mlp"}
+    for result in models.values():
+        assert result["margin"] == 0.005
+        assert {len(seeds) for seeds in result["test_accuracy"].values()} == {5}
+        for pair in result["pairs"]:
             assert pair["equivalent"]
 
 
-def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pytorch.save(zoo.cnn_48x48(10), "my_net.safetensors")
-    names = {
+    x, y = np.zeros((4, 48, 48, 1), np.uint8), np.arange(4)
+    names: dict[str, Any] = {
         "images": np.zeros((4, 48, 48, 3), np.float32),
-        "labels": np.array([0, 1, 2, 3]),
+        "labels": y,
+        **{"x_train": x, "y_train": y, "x_test": x, "y_test": y},
     }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     blocks = [block for block in blocks if "def test_" not in block]  # tests/parity runs those
@@ -168,16 +186,41 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["model"].built
+    history = names["history"].history
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
+    assert len(history["loss"]) == 5
+    assert list(Path("checkpoints").iterdir())
+    assert keras.models.load_model("network.keras").count_params() == 9_536_074
 
 
-def test_the_files_it_names_exist() -> None:
+@pytest.mark.once
+def test_readme_names_existing_files() -> None:
     names = re.findall(r"\b((?:tests|recipes|benchmarks|zoo|results)/[\w/.]+\.\w+)", README)
     assert len(names) > 5
     for name in names:
         assert (ROOT / name).exists(), name
 
 
-def test_ci_runs_its_test_command() -> None:
+@pytest.mark.once
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     commands = re.findall(r"```\n(python3 -m venv .*?)\n```", README)
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.once
+def test_readme_commands_have_existing_recipes_and_flags(in_process: Run) -> None:
+    """Checks `zoo COMMAND --FLAG` in code blocks and tables against the help texts."""
+    commands = re.findall(r"\bzoo ((?:train|generate|draw|check|show|list)\b[^`#\n]*)", README)
+    assert len(commands) > 20
+    for command in commands:
+        words = command.split()
+        if words[0] == "train" and words[1].startswith("-"):
+            continue
+        positional = 2 if words[0] in ("train", "show") else 1
+        if words[1:2] == ["finetune_llm"]:  # imports KerasHub, an optional dependency
+            continue
+        result = in_process("zoo", *words[:positional], "--help")
+        assert result.returncode == 0, command
+        for flag in re.findall(r"--[a-z-]+", command):
+            assert flag in result.stdout, command
