@@ -1,11 +1,11 @@
-"""Images in, network input out: the document's three transforms.
+"""Image augmentation and normalisation: the document's transforms as a layer.
 
-Each takes uint8 images, (B, H, W, 1) or (B, H, W, 3), and gives float32, (B, H, W, 3) or the shape
-that a network wants. They run inside the compiled training step, on the device, in integer
-arithmetic: an augmented pixel is a grey level, as in Pillow, which torchvision's transforms use. So
-the same key gives the same pixels, to the bit, on every backend.
+The layer maps uint8 images, (B, H, W, 1) or (B, H, W, 3), to float32 inputs of a network. It runs
+within the compiled training step, on the device, in integer arithmetic: an augmented pixel is a
+grey level, as in Pillow, which torchvision's transforms use. The same key therefore gives the same
+pixels, to the bit, on every backend.
 
-Resizing is done once, when data is loaded.
+Images are resized once, when a data set is loaded.
 
 Source: the document's section "Exemple de code d'entraînement CNN" ("Transforms").
 """

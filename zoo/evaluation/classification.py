@@ -1,4 +1,4 @@
-"""How good a classifier is: predictions, reports, plots."""
+"""Classifiers evaluated: loss and accuracy, reports, confusion matrices, plots."""
 
 
 import keras
@@ -13,7 +13,7 @@ from zoo.training.run_directory import RunDirectory
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the fraction of labels that have the largest logit."""
+    """Mean cross-entropy in nats, and the fraction of labels with the largest logit."""
     likelihood = log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
     return float(-likelihood.mean()), float((logits.argmax(-1) == labels).mean())
 

@@ -1,7 +1,7 @@
-"""What a worker is asked to do. Each task leaves NumPy files in the check's folder.
+"""Tasks of the check's workers. Each task writes NumPy files into the check's folder.
 
-A file is named after what it holds, the backend and the precision; `weights.npz` and `data.npz`,
-which all backends read, are made by one of them.
+A file is named after its content, the backend and the precision. One backend writes `weights.npz`
+and `data.npz`, which all backends read.
 """
 
 import hashlib
@@ -29,21 +29,21 @@ Arrays = dict[str, np.ndarray]
 SAVED_AFTER = 3  # steps
 
 
-def path_of(folder: Path, what: str, name: str, floatx: str) -> Path:
-    """Where a task's arrays lie."""
-    return folder / f"{what}-{name}-{floatx}.npz"
+def path_of(folder: Path, content: str, name: str, floatx: str) -> Path:
+    """Path of a task's arrays, from their content, the backend and the precision."""
+    return folder / f"{content}-{name}-{floatx}.npz"
 
 
-def _write(folder: Path, what: str, arrays: Mapping[str, Any]) -> None:
+def _write(folder: Path, content: str, arrays: Mapping[str, Any]) -> None:
     np.savez(
-        path_of(folder, what, backends.name, keras.config.floatx()), allow_pickle=False, **arrays
+        path_of(folder, content, backends.name, keras.config.floatx()), allow_pickle=False, **arrays
     )
 
 
 def _subject(
     case: Case, folder: Path, policy: str = ""
 ) -> tuple[ModelUnderTest, tuple[list[str], list[str]]]:
-    """The model as all backends begin with it, and the layers with no portable randomness."""
+    """The model with the shared initial weights, and the layers without portable randomness."""
     subject = ModelUnderTest(case, folder, policy)
     subject.load()
     randomness = subject.disable_backend_randomness()
@@ -51,11 +51,11 @@ def _subject(
     return subject, randomness
 
 
-# ------------------------------------------------------------------ the same beginning
+# ------------------------------------------------------------------ shared weights and data
 
 
 def prepare(case: Case, folder: Path) -> None:
-    """Writes the weights and data that every backend takes.
+    """Writes the weights and data that every backend reads.
 
     Weights are the model's own initial ones; tensors of one number throughout (biases, scales,
     statistics) are moved by up to 0.1, so that every element counts.
@@ -126,11 +126,11 @@ def _targets(case: Case, number: int, shape: Sequence[int]) -> np.ndarray:
     return np.asarray(random.normal(key, rows))
 
 
-# ------------------------------------------------------------------ what the model is and gives
+# ------------------------------------------------------------------ variables, outputs, gradients
 
 
 def describe(case: Case, folder: Path) -> dict[str, Any]:
-    """The model's variables, and what the check has to know of its layers."""
+    """The model's variables, and the properties of its layers that the check needs."""
     subject, (random_in_training, random_in_inference) = _subject(case, folder)
     weights = set(subject.trainable)
     keys: dict[bytes, list[str]] = {}
@@ -164,11 +164,11 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
-    """Every layer's output in inference and in training mode, and what training mode changed.
+    """Outputs of every layer in inference and training mode, and the state after training mode.
 
     Returns:
-        For each mode the layers in the order they were called in, the terms of their sums and the
-        places that a weight of theirs is used at.
+        For each mode the layers in the order of their calls, with the number of terms of their sums
+        and the number of positions that each weight is used at.
     """
     subject, _ = _subject(case, folder)
     called = {}
@@ -185,7 +185,7 @@ def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
 
 
 def gradients(case: Case, folder: Path) -> None:
-    """The loss in training mode, and its gradient by every weight."""
+    """The loss in training mode, and its gradient with respect to every weight."""
     subject, _ = _subject(case, folder)
     loss, by_path = backends.loss_and_gradients(
         subject.model, lambda *arrays: subject.loss(arrays), *subject.batch()
@@ -369,7 +369,7 @@ def _checkpoint(folder: Path, name: str) -> Path:
 
 
 def variants(case: Case, folder: Path) -> None:
-    """The outputs in inference mode compiled, with "mixed_bfloat16" layers, and on the CPU."""
+    """Outputs in inference mode: compiled, with the policy "mixed_bfloat16", and on the CPU."""
     subject, _ = _subject(case, folder)
     count = len(tree.flatten(subject.specs))
     function = backend.compiled_function(

@@ -157,6 +157,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def interruptible(self) -> Iterator[None]:
         """Ctrl-C lets the step end and saves a checkpoint; a second one stops at once."""
         self._interrupted.clear()
+        self._diverged_at = self._timed_since = self._weights = None  # of an earlier `fit`
         self._clock = time.perf_counter()
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -1,9 +1,9 @@
-"""Checkpoints that any backend can go on from, and that survive whatever ends a run.
+"""Checkpoint files that every backend reads, and that a killed process leaves whole.
 
 A checkpoint is one `.npz` file: every variable of the model and of the optimizer by its path, and
-the progress of the run. It is written beside its final name and renamed when it is on the disk, so
-a name that exists holds a whole checkpoint; the archive's own checksums tell one damaged later.
-The last two are kept.
+the progress of the run. The file is written under a temporary name and renamed when it is on the
+disk, so that a checkpoint's name always holds a whole file. The archive's checksums reveal later
+damage. The last two checkpoints are kept.
 """
 
 import contextlib
@@ -22,21 +22,22 @@ _KEEP = 2
 
 
 class NotFinite(ValueError):
-    """A variable holds a NaN or an infinity, so nothing was written."""
+    """A variable holds a NaN or an infinity; nothing was written."""
 
 
 def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Path:
     """Writes a checkpoint and removes all but the last two.
 
     Args:
-        folder: of the checkpoints; created if it is not there.
-        step: names the file.
-        progress: what JSON can hold.
-        parts: objects with `variables`, by the name they are restored under.
+        folder: Folder of the checkpoints; created if it is not there.
+        step: Number of the step, for the file's name.
+        progress: Progress of the run, as JSON can hold it.
+        **parts: Objects with `variables`, by the names that `restore` uses.
 
     Raises:
-        NotFinite: if a variable holds a NaN or an infinity.
-        OSError: if the file cannot be written, with the last good checkpoint named; that one stays.
+        NotFinite: If a variable holds a NaN or an infinity.
+        OSError: If the file cannot be written. The text names the last good checkpoint, which
+            stays.
     """
     arrays = {}
     for path, variable in _variables(parts):
@@ -66,25 +67,25 @@ def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Pat
 
 
 def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
-    """Restores the newest checkpoint that is whole, and warns of those that are not.
+    """Restores the newest whole checkpoint, and warns of damaged ones.
 
     Args:
-        folder: of the checkpoints.
-        parts: objects with `variables`, by the names they were saved under.
+        folder: Folder of the checkpoints.
+        **parts: Objects with `variables`, by the names they were saved under.
 
     Returns:
-        The progress saved with it, or None if there is no whole checkpoint.
+        The progress in the checkpoint, or None if there is no whole checkpoint.
 
     Raises:
-        ValueError: if the checkpoint holds other variables; then nothing was restored.
+        ValueError: If the checkpoint holds other variables; then nothing is restored.
     """
     remove_unfinished(folder)
     for path in _newest_first(folder):
         try:
             arrays, progress = _read(path)
         except PermissionError:
-            raise  # not the file's fault
-        except Exception as error:  # damage shows in a dozen ways
+            raise  # the file itself may be whole
+        except Exception as error:  # a damaged archive raises many kinds of errors
             aside = path.with_name(f"{path.name}.damaged")
             path.rename(aside)
             warnings.warn(
@@ -102,10 +103,10 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
 
 
 def finalize_layer_state(model: keras.Model) -> None:
-    """Tells layers whose variables were assigned to use them.
+    """Calls `finalize_state()` on layers that cache constants.
 
-    `keras.layers.Normalization` and its like keep constants made from their variables, which
-    follow an assignment on PyTorch but nowhere else.
+    `keras.layers.Normalization` computes constants from its variables. After an assignment they
+    are up to date on PyTorch only.
     """
     for layer in model._flatten_layers():
         if hasattr(layer, "finalize_state"):
@@ -113,11 +114,14 @@ def finalize_layer_state(model: keras.Model) -> None:
 
 
 def load_model(path: str | Path) -> keras.Model:
-    """Loads a `.keras` file so that training can go on, whatever backend it was saved on.
+    """Loads a `.keras` file of any backend, ready to go on training.
 
-    A model that was compiled and saved under PyTorch names PyTorch's own optimizer class, and
-    `keras.saving.load_model` takes that on every backend; the first step then fails. This takes
-    the class of the backend in use, with the state that was saved.
+    A model that was compiled and saved under PyTorch names PyTorch's own optimizer class.
+    `keras.saving.load_model` uses that class on every backend, and the first step fails. This
+    function uses the class of the current backend, with the saved state.
+
+    Args:
+        path: Path of the `.keras` file.
     """
     classes = {
         name: value
@@ -130,7 +134,7 @@ def load_model(path: str | Path) -> keras.Model:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Any]:
-    """Opens a file that takes its name only once all of it is on the disk."""
+    """Opens a file that gets its name only once the whole content is on the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -150,7 +154,7 @@ def atomic_write(path: Path) -> Iterator[Any]:
 def find_mismatches(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Says of each array that is missing, unknown, misshapen or not numeric what is wrong."""
+    """Describes arrays that are missing, unknown, of another shape or not numeric."""
     wrong = [f"{name} is missing" for name in shapes if name not in arrays]
     for name, array in arrays.items():
         if name not in shapes:
@@ -163,7 +167,7 @@ def find_mismatches(
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left behind."""
+    """Removes temporary files of a process that was killed while it wrote."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -185,7 +189,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _assign(path: Path, arrays: dict[str, np.ndarray], variables: dict[str, Any]) -> None:
-    """Assigns all or, if anything does not fit, nothing."""
+    """Assigns all variables or, if an array does not fit, none."""
     wrong = find_mismatches(arrays, {name: tuple(v.shape) for name, v in variables.items()})
     if wrong:
         raise ValueError(f"The checkpoint {path} does not fit this model: {'; '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""Optimizers that mean the same on every backend."""
+"""Optimizers and learning rate schedules with equal results on every backend."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ Tensor = Any
 def learning_rate_schedule(
     name: str, learning_rate: float, steps: int, warmup_steps: int = 100
 ) -> Any:
-    """What the learning rate does over a run.
+    """Returns the learning rate of a run: a number or a Keras schedule.
 
     Args:
         name: "constant"; "cosine", which falls to 0; or "warmup_cosine", which rises from 0 and
             then falls to a tenth.
-        learning_rate: at its largest.
-        steps: of the run.
-        warmup_steps: of the rise, at most a tenth of them all.
+        learning_rate: Largest learning rate.
+        steps: Number of steps of the run.
+        warmup_steps: Number of steps of the rise, at most a tenth of `steps`.
 
     Raises:
-        ValueError: for another name, or a learning rate that is not above 0.
+        ValueError: If `name` is another, or `learning_rate` is not above 0.
     """
     if not learning_rate > 0:
         raise ValueError(
@@ -57,10 +57,15 @@ class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, n
     moments (as AdamW does), its epsilon is 1e-7, and it is added before the bias is corrected.
 
     Args:
-        learning_rate: a number or a `keras.optimizers.schedules.LearningRateSchedule`.
-        l2: factor of the penalty's gradient, 0 or more.
-        beta_1, beta_2: decay of the moments, in (0, 1).
-        epsilon: added to the denominator.
+        learning_rate: Step size, a number or a `keras.optimizers.schedules.LearningRateSchedule`.
+        l2: Factor of the penalty's gradient, 0 or more.
+        beta_1: Decay of the first moment, in (0, 1).
+        beta_2: Decay of the second moment, in (0, 1).
+        epsilon: Number added to the denominator.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`, such as `global_clipnorm`.
+
+    Raises:
+        ValueError: If an argument is out of range, or `amsgrad` or `weight_decay` is given.
 
     Source: Kingma and Ba, "Adam", ICLR 2015.
     """
@@ -107,16 +112,19 @@ class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, n
 
 @keras.saving.register_keras_serializable("zoo")
 class AdamW(Adam):
-    """Adam, and weights that shrink by a share of the learning rate: as `torch.optim.AdamW`.
+    """Adam with decoupled weight decay, as `torch.optim.AdamW` defines it.
 
         w = w - learning_rate · decay · w          before Adam's step
 
     Only tables and matrices shrink; biases and the scales of normalisations do not.
 
     Args:
-        learning_rate: a number or a `keras.optimizers.schedules.LearningRateSchedule`.
-        decay: 0 or more.
-        **kwargs: as for `Adam`.
+        learning_rate: Step size, a number or a `keras.optimizers.schedules.LearningRateSchedule`.
+        decay: Share of the learning rate by which weights shrink at each step, 0 or more.
+        **kwargs: Arguments of `Adam`.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
