@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy cnn_48x48
 
-Needs the backends to be installed side by side. Runs that are finished are not repeated, so it can
-be stopped and started again. The numbers go to results/accuracy.json.
+Needs the backends to be installed side by side. Finished runs are not repeated, so the command can
+be interrupted and started again. The figures go to results/accuracy.json.
 """
 
 import json
@@ -27,23 +27,23 @@ RESULTS = ROOT / "results" / "accuracy.json"
 
 @dataclass(frozen=True)
 class Config:
-    """Rung 11 of the cross-backend check: accuracy over several seeds, at the quick setting."""
+    """Compare the accuracy of the backends over several seeds, at the quick setting."""
 
     model: tyro.conf.Positional[str]
-    """What recipes/mnist.py trains."""
+    """Network that recipes/mnist.py trains, such as cnn_48x48."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """One run of each on every backend, tested in pairs, since the same seed is the same run."""
+    """Seeds of the runs on every backend. The same seed is the same run, so runs are paired."""
     margin: float = 0.005
-    """The difference of mean accuracies that does not matter; 0.005 is half a point."""
+    """Largest difference of mean accuracies that counts as none; 0.005 is half a point."""
     runs: Path = Path("runs/accuracy")
-    """Where the run directories go."""
+    """Directory of the run directories."""
 
 
 HEAD = ("between", "difference", "90 % interval", "effect size", "p", "equivalent")
 
 
 def cells(pair: dict[str, Any]) -> tuple[str, ...]:
-    """A row of a table under `HEAD`."""
+    """Row of a table under `HEAD`, for the comparison of two backends."""
     low, high = pair["interval"]
     return (
         " and ".join(pair["between"]),
@@ -56,7 +56,7 @@ def cells(pair: dict[str, Any]) -> tuple[str, ...]:
 
 
 def train(config: Config, backend: str, seed: int) -> float:
-    """The test accuracy of one run."""
+    """Trains a model, unless its run is finished, and returns the test accuracy."""
     folder = config.runs / f"{config.model}-{backend}-{seed}"
     command = [sys.executable, str(ROOT / "recipes" / "mnist.py"), "--quick"]
     command += ["--model", config.model, "--seed", str(seed), "--run-dir", str(folder)]
@@ -69,13 +69,13 @@ def main(config: Config) -> None:
     accuracies = {
         name: [train(config, name, seed) for seed in config.seeds] for name in backends.installed()
     }
-    found = compare_accuracies(accuracies, config.margin, paired=True)
-    found["seeds"] = config.seeds
+    comparison = compare_accuracies(accuracies, config.margin, paired=True)
+    comparison["seeds"] = config.seeds
     content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    content[config.model] = found
+    content[config.model] = comparison
     RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n")
     table = Table(*HEAD)
-    for pair in found["pairs"]:
+    for pair in comparison["pairs"]:
         table.add_row(*cells(pair))
     Console().print(table)
 

@@ -1,8 +1,8 @@
-"""Training steps against each other, in turn.
+"""Compares the speed of implementations that take turns.
 
-Each contender is a process of its own. They take their steps one after the other, so that a machine
-that slows down slows all of them down; a ratio is the median over the rounds of the reference's
-seconds divided by the contender's in the same round.
+Each contender is a process of its own. The contenders take turns, so that a machine that slows down
+slows all of them down. A ratio is the median over the rounds of the reference's seconds divided by
+the contender's seconds in the same round.
 """
 
 import json
@@ -22,46 +22,91 @@ ROOT = Path(__file__).parents[1]
 BACKENDS = ("tensorflow", "torch", "jax")
 
 
-def serve(step: Callable[[], Any]) -> None:
-    """In a contender: takes a step for each line that comes in and answers with its seconds."""
+def environment(backend: str | None = None) -> dict[str, str]:
+    """Environment variables of a process that may share a GPU with others.
+
+    Args:
+        backend: Backend of Keras in the process; by default it is not set.
+    """
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    return {**variables, "KERAS_BACKEND": backend} if backend else variables
+
+
+def serve(call: Callable[[], Any], steps: int = 1, skip: int = 0) -> None:
+    """Takes the turns of a contender: one for each line of standard input.
+
+    A turn prints the mean seconds of a call. `benchmarks.step_timer.serve_fit` does the same for
+    the steps of a Keras `fit`.
+
+    Args:
+        call: Function that is timed, such as a training step.
+        steps: Number of timed calls in a turn.
+        skip: Number of calls before them that are not timed.
+    """
     for _ in sys.stdin:
+        for _ in range(skip):
+            call()
         started = time.perf_counter()
-        step()
-        print(time.perf_counter() - started, flush=True)
+        for _ in range(steps):
+            call()
+        print((time.perf_counter() - started) / steps, flush=True)
 
 
 class Contender:
-    """A process that takes a step when it is told to.
+    """Process that takes a turn on request.
 
     Args:
-        arguments: of Python.
-        backend: that Keras runs on, if it does.
+        arguments: Arguments of Python.
+        backend: Backend of Keras; None for a process without Keras.
     """
 
     def __init__(self, arguments: Sequence[str], backend: str | None):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        if backend is not None:
-            environment["KERAS_BACKEND"] = backend
+        self._arguments = arguments
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
-            env=environment,
+            env=environment(backend),
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
 
-    def step(self) -> float:
-        """Its seconds."""
+    def turn(self) -> float:
+        """Takes a turn and returns the seconds of a step.
+
+        Raises:
+            RuntimeError: If the process has ended.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        try:
+            self._process.stdin.write("turn\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise RuntimeError(
+                f"A contender ended with exit status {self._process.wait()}: "
+                f"python {' '.join(self._arguments)}"
+            )
+        return float(answer)
 
     def stop(self) -> None:
+        """Ends the process, which closes by itself when its standard input does."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
 
 
 def race(
@@ -70,27 +115,29 @@ def race(
     """Times steps, prints a table and returns its figures.
 
     Args:
-        contenders: by name; they are stopped afterwards.
-        reference: what the ratios are to.
-        warmup: steps before the timed ones.
-        rounds: timed steps of each.
-        examples: of a step.
+        contenders: Contenders by name. Their processes are ended.
+        reference: Name of the contender that the ratios refer to.
+        warmup: Number of turns of each contender that are not timed.
+        rounds: Number of timed turns of each contender.
+        examples: Number of examples, or tokens, in a step.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for contender in contenders.values():
-        for _ in range(warmup):
-            contender.step()
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            seconds[name].append(contender.step())
-    for contender in contenders.values():
-        contender.stop()
+    try:
+        for contender in contenders.values():
+            for _ in range(warmup):
+                contender.turn()
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                seconds[name].append(contender.turn())
+    finally:
+        for contender in contenders.values():
+            contender.stop()
     results = {}
     table = Table("contender", "seconds a step", "examples/s", "ratio", "its quartiles")
-    for name, taken in seconds.items():
-        typical = statistics.median(taken)
-        ratios = [theirs / ours for theirs, ours in zip(seconds[reference], taken)]
-        low, ratio, high = statistics.quantiles(ratios, n=4)
+    for name, measured in seconds.items():
+        typical = statistics.median(measured)
+        ratios = [theirs / ours for theirs, ours in zip(seconds[reference], measured, strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
         results[name] = {
             "seconds": typical,
             "examples_per_second": examples / typical,
@@ -99,7 +146,7 @@ def race(
         }
         table.add_row(
             name,
-            f"{typical:.3f}",
+            f"{typical:.4f}",
             f"{examples / typical:.0f}",
             f"{ratio:.2f}",
             f"{low:.2f} to {high:.2f}",
@@ -109,6 +156,6 @@ def race(
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Adds figures to those that the file holds already."""
+    """Adds figures to those that the file already holds."""
     earlier = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**earlier, **figures}, indent=2) + "\n")

@@ -3,8 +3,8 @@
     python -m benchmarks.diffusion_speed --task train
     python -m benchmarks.diffusion_speed --task sample
 
-Images of 28×28, channels 24, 48 and 96; a training step of 64 images, or 16 images drawn by 50
-steps of guided DDIM. benchmarks/native_diffusion.py is the plain code.
+Images of 28×28, channels 24, 48 and 96; a training step of 64 images, the zoo's within `fit`, or 16
+images sampled in 50 steps of guided DDIM. benchmarks/native_diffusion.py is the plain code.
 """
 
 import importlib.util
@@ -19,66 +19,65 @@ import tyro
 from benchmarks.contenders import BACKENDS, Contender, race, serve, write_json
 
 CHANNELS, SIZE = (24, 48, 96), 28
-IMAGES = 1024  # to train on
-MOMENTUM = 0.999  # of the average of the weights
+EXAMPLES = 1024  # training images
+MOMENTUM = 0.999  # of the weights' average
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time a diffusion model, the contenders in turn."""
+    """Time a diffusion model; the contenders take turns."""
 
     task: Literal["train", "sample"] = "train"
-    """What is timed."""
+    """Task that is timed."""
     rounds: int = 10
-    """Timed calls of each contender."""
-    warmup: int = 3
-    """Calls before that."""
+    """Number of timed turns of each contender."""
+    steps: int = 4
+    """Number of timed training steps in a turn, after one that is not timed."""
+    warmup: int = 2
+    """Number of turns of each contender before the timed ones."""
     batch_size: int = 64
-    """Images of a training step."""
+    """Number of images in a training step."""
     samples: int = 16
-    """Images to draw."""
-    steps: int = 50
-    """From noise to an image."""
+    """Number of images to sample."""
+    sampling_steps: int = 50
+    """Number of sampling steps from noise to an image."""
     guidance_scale: float = 3.0
-    """How much the prompt matters."""
+    """Weight of the prompt."""
     only: tuple[str, ...] = BACKENDS
     """Backends that take part, beside plain PyTorch."""
     worker: str | None = None
-    """Internal: be one contender and do a call for each line of standard input."""
-    out: Path | None = None
-    """Also write the figures to this file."""
+    """Internal: the contender that this process is."""
+    json: Path | None = None
+    """JSON file to which the figures are added."""
 
     @property
     def images(self) -> int:
-        """Of a call."""
+        """Number of images in a call."""
         return self.batch_size if self.task == "train" else self.samples
 
 
 def data() -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
-    """Arguments of the network; images, labels and all prompts for each label to train on."""
+    """Arguments of the network, training images, their labels, and the prompts of each label."""
     from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
 
-    vocabulary = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
+    tokenizer = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
     arguments = {
-        "vocabulary_size": len(vocabulary), "max_length": vocabulary.max_length,
+        "vocabulary_size": len(tokenizer), "max_length": tokenizer.max_length,
         "channels": CHANNELS, "input_shape": (SIZE, SIZE, 1),
     }  # fmt: skip
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, SIZE, SIZE, 1)).astype(np.uint8)
-    labels = (np.arange(IMAGES) % 10).astype(np.int32)
-    return (
-        arguments,
-        images,
-        labels,
-        np.stack([vocabulary.encode(some) for some in prompts_by_class()]),
-    )
+    images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, SIZE, SIZE, 1)).astype(np.uint8)
+    labels = (np.arange(EXAMPLES) % 10).astype(np.int32)
+    prompts = np.stack([tokenizer.encode(of_class) for of_class in prompts_by_class()])
+    return arguments, images, labels, prompts
 
 
-def asked(config: Config, prompts: np.ndarray) -> np.ndarray:
-    """(samples, L): the digits in turn."""
+def requested_prompts(config: Config, prompts: np.ndarray) -> np.ndarray:
+    """Token ids of the prompts to sample, the digits in turn: (samples, L)."""
     return prompts[np.arange(config.samples) % len(prompts), 0]
 
 
 def native(config: Config) -> Callable[[], Any]:
+    """Training step or sampling in plain PyTorch."""
     import torch
 
     from benchmarks import native_diffusion
@@ -88,14 +87,16 @@ def native(config: Config) -> Callable[[], Any]:
     arguments, *arrays = data()
     model = native_diffusion.TextToImage(**arguments).to(device)
     if config.task == "sample":
-        ids = torch.tensor(asked(config, arrays[-1]), device=device).long()
+        ids = torch.tensor(requested_prompts(config, arrays[-1]), device=device).long()
 
-        def draw() -> np.ndarray:
+        def sample() -> np.ndarray:
             noise = torch.randn(config.samples, 1, SIZE, SIZE, device=device)
-            drawn = native_diffusion.sample(model, ids, noise, config.steps, config.guidance_scale)
-            return drawn.cpu().numpy()
+            images = native_diffusion.sample(
+                model, ids, noise, config.sampling_steps, config.guidance_scale
+            )
+            return images.cpu().numpy()
 
-        return draw
+        return sample
 
     images, labels, prompts = (torch.tensor(array, device=device) for array in arrays)
     images, labels, prompts = images.permute(0, 3, 1, 2).contiguous(), labels.long(), prompts.long()
@@ -110,48 +111,61 @@ def native(config: Config) -> Callable[[], Any]:
     return step
 
 
-def zoo(config: Config) -> Callable[[], Any]:
+def zoo_sampling(config: Config) -> Callable[[], Any]:
+    """Sampling of the zoo's model."""
     from zoo import text_to_image
-    from zoo.backends import backend
     from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
-    from zoo.diffusion.losses import diffusion_objective
     from zoo.diffusion.noise_schedule import cosine
     from zoo.diffusion.sampler import Sampler
-    from zoo.training.optimizers import Adam
+
+    arguments, _, _, prompts = data()
+    sampler = Sampler(text_to_image(**arguments), GaussianDiffusion(cosine()))
+    ids = requested_prompts(config, prompts)
+    options = {"guidance_scale": config.guidance_scale, "steps": config.sampling_steps}
+    return lambda: sampler.sample(config.samples, ids, **options)
+
+
+def zoo_training(config: Config) -> tuple[Any, Any]:
+    """Compiled trainer of the zoo's model, and batches of random images."""
+    from zoo import text_to_image
+    from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
+    from zoo.diffusion.losses import DiffusionTrainer
+    from zoo.diffusion.noise_schedule import cosine
+    from zoo.training import Adam, Batches
 
     arguments, images, labels, prompts = data()
-    model, process = text_to_image(**arguments), GaussianDiffusion(cosine())
-    if config.task == "sample":
-        sampler, ids = Sampler(model, process), asked(config, prompts)
-        options = {"guidance_scale": config.guidance_scale, "steps": config.steps}
-        return lambda: sampler.sample(config.samples, ids, **options)
-
-    optimizer = Adam(1e-3, global_clipnorm=1.0, use_ema=True, ema_momentum=MOMENTUM)
-    optimizer.build(model.trainable_variables)
-    step = backend.train_step(model, optimizer, diffusion_objective(model, process, 0, prompts))
-    arrays = backend.on_device(images), backend.on_device(labels)
-    indices = np.arange(config.batch_size, dtype=np.int32)
-    number = iter(range(10**9))
-    return lambda: float(step(*arrays, indices, np.int32(next(number)))["loss"])
+    trainer = DiffusionTrainer(
+        text_to_image(**arguments), GaussianDiffusion(cosine()), prompts=prompts
+    )
+    trainer.compile(Adam(1e-3, global_clipnorm=1.0, use_ema=True, ema_momentum=MOMENTUM))
+    return trainer, Batches({"image": images, "label": labels}, config.batch_size, seed=0)
 
 
 def main(config: Config) -> dict[str, Any]:
     if config.worker:
+        from benchmarks.step_timer import serve_fit
         from zoo.backends import backend
 
-        backend.keep_malloc_pages()  # for all alike
-        serve(native(config) if config.worker == "native" else zoo(config))
+        backend.keep_malloc_pages()  # in each contender
+        steps, skip = (config.steps, 1) if config.task == "train" else (1, 0)
+        if config.worker == "native":
+            serve(native(config), steps, skip)
+        elif config.task == "sample":
+            serve(zoo_sampling(config), steps, skip)
+        else:
+            serve_fit(*zoo_training(config), steps, skip)
         return {}
     command = ["-m", "benchmarks.diffusion_speed", "--task", config.task]
     command += ["--batch-size", str(config.batch_size), "--samples", str(config.samples)]
-    command += ["--steps", str(config.steps), "--guidance-scale", str(config.guidance_scale)]
-    contenders = {"native torch": Contender([*command, "--worker", "native"], "torch")}
+    command += ["--sampling-steps", str(config.sampling_steps), "--steps", str(config.steps)]
+    command += ["--guidance-scale", str(config.guidance_scale), "--worker"]
+    contenders = {"native torch": Contender([*command, "native"], "torch")}
     for name in config.only:
         if importlib.util.find_spec(name):
-            contenders[f"zoo {name}"] = Contender([*command, "--worker", "zoo"], name)
+            contenders[f"zoo {name}"] = Contender([*command, "zoo"], name)
     results = race(contenders, "native torch", config.warmup, config.rounds, config.images)
-    if config.out:
-        write_json(config.out, {config.task: results})
+    if config.json:
+        write_json(config.json, {config.task: results})
     return results
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.gpt_speed --task train
 
 4 layers, 4 heads, width 256, vocabulary 512 (3.4 million parameters), batch 4; a prompt of 16
-tokens and 240 new ones, or a training step of 256 tokens a row with AdamW. Needs `transformers`.
+tokens and 240 new ones, or a training step of 256 tokens a row with AdamW, the zoo's within
+`Trainer.fit`. Needs `transformers`.
 """
 
 import importlib.util
@@ -19,43 +20,47 @@ import tyro
 from benchmarks.contenders import BACKENDS, Contender, race, serve, write_json
 
 VOCABULARY, LAYERS, HEADS, WIDTH, CONTEXT = 512, 4, 4, 256, 256
+EXAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time a small GPT-2, the contenders in turn."""
+    """Time a small GPT-2; the contenders take turns."""
 
     task: Literal["generate", "train"] = "generate"
-    """What is timed."""
+    """Task that is timed."""
     rounds: int = 7
-    """Timed calls of each contender."""
+    """Number of timed turns of each contender."""
+    steps: int = 4
+    """Number of timed training steps in a turn, after one that is not timed."""
     warmup: int = 2
-    """Calls before that."""
+    """Number of turns of each contender before the timed ones."""
     batch_size: int = 4
-    """Rows."""
+    """Number of rows."""
     prompt: int = 16
-    """Tokens of a prompt."""
+    """Number of tokens in a prompt."""
     new_tokens: int = 240
-    """Tokens to generate."""
+    """Number of tokens to generate."""
     only: tuple[str, ...] = BACKENDS
-    """Backends that take part, beside Hugging Face."""
+    """Backends that take part, beside Hugging Face's model."""
     worker: str | None = None
-    """Internal: be one contender and do a call for each line of standard input."""
+    """Internal: the contender that this process is."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """JSON file to which the figures are added."""
 
     @property
     def tokens(self) -> int:
-        """Of a call."""
+        """Number of tokens that a call generates or a step learns from."""
         return self.batch_size * (self.new_tokens if self.task == "generate" else CONTEXT)
 
 
-def ids(config: Config, length: int) -> np.ndarray:
-    shape = config.batch_size, length
-    return np.random.default_rng(0).integers(0, VOCABULARY, shape).astype(np.int32)
+def token_ids(rows: int, length: int) -> np.ndarray:
+    """Random token ids, (rows, length) int32."""
+    return np.random.default_rng(0).integers(0, VOCABULARY, (rows, length)).astype(np.int32)
 
 
 def hugging_face(config: Config) -> Callable[[], Any]:
+    """Call of Hugging Face's `generate`, or a training step in PyTorch."""
     import torch
     import transformers
 
@@ -67,14 +72,14 @@ def hugging_face(config: Config) -> Callable[[], Any]:
         )
     )  # fmt: skip
     if config.task == "generate":
-        prompts = torch.from_numpy(ids(config, config.prompt)).long()
+        prompts = torch.from_numpy(token_ids(config.batch_size, config.prompt)).long()
         settings = {"max_new_tokens": config.new_tokens, "do_sample": False, "pad_token_id": 0}
         mask = torch.ones_like(prompts)
         model.eval()
         return lambda: model.generate(prompts, attention_mask=mask, **settings)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batch = torch.from_numpy(ids(config, CONTEXT + 1)).long()
+    batch = torch.from_numpy(token_ids(config.batch_size, CONTEXT + 1)).long()
 
     def step() -> float:
         logits = model(batch[:, :-1]).logits
@@ -87,34 +92,44 @@ def hugging_face(config: Config) -> Callable[[], Any]:
     return step
 
 
-def zoo(config: Config) -> Callable[[], Any]:
+def zoo_generation(config: Config) -> Callable[[], Any]:
+    """Call of the zoo's `generate`."""
     from zoo import gpt
-    from zoo.backends import backend
     from zoo.generation.sampling import generate
-    from zoo.training import losses
-    from zoo.training.optimizers import AdamW
 
     model = gpt(VOCABULARY, CONTEXT, LAYERS, HEADS, WIDTH)
-    if config.task == "generate":
-        prompts = ids(config, config.prompt)
-        return lambda: generate(model, list(prompts), config.new_tokens, temperature=0.0)
-    optimizer = AdamW(1e-3, decay=0.01)
-    optimizer.build(model.trainable_variables)
-    step = backend.train_step(model, optimizer, losses.language_objective(model))
-    batch = backend.on_device(ids(config, CONTEXT + 1))
-    return lambda: float(step(batch, np.int32(0))["loss"])
+    prompts = list(token_ids(config.batch_size, config.prompt))
+    return lambda: generate(model, prompts, config.new_tokens, temperature=0.0)
+
+
+def zoo_training(config: Config) -> tuple[Any, Any]:
+    """Compiled trainer of the zoo's GPT, and batches of random tokens."""
+    from zoo import Trainer, gpt
+    from zoo.training import AdamW, Batches, CrossEntropy
+
+    trainer = Trainer(gpt(VOCABULARY, CONTEXT, LAYERS, HEADS, WIDTH))
+    trainer.compile(AdamW(1e-3, decay=0.01), CrossEntropy())
+    ids = token_ids(EXAMPLES, CONTEXT + 1)
+    return trainer, Batches((ids[:, :-1], ids[:, 1:]), config.batch_size, seed=0)
 
 
 def main(config: Config) -> dict[str, Any]:
     if config.worker:
+        from benchmarks.step_timer import serve_fit
         from zoo.backends import backend
 
-        backend.keep_malloc_pages()  # for all alike
-        serve(hugging_face(config) if config.worker == "hugging face" else zoo(config))
+        backend.keep_malloc_pages()  # in each contender
+        steps, skip = (config.steps, 1) if config.task == "train" else (1, 0)
+        if config.worker == "hugging face":
+            serve(hugging_face(config), steps, skip)
+        elif config.task == "generate":
+            serve(zoo_generation(config), steps, skip)
+        else:
+            serve_fit(*zoo_training(config), steps, skip)
         return {}
     command = ["-m", "benchmarks.gpt_speed", "--task", config.task]
     command += ["--batch-size", str(config.batch_size), "--prompt", str(config.prompt)]
-    command += ["--new-tokens", str(config.new_tokens), "--worker"]
+    command += ["--new-tokens", str(config.new_tokens), "--steps", str(config.steps), "--worker"]
     contenders = {"hugging face": Contender([*command, "hugging face"], "torch")}
     for name in config.only:
         if importlib.util.find_spec(name):

@@ -1,14 +1,16 @@
-"""A straightforward GPT in PyTorch, trained as recipes/shakespeare.py trains its own.
+"""Trains a straightforward GPT in PyTorch with the setting of recipes/shakespeare.py.
 
     python -m benchmarks.nanogpt
     python recipes/shakespeare.py --split first_90
 
 nanoGPT's setting for a CPU: 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no
 dropout, characters, the first 90 % of the text for training. Prints the loss on the rest.
+benchmarks/shakespeare_step.py compares the speed of a step with the zoo's.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,23 +18,23 @@ import tyro
 from torch import nn
 from torch.nn import functional
 
-from zoo.datasets import shakespeare, tokenizer
-
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH = 4, 4, 128, 64, 12
 LEARNING_RATE, WARMUP = 1e-3, 100
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train the reference."""
+    """Train the GPT in plain PyTorch."""
 
     steps: int = 2000
-    """Training steps."""
+    """Number of training steps."""
     seed: int = 0
-    """Of initial weights and pieces."""
+    """Seed of the initial weights and of the places of the training windows."""
 
 
 class Block(nn.Module):
+    """GPT-2's block: x (B, T, WIDTH) to (B, T, WIDTH)."""
+
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -49,6 +51,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """Token ids (B, T) to logits (B, T, vocabulary_size)."""
+
     def __init__(self, vocabulary_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, WIDTH)
@@ -57,8 +61,9 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
-                added = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * LAYERS) if added else 0.02)
+                is_residual = name.endswith(("out.weight", "down.weight"))
+                std = 0.02 / math.sqrt(2 * LAYERS) if is_residual else 0.02
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -69,46 +74,75 @@ class GPT(nn.Module):
         return self.norm(x) @ self.embedding.weight.T
 
 
-def loss_of(model: nn.Module, pieces: torch.Tensor) -> torch.Tensor:
-    """pieces: (B, CONTEXT + 1)."""
-    logits = model(pieces[:, :-1])
-    return functional.cross_entropy(logits.flatten(0, 1), pieces[:, 1:].flatten())
+def mean_loss(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the tokens of windows (B, CONTEXT + 1), in nats a token."""
+    logits = model(windows[:, :-1])
+    return functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def learning_rate(step: int, steps: int) -> float:
+    """Learning rate that rises for WARMUP of the steps and then falls to a tenth."""
     if step < WARMUP:
         return LEARNING_RATE * step / WARMUP
-    falling = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
-    return LEARNING_RATE * (0.1 + 0.9 * falling)
+    decay = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
+    return LEARNING_RATE * (0.1 + 0.9 * decay)
 
 
-def main(config: Config) -> float:
-    torch.manual_seed(config.seed)
-    vocabulary = tokenizer.Tokenizer.characters(shakespeare.tokenizer_documents("first_90"))
-    parts = shakespeare.encode_split(vocabulary, scheme="first_90")
-    train, rest = (torch.from_numpy(parts[name].astype("int64")) for name in ("train", "test"))
-    model = GPT(len(vocabulary))
+def make_step(model: nn.Module, steps: int) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Function of a step's number and windows (B, CONTEXT + 1) that trains and gives the loss.
+
+    Args:
+        model: Model that is trained.
+        steps: Number of steps of the whole training.
+    """
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
-    started = time.perf_counter()
-    for step in range(config.steps):
+
+    def step(number: int, windows: torch.Tensor) -> torch.Tensor:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps)
-        places = torch.randint(len(train) - CONTEXT, (BATCH,))
-        loss = loss_of(model, torch.stack([train[p : p + CONTEXT + 1] for p in places]))
+            group["lr"] = learning_rate(number, steps)
+        loss = mean_loss(model, windows)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        return loss
+
+    return step
+
+
+def random_windows(ids: torch.Tensor) -> torch.Tensor:
+    """BATCH windows of CONTEXT + 1 tokens at random places of a text, (N,)."""
+    starts = torch.randint(len(ids) - CONTEXT, (BATCH,))
+    return torch.stack([ids[start : start + CONTEXT + 1] for start in starts])
+
+
+def main(config: Config) -> float:
+    from zoo.datasets import shakespeare, tokenizer
+
+    torch.manual_seed(config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    characters = tokenizer.Tokenizer.characters(shakespeare.tokenizer_documents("first_90"))
+    parts = shakespeare.encode_split(characters, scheme="first_90")
+    train, held_out = (
+        torch.from_numpy(parts[name].astype("int64")).to(device) for name in ("train", "test")
+    )
+    model = GPT(len(characters)).to(device)
+    step = make_step(model, config.steps)
+    started = time.perf_counter()
+    for number in range(config.steps):
+        loss = step(number, random_windows(train))
+    loss.item()  # waits for a GPU
     seconds = time.perf_counter() - started
-    count = (len(rest) - 1) // CONTEXT
-    places = torch.arange(count) * CONTEXT
+    count = (len(held_out) - 1) // CONTEXT
+    starts = torch.arange(count) * CONTEXT
     with torch.no_grad():
         losses = [
-            loss_of(model, torch.stack([rest[p : p + CONTEXT + 1] for p in some])) * len(some)
-            for some in places.split(256)
+            mean_loss(model, torch.stack([held_out[s : s + CONTEXT + 1] for s in chunk]))
+            * len(chunk)
+            for chunk in starts.split(256)
         ]
     result = float(torch.stack(losses).sum() / count)
     print(f"validation loss {result:.4f} nats a character after {seconds:.0f} s of training")

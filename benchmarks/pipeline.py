@@ -1,9 +1,9 @@
-"""Measures what the data costs: the share of a training step that augmentation takes.
+"""Measures the share of a training step that the input pipeline takes.
 
     KERAS_BACKEND=jax python -m benchmarks.pipeline
 
-Gathering a batch from the resident images, rotation, brightness, contrast and normalisation are
-part of the compiled training step; here they are compiled alone and timed beside it, in turn.
+Rotation, brightness, contrast and normalization are part of the compiled training step. Here they
+are compiled alone, with the gathering of the batch, and timed between the steps of `Trainer.fit`.
 """
 
 import statistics
@@ -19,62 +19,66 @@ import tyro
 from keras import ops
 
 from benchmarks.contenders import write_json
-from benchmarks.train_step import zoo_step
-from zoo import random
+from benchmarks.step_timer import time_fit
+from benchmarks.train_step import zoo_training
+from zoo import Trainer, random
 from zoo.backends import backend, name
-from zoo.datasets.augmentation import ImageTransform
+from zoo.training import Batches
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time the augmentation of a batch against the whole training step."""
+    """Time the augmentation of a batch between whole training steps."""
 
     rounds: int = 30
-    """Timed calls of each."""
+    """Number of timed calls of each."""
     batch_size: int = 64
-    """Images of a step."""
+    """Number of images in a step."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """JSON file to which the figures are added."""
 
 
-def augmentation(batch_size: int) -> Callable[[], Any]:
-    transform = ImageTransform((0.1307,), (0.3081,))
-    key = random.key(0, "augmentation")
+def augmentation(trainer: Trainer, batches: Batches) -> Callable[[], Any]:
+    """Function that gathers and augments the next batch."""
+    layer = trainer.preprocessing
 
-    def augment(images: Any, indices: Any, step: Any) -> Any:
-        batch = ops.take(images, indices, axis=0)
-        # The sum stands for whoever reads the pixels, and waits for them.
-        return ops.sum(transform.training(batch, random.fold_in(key, step)))
+    def augment(images: Any, step: Any) -> Any:
+        pixels = layer.augment(images, random.fold_in(layer.random_key, step))
+        return ops.sum(layer.normalize(pixels))  # reads all pixels
 
-    forward = backend.inference_function(keras.Model(), augment)
-    generator = np.random.default_rng(0)
-    images = backend.on_device(generator.integers(0, 256, (1024, 48, 48, 1)).astype(np.uint8))
-    indices = np.arange(batch_size, dtype=np.int32)
+    compiled = backend.inference_function(keras.Model(), augment)
     number = iter(range(10**9))
-    return lambda: float(forward(images, indices, np.int32(next(number))))
+
+    def call() -> float:
+        step = next(number)
+        images, _ = batches[step]
+        return float(compiled(images, np.int32(step)))
+
+    return call
 
 
 def main(config: Config) -> dict[str, Any]:
-    calls = {"augmentation": augmentation(config.batch_size), "step": zoo_step(config.batch_size)}
-    seconds: dict[str, list[float]] = {what: [] for what in calls}
-    for call in calls.values():
-        for _ in range(3):
-            call()
-    for _ in range(config.rounds):
-        for what, call in calls.items():
-            started = time.perf_counter()
-            call()
-            seconds[what].append(time.perf_counter() - started)
-    medians = {what: statistics.median(values) for what, values in seconds.items()}
-    share = medians["augmentation"] / medians["step"]
+    trainer, batches = zoo_training(config.batch_size)
+    augment = augmentation(trainer, batches)
+    for _ in range(3):
+        augment()
+    calls: list[float] = []
+
+    def between() -> None:
+        started = time.perf_counter()
+        augment()
+        calls.append(time.perf_counter() - started)
+
+    warmup = 2
+    steps = time_fit(trainer, batches, warmup + config.rounds, steps=1, between=between)
+    step, call = (statistics.median(seconds[warmup:]) for seconds in (steps, calls))
     print(
-        f"{name}: augmentation {1000 * medians['augmentation']:.1f} ms "
-        f"({config.batch_size / medians['augmentation']:,.0f} images/s), step "
-        f"{1000 * medians['step']:.0f} ms, share {share:.1%}"
+        f"{name}: augmentation {1000 * call:.1f} ms ({config.batch_size / call:,.0f} images/s), "
+        f"step {1000 * step:.0f} ms, share {call / step:.1%}"
     )
     result = {
-        "augmentation_images_per_second": config.batch_size / medians["augmentation"],
-        "share_of_step": share,
+        "augmentation_images_per_second": config.batch_size / call,
+        "share_of_step": call / step,
     }
     if config.json:
         write_json(config.json, {name: result})

@@ -1,14 +1,14 @@
-"""Sends the zoo's random bits through dieharder, the classical battery of tests.
+"""Tests the zoo's random bits with dieharder, the classical battery of tests.
 
     KERAS_BACKEND=torch python -m benchmarks.randomness --tests 0 1 2 3 8 100 101 102
 
-Debian's package `dieharder` has the program; all of its tests take an hour or two a stream. Each
-stream is made as training makes its numbers:
+Debian's package `dieharder` has the program; all of its tests take an hour or two for a stream.
+Each stream is made in the way that training makes its numbers:
 
-    long    2**24 numbers of each step, a large layer's
-    steps   4,096 numbers of each step, a small layer's
+    long    2**24 numbers of each step, as for a large layer
+    steps   4,096 numbers of each step, as for a small layer
     seeds   4,096 numbers of each of the neighbouring seeds 0, 1, 2, ...
-    few     256 numbers of each step, a bias vector's or an augmentation's
+    few     256 numbers of each step, as for a bias vector or an augmentation
 """
 
 import shutil
@@ -25,16 +25,16 @@ from zoo import random
 
 @dataclass(frozen=True)
 class Config:
-    """Test the generator with dieharder."""
+    """Test the random number generator with dieharder."""
 
     streams: tuple[str, ...] = ("long", "steps", "seeds", "few")
-    """Which streams to test."""
+    """Names of the streams to test."""
     tests: tuple[int, ...] = ()
     """Numbers of dieharder's tests; by default all."""
 
 
 def blocks(stream: str) -> Iterator[np.ndarray]:
-    """Random bits without end."""
+    """Yields blocks of random bits of an endless stream."""
     root = random.key(0, stream)
     for number in count():
         if stream == "seeds":
@@ -46,8 +46,8 @@ def blocks(stream: str) -> Iterator[np.ndarray]:
             yield random.bits(random.fold_in(root, number), 2**24 if stream == "long" else 4096)
 
 
-def test(stream: str, arguments: list[str]) -> list[str]:
-    """Runs dieharder on a stream until it has had enough; returns its lines of results."""
+def run_dieharder(stream: str, arguments: list[str]) -> list[str]:
+    """Feeds a stream to dieharder until the program ends; returns its lines of results."""
     command = ["dieharder", "-g", "200", "-D", "default", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
@@ -64,11 +64,11 @@ def test(stream: str, arguments: list[str]) -> list[str]:
 def main(config: Config) -> None:
     if shutil.which("dieharder") is None:
         raise SystemExit("dieharder is not installed; Debian's package of that name has it")
-    runs = [["-d", str(number)] for number in config.tests] or [["-a"]]
+    batteries = [["-d", str(number)] for number in config.tests] or [["-a"]]
     for stream in config.streams:
-        lines = [line for arguments in runs for line in test(stream, arguments)]
+        lines = [line for arguments in batteries for line in run_dieharder(stream, arguments)]
         verdicts = [line.split("|")[-1].strip() for line in lines]
-        for line, verdict in zip(lines, verdicts):
+        for line, verdict in zip(lines, verdicts, strict=True):
             if verdict != "PASSED":
                 print(line)
         counts = ", ".join(f"{verdicts.count(v)} {v.lower()}" for v in sorted(set(verdicts)))

@@ -1,18 +1,20 @@
-"""Collects measured results into `results/` and rewrites the README's tables from them.
+"""Collects measured results in `results/` and writes the README's tables from them.
 
     python -m benchmarks.results cpu-2-cores --runs runs/a runs/b
     python -m benchmarks.results cpu-2-cores --train-step step.json --pipeline pipeline.json
     python -m benchmarks.results cpu-2-cores --recurrent-step recurrent.json
     python -m benchmarks.results cpu-2-cores --gpt-speed gpt.json
     python -m benchmarks.results cpu-2-cores --diffusion-speed diffusion.json
+    python -m benchmarks.results
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
-results/accuracy.json is what benchmarks/accuracy.py wrote.
+results/accuracy.json is the output of benchmarks/accuracy.py, and results/gpu-NAME.json that of
+benchmarks/gpu.py. Without a machine only the tables are written.
 """
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,78 +24,96 @@ import tyro
 from benchmarks.accuracy import HEAD, cells
 
 ROOT = Path(__file__).parents[1]
+SPEED_FILES = ("train_step", "pipeline", "recurrent_step", "gpt_speed", "diffusion_speed")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Add results to a machine's file and rewrite the README's tables."""
+    """Add results to a machine's file, and write the README's tables."""
 
-    machine: tyro.conf.Positional[str]
-    """Name of the file in results/, without its ending."""
+    machine: tyro.conf.Positional[str | None] = None
+    """Name of the file in results/, without its ending; by default only the tables are written."""
     runs: tuple[Path, ...] = ()
-    """Finished run directories; one of the same settings is replaced."""
+    """Finished run directories; each replaces an earlier run of the same settings."""
     train_step: Path | None = None
-    """What benchmarks/train_step.py wrote."""
+    """JSON file of benchmarks/train_step.py."""
     pipeline: Path | None = None
-    """What benchmarks/pipeline.py wrote."""
+    """JSON file of benchmarks/pipeline.py."""
     recurrent_step: Path | None = None
-    """What benchmarks/recurrent_step.py wrote."""
+    """JSON file of benchmarks/recurrent_step.py."""
     gpt_speed: Path | None = None
-    """What benchmarks/gpt_speed.py wrote, for both tasks."""
+    """JSON file of benchmarks/gpt_speed.py, for both tasks."""
     diffusion_speed: Path | None = None
-    """What benchmarks/diffusion_speed.py wrote, for both tasks."""
+    """JSON file of benchmarks/diffusion_speed.py, for both tasks."""
 
+    def __post_init__(self) -> None:
+        if self.machine is None and (self.runs or any(getattr(self, n) for n in SPEED_FILES)):
+            raise SystemExit("`machine` must be given with results. Received: machine=None")
+
+
+# ------------------------------------------------------------------ results/MACHINE.json
 
 ORDER = ("recipe", "model", "cell", "train_examples", "epochs", "backend")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """A run's settings, metrics and history."""
+    """Settings, metrics and history of a run."""
     config = json.loads((folder / "config.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     if len(metrics["backends"]) > 1:
-        raise SystemExit(f"{folder} was made on several backends: {metrics['backends']}")
+        raise SystemExit(f"{folder} was trained on several backends: {metrics['backends']}")
     with open(folder / "history.csv", newline="") as file:
         rows = [{k: round(float(v), 6) for k, v in row.items()} for row in csv.DictReader(file)]
     return {"settings": config, **metrics, "history": rows}
 
 
+def identity(run: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Settings and backend of a run; two runs with the same ones are the same measurement."""
+    settings = {name: value for name, value in run["settings"].items() if value is not None}
+    return settings, run["backend"]
+
+
 def update(machine: str, config: Config) -> None:
+    """Adds runs and speeds to a machine's file."""
     path = ROOT / "results" / f"{machine}.json"
     content = json.loads(path.read_text())
 
-    def place(run: dict[str, Any]) -> list[Any]:
+    def sort_key(run: dict[str, Any]) -> list[Any]:
         return [run.get(name, "") for name in ORDER]
 
     for folder in config.runs:
         run = read_run(folder)
-        key = run["settings"], run["backend"]
-        kept = [other for other in content["runs"] if (other["settings"], other["backend"]) != key]
-        content["runs"] = sorted([*kept, run], key=place)
-    for name in ("train_step", "pipeline", "recurrent_step", "gpt_speed", "diffusion_speed"):
+        others = [other for other in content["runs"] if identity(other) != identity(run)]
+        content["runs"] = sorted([*others, run], key=sort_key)
+    for name in SPEED_FILES:
         file = getattr(config, name)
         if file:
             content[name] = json.loads(file.read_text())
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in [list(head), *map(list, rows)]]
-    lines.insert(1, "|" + " --- |" * lines[0].count(" | ") + " --- |")
-    return "\n".join(lines)
-
-
 def machines() -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/*.json"))]
-    return [content for content in found if "description" in content]
+    """The content of all machines' files."""
+    contents = [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/*.json"))]
+    return [content for content in contents if "description" in content]
 
 
 def runs(recipe: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """A recipe's runs, each with the name of its machine."""
+    """The runs of a recipe, each with the name of its machine."""
     for machine in machines():
         for run in machine["runs"]:
             if run["recipe"] == recipe:
                 yield run, machine["name"]
+
+
+# ------------------------------------------------------------------ tables
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in [list(head), *map(list, rows)]]
+    lines.insert(1, "|" + " --- |" * lines[0].count(" | ") + " --- |")
+    return "\n".join(lines)
 
 
 def accuracy() -> str:
@@ -120,121 +140,20 @@ def accuracy() -> str:
     )
 
 
-def speed() -> str:
-    head = ("", "images/s", "against the document's code", "of it augmentation", "machine")
-    return table(
-        head,
-        (
-            (
-                name,
-                f"{step['examples_per_second']:.0f}",
-                f"{step['ratio']:.2f}",
-                f"{machine['pipeline'][name]['share_of_step']:.1%}"
-                if name in machine["pipeline"]
-                else "",
-                machine["name"],
-            )
-            for machine in machines()
-            if "train_step" in machine and "pipeline" in machine
-            for name, step in machine["train_step"].items()
-        ),
-    )
-
-
-def gpt_speed() -> str:
-    """Tokens a second and ratios: a row a contender, two columns a task."""
-    tasks = {"generate": "written", "train": "trained on"}
+def equivalence() -> str:
+    comparisons = json.loads((ROOT / "results" / "accuracy.json").read_text())
     rows = [
-        (
-            name,
-            *(
-                cell
-                for task in tasks
-                for found in [machine["gpt_speed"][task][name]]
-                for cell in (f"{found['examples_per_second']:.0f}", f"{found['ratio']:.2f}")
-            ),
-            machine["name"],
-        )
-        for machine in machines()
-        if "gpt_speed" in machine
-        for name in machine["gpt_speed"]["generate"]
+        (model, *cells(pair))
+        for model, comparison in comparisons.items()
+        for pair in comparison["pairs"]
     ]
-    columns = [text for verb in tasks.values() for text in (f"tokens/s {verb}", "ratio")]
-    return table(("", *columns, "machine"), rows)
-
-
-def diffusion_speed() -> str:
-    """Milliseconds and ratios: a row a contender, two columns a task."""
-    rows = [
-        (
-            name,
-            *(
-                cell
-                for task in ("train", "sample")
-                for found in [machine["diffusion_speed"][task][name]]
-                for cell in (f"{found['seconds']:.2f}", f"{found['ratio']:.2f}")
-            ),
-            machine["name"],
-        )
-        for machine in machines()
-        if "diffusion_speed" in machine
-        for name in machine["diffusion_speed"]["train"]
-    ]
-    head = ("", "seconds a training step", "ratio", "seconds for 16 images", "ratio", "machine")
-    return table(head, rows)
-
-
-def pictures() -> str:
-    head = (
-        "training images", "epochs", "backend", "as asked for", "Fréchet distance", "of real ones",
-        "of noise", "as varied as real ones", "training, minutes", "drawing, minutes", "machine",
-    )  # fmt: skip
-    return table(
-        head,
-        (
-            (
-                f"{run['train_examples']:,}",
-                str(run["epochs"]),
-                run["backend"],
-                f"**{run['prompt_accuracy']:.1%}** of {run['samples']:,}",
-                f"{run['frechet_distance']:.1f}",
-                f"{run['frechet_real']:.1f}",
-                f"{run['frechet_noise']:.1f}",
-                f"{run['intra_class_diversity']:.2f}",
-                f"{run['wall_seconds'] / 60:.1f}",
-                f"{run['drawing_seconds'] / 60:.1f}",
-                machine,
-            )
-            for run, machine in runs("text_to_image")
-        ),
-    )
-
-
-def recurrent() -> str:
-    """Seconds and ratios of recurrent steps: a row a contender, two columns a cell."""
-    rows = [
-        (
-            name,
-            *(
-                cell
-                for found in machine["recurrent_step"].values()
-                for cell in (f"{1000 * found[name]['seconds']:.0f}", f"{found[name]['ratio']:.2f}")
-            ),
-            machine["name"],
-        )
-        for machine in machines()
-        if "recurrent_step" in machine
-        for name in next(iter(machine["recurrent_step"].values()))
-    ]
-    cells = next(m["recurrent_step"] for m in machines() if "recurrent_step" in m)
-    columns = [text for cell in cells for text in (f"{cell}, ms", "against PyTorch's own")]
-    return table(("", *columns, "machine"), rows)
+    return table(("model", *HEAD), rows)
 
 
 def words() -> str:
     head = (
-        "cell", "training tokens", "epochs", "backend", "test perplexity", "bigrams'", "unigrams'",
-        "minutes", "machine",
+        "cell", "training tokens", "epochs", "backend", "test perplexity", "of bigrams",
+        "of unigrams", "minutes", "machine",
     )  # fmt: skip
     return table(
         head,
@@ -255,14 +174,35 @@ def words() -> str:
     )
 
 
+def shakespeare() -> str:
+    head = ("tokens", "test text", "steps", "backend", "test loss", "bits/character", "seconds",
+            "machine")  # fmt: skip
+    return table(
+        head,
+        (
+            (
+                run["tokens"],
+                {"works": "two plays", "first_90": "the last tenth"}[run["settings"]["split"]],
+                f"{run['steps']:,}",
+                run["backend"],
+                f"**{run['test_loss']:.3f}**",
+                f"{run['test_bits_per_character']:.3f}",
+                f"{run['wall_seconds']:.0f}",
+                machine,
+            )
+            for run, machine in runs("shakespeare")
+        ),
+    )
+
+
 def translations() -> str:
-    """BLEU and chrF of translations, with those of the baselines on the same verses."""
+    """BLEU and chrF of the model and of the baselines on the same verses."""
     names = {
-        "": "", "word_by_word": "word by word", "copied_source": "the source, copied",
-        "most_frequent_word": "the most frequent word",
+        "": "", "word_by_word": "word by word", "copied_source": "copied source",
+        "most_frequent_word": "most frequent word",
     }  # fmt: skip
     head = (
-        "pairs", "epochs", "backend", "test loss", "by frequency", "BLEU", "chrF",
+        "pairs", "epochs", "backend", "test loss", "of unigrams", "BLEU", "chrF",
         *(f"{name}: BLEU, chrF" for name in names.values() if name), "minutes", "machine",
     )  # fmt: skip
     rows = []
@@ -288,31 +228,188 @@ def translations() -> str:
     return table(head, rows)
 
 
-def shakespeare() -> str:
-    head = ("tokens", "held out", "steps", "backend", "test loss", "bits/character", "seconds",
-            "machine")  # fmt: skip
+def pictures() -> str:
+    head = (
+        "training images", "epochs", "backend", "show their prompt", "Fréchet distance",
+        "of real images", "of noise", "diversity", "training, minutes", "sampling, minutes",
+        "machine",
+    )  # fmt: skip
     return table(
         head,
         (
             (
-                run["tokens"],
-                {"works": "four plays", "first_90": "the last tenth"}[run["settings"]["split"]],
-                f"{run['settings']['steps']:,}",
+                f"{run['train_examples']:,}",
+                str(run["epochs"]),
                 run["backend"],
-                f"**{run['test_loss']:.3f}**",
-                f"{run['test_bits_per_character']:.3f}",
-                f"{run['wall_seconds']:.0f}",
+                f"**{run['prompt_accuracy']:.1%}** of {run['samples']:,}",
+                f"{run['frechet_distance']:.1f}",
+                f"{run['frechet_real']:.1f}",
+                f"{run['frechet_noise']:.1f}",
+                f"{run['intra_class_diversity']:.2f}",
+                f"{run['wall_seconds'] / 60:.1f}",
+                f"{run['drawing_seconds'] / 60:.1f}",
                 machine,
             )
-            for run, machine in runs("shakespeare")
+            for run, machine in runs("text_to_image")
         ),
     )
 
 
-def equivalence() -> str:
-    found = json.loads((ROOT / "results" / "accuracy.json").read_text())
-    rows = [(model, *cells(pair)) for model, about in found.items() for pair in about["pairs"]]
-    return table(("model", *HEAD), rows)
+def speed() -> str:
+    head = ("", "images/s", "against the document's code", "share of augmentation", "machine")
+    return table(
+        head,
+        (
+            (
+                name,
+                f"{step['examples_per_second']:.0f}",
+                f"{step['ratio']:.2f}",
+                f"{machine['pipeline'][name]['share_of_step']:.1%}"
+                if name in machine["pipeline"]
+                else "",
+                machine["name"],
+            )
+            for machine in machines()
+            if "train_step" in machine and "pipeline" in machine
+            for name, step in machine["train_step"].items()
+        ),
+    )
+
+
+def recurrent() -> str:
+    """Milliseconds and ratios of recurrent steps: a row a contender, two columns a cell."""
+    measured = [machine for machine in machines() if "recurrent_step" in machine]
+    cell_names = list(measured[0]["recurrent_step"])
+    columns = [text for cell in cell_names for text in (f"{cell}, ms", "against PyTorch's own")]
+    return _comparison(
+        "recurrent_step", cell_names, columns, lambda figure: f"{1000 * figure['seconds']:.0f}"
+    )
+
+
+def gpt_speed() -> str:
+    """Tokens a second and ratios: a row a contender, two columns a task."""
+    return _comparison(
+        "gpt_speed",
+        ("generate", "train"),
+        ("generated tokens/s", "ratio", "training tokens/s", "ratio"),
+        lambda figure: f"{figure['examples_per_second']:.0f}",
+    )
+
+
+def diffusion_speed() -> str:
+    """Seconds and ratios: a row a contender, two columns a task."""
+    return _comparison(
+        "diffusion_speed",
+        ("train", "sample"),
+        ("seconds a training step", "ratio", "seconds for 16 images", "ratio"),
+        lambda figure: f"{figure['seconds']:.2f}",
+    )
+
+
+def _comparison(
+    entry: str,
+    tasks: Iterable[str],
+    columns: Iterable[str],
+    text: Callable[[dict[str, Any]], str],
+) -> str:
+    """Table of contenders that took turns: for each task a figure and a ratio.
+
+    Args:
+        entry: Name of the entry in a machine's file: figures by task and contender.
+        tasks: Names of the tasks.
+        columns: Headings, two for each task.
+        text: Function that formats a contender's figures for a task.
+    """
+    tasks = list(tasks)
+    rows = [
+        (
+            name,
+            *(
+                cell
+                for task in tasks
+                for figure in [machine[entry][task][name]]
+                for cell in (text(figure), f"{figure['ratio']:.2f}")
+            ),
+            machine["name"],
+        )
+        for machine in machines()
+        if entry in machine
+        for name in machine[entry][tasks[0]]
+    ]
+    return table(("", *columns, "machine"), rows)
+
+
+# ------------------------------------------------------------------ results/gpu-NAME.json
+
+
+def gpu_files() -> list[dict[str, Any]]:
+    """The content of all files of benchmarks/gpu.py."""
+    return [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/gpu-*.json"))]
+
+
+def gpu() -> str:
+    """A row for each job that was done on a GPU."""
+    rows = [
+        (job["title"], job["backend"], GPU_TEXTS[job["job"]](job), content["device"])
+        for content in gpu_files()
+        for job in content["jobs"]
+        if job["status"] == "done" and content["backends"][job["backend"]]["device"] != "cpu"
+    ]
+    return table(("measurement", "backend", "result", "device"), rows)
+
+
+def _parameters(job: dict[str, Any]) -> str:
+    counts = job["result"]["parameters"]
+    return f"{len(counts)} models, each as its formula says"
+
+
+def _check(job: dict[str, Any]) -> str:
+    texts = []
+    for model, report in job["result"].items():
+        row = next((row for row in report["rows"] if row["comparison"] == "CPU"), None)
+        distance = "" if row is None else f" ({row['distance']:.1e} of {row['tolerance']:.1e})"
+        texts.append(f"`{model}` {report['verdict']}{distance}")
+    return ", ".join(texts)
+
+
+def _accuracies(job: dict[str, Any]) -> str:
+    history = job["result"]["history"]
+    accuracies = ", ".join(f"{100 * row['val_accuracy']:.2f}" for row in history)
+    seconds = ", ".join(f"{row['seconds']:.0f}" for row in history)
+    rate = job["result"]["examples_per_second"]
+    return f"{accuracies} % after {seconds} s; {rate:,.0f} images/s"
+
+
+def _contenders(job: dict[str, Any]) -> str:
+    contenders = job["result"]["contenders"]
+    times = ", ".join(f"{name} {1000 * one['seconds']:.2f} ms" for name, one in contenders.items())
+    *_, last = contenders.values()
+    tf32 = ", ".join(f"{name} {state}" for name, state in job["result"]["tf32"].items())
+    return f"{times}; ratio {last['ratio']:.2f}; TF32: {tf32}"
+
+
+def _samples(job: dict[str, Any]) -> str:
+    result = job["result"]
+    return (
+        f"{result['prompt_accuracy']:.1%} of {result['samples']:,} images show their prompt, "
+        f"after {job['seconds']:.0f} s"
+    )
+
+
+GPU_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "parameters": _parameters,
+    "check": _check,
+    "quick": _accuracies,
+    "document_setting": _accuracies,
+    "cosine": _accuracies,
+    "cnn_step": _contenders,
+    "gpt_step": _contenders,
+    "text_to_image": _samples,
+    "cnn_step_without_tf32": _contenders,
+}
+
+
+# ------------------------------------------------------------------ README.md
 
 
 def tables() -> dict[str, str]:
@@ -323,11 +420,12 @@ def tables() -> dict[str, str]:
         "words": words(),
         "shakespeare": shakespeare(),
         "translations": translations(),
-        "gpt_speed": gpt_speed(),
         "pictures": pictures(),
-        "diffusion_speed": diffusion_speed(),
         "speed": speed(),
         "recurrent": recurrent(),
+        "gpt_speed": gpt_speed(),
+        "diffusion_speed": diffusion_speed(),
+        "gpu": gpu(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
     }
 
@@ -342,7 +440,8 @@ def with_tables(readme: str) -> str:
 
 
 def main(config: Config) -> None:
-    update(config.machine, config)
+    if config.machine is not None:
+        update(config.machine, config)
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text()))
 

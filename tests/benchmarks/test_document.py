@@ -1,4 +1,4 @@
-"""Against the document's own PyTorch code; needs PyTorch, so it runs where that is the backend."""
+"""Comparison with the document's own PyTorch code; runs where PyTorch is the backend."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import torch
 from benchmarks.document import MY_NET
 
 
-def test_the_reference_is_my_net() -> None:
+def test_reference_equals_my_net() -> None:
     torch.manual_seed(0)
     net = MY_NET(10).eval()
     x = np.random.default_rng(0).normal(size=(2, 3, 48, 48)).astype(np.float32)
@@ -27,7 +27,7 @@ def test_the_reference_is_my_net() -> None:
     np.testing.assert_allclose(reference.my_net(state, x), expected, atol=1e-6)
 
 
-def test_the_way_back_loads_strictly() -> None:
+def test_state_dict_loads_strictly_into_my_net() -> None:
     model = zoo.cnn_48x48(10)
     net = MY_NET(10)
     state = {name: torch.from_numpy(a) for name, a in pytorch.state_dict(model).items()}
@@ -35,5 +35,5 @@ def test_the_way_back_loads_strictly() -> None:
     x = np.random.default_rng(0).normal(size=(2, 48, 48, 3)).astype(np.float32)
     with torch.no_grad():
         expected = net.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-    found = ops.convert_to_numpy(model(x, training=False).detach())
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    logits = ops.convert_to_numpy(model(x, training=False).detach())
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
