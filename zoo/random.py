@@ -211,7 +211,7 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
 
     In training the layer sets a fraction `rate` of its inputs to 0 and scales the others by
     1/(1 - rate). The mask depends on the seed, the layer's name and the number of previous training
-    calls. That counter is saved and restored with the model and is not a parameter.
+    calls. That counter is a variable, which training checkpoints hold, and is not a parameter.
 
     Args:
         rate: Fraction of the inputs that is set to 0, in [0, 1).
@@ -233,8 +233,8 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         self.random_key = key(seed, "dropout", self.name)
 
     def build(self, input_shape: Any) -> None:
-        # Keras carries the state of a SeedGenerator through compiled code and saves the state
-        # without counting it as a parameter. Only its second number, the counter, is used.
+        # Keras carries the state of a SeedGenerator through compiled code, and does not count it
+        # as a parameter. Only its second number, the counter, is used.
         self.counter = keras.random.SeedGenerator(0, name="counter")
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:

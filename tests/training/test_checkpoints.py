@@ -1,9 +1,9 @@
+"""Tests of checkpoint files."""
+
 import contextlib
 import json
 import os
 import resource
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -37,7 +37,7 @@ def assert_equal(first: list[np.ndarray], second: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_restore_assigns_every_variable(tmp_path: Path) -> None:
     parts = make()
     for i in range(3):
         variables = parts["model"].trainable_variables
@@ -50,7 +50,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert int(ops.convert_to_numpy(other["optimizer"].iterations)) == 3
 
 
-def test_constants_made_from_variables_come_back(tmp_path: Path) -> None:
+def test_restore_updates_constants_made_from_variables(tmp_path: Path) -> None:
     """Those of `keras.layers.Normalization` are tensors of its own on every backend but PyTorch."""
 
     def normalizing() -> keras.Model:
@@ -66,7 +66,8 @@ def test_constants_made_from_variables_come_back(tmp_path: Path) -> None:
     assert abs(ops.convert_to_numpy(fresh(x)).mean()) < 1e-4
 
 
-def test_the_last_two_are_kept_and_the_newest_restored(tmp_path: Path) -> None:
+@pytest.mark.once
+def test_save_keeps_last_two_and_restore_takes_newest(tmp_path: Path) -> None:
     parts = make()
     for step in (5, 10, 15):
         checkpoints.save(tmp_path, step, {}, **parts)
@@ -75,7 +76,8 @@ def test_the_last_two_are_kept_and_the_newest_restored(tmp_path: Path) -> None:
     assert progress == {"step": 15}
 
 
-def test_a_checkpoint_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
+@pytest.mark.once
+def test_restore_removes_unfinished_checkpoint(tmp_path: Path) -> None:
     parts = make()
     checkpoints.save(tmp_path, 1, {}, **parts)
     (tmp_path / ".step-000000002.npz.tmp").write_bytes(b"half")
@@ -83,12 +85,14 @@ def test_a_checkpoint_cut_short_by_a_kill_is_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["step-000000001.npz"]
 
 
-def test_nothing_to_restore(tmp_path: Path) -> None:
+@pytest.mark.once
+def test_restore_without_checkpoint_returns_none(tmp_path: Path) -> None:
     assert checkpoints.restore(tmp_path / "none", **make()) is None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+def test_restore_falls_back_from_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
     parts = make(units=1000)
     checkpoints.save(tmp_path, 1, {}, **parts)
     expected = values(parts)
@@ -108,7 +112,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damag
     assert len(list(tmp_path.glob("step-*.npz"))) == 2
 
 
-def test_every_flipped_bit_of_a_header_is_survived(tmp_path: Path) -> None:
+@pytest.mark.once
+def test_restore_survives_every_flipped_bit_of_headers(tmp_path: Path) -> None:
     parts = make()
     content = checkpoints.save(tmp_path / "good", 1, {}, **parts).read_bytes()
     good = values(parts)
@@ -127,19 +132,19 @@ def test_every_flipped_bit_of_a_header_is_survived(tmp_path: Path) -> None:
             assert_equal(values(parts), good)
 
 
-def test_another_model_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_restore_rejects_other_model_and_leaves_it_as_it_is(tmp_path: Path) -> None:
     checkpoints.save(tmp_path, 1, {}, **make(units=3))
     other = make(units=5)
-    before = values(other)
+    initial = values(other)
     text = r"does not fit this model: model/.*dense/kernel has shape \(4, 3\) instead of \(4, 5\)"
     with pytest.raises(ValueError, match=text):
         checkpoints.restore(tmp_path, **other)
     with pytest.raises(ValueError, match=r"optimizer/adam/iteration is unknown"):
         checkpoints.restore(tmp_path, model=make()["model"])
-    assert_equal(values(other), before)
+    assert_equal(values(other), initial)
 
 
-def test_nan_is_never_saved(tmp_path: Path) -> None:
+def test_save_rejects_nan(tmp_path: Path) -> None:
     parts = make()
     checkpoints.save(tmp_path, 1, {}, **parts)
     kernel, bias = parts["model"].get_weights()
@@ -150,36 +155,27 @@ def test_nan_is_never_saved(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["step-000000001.npz"]
 
 
-FULL_DISK = """
-import resource, sys
-from tests.training.test_checkpoints import make
-from zoo.training import checkpoints
-from pathlib import Path
-folder = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-checkpoints.save(folder, 1, {}, **make(units=10))
-try:
-    checkpoints.save(folder, 2, {}, **make(units=10_000))
-except OSError as error:
-    print(error.strerror)
-"""
-
-
+@pytest.mark.once
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs POSIX limits")
-def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path) -> None:
+def test_save_on_full_disk_leaves_last_good_checkpoint(tmp_path: Path) -> None:
     """The system refuses to write past a limit, in the middle of a file."""
-    result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    text = result.stdout.splitlines()[-1]
-    assert "Could not write the checkpoint" in text
-    assert "The last good one is" in text
+    small, large = make(units=10), make(units=10_000)
+    checkpoints.save(tmp_path, 1, {}, **small)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="Could not write the checkpoint") as error:
+            checkpoints.save(tmp_path, 2, {}, **large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    text = str(error.value)
+    assert "File too large. The last good one is" in text
     assert "step-000000001.npz; make room and run the same command again" in text
     assert os.listdir(tmp_path) == ["step-000000001.npz"]
-    assert checkpoints.restore(tmp_path, **make(units=10)) == {"step": 1}
+    assert checkpoints.restore(tmp_path, **small) == {"step": 1}
 
 
-def test_keras_files_go_on_training(tmp_path: Path) -> None:
+def test_load_model_resumes_training_from_keras_file(tmp_path: Path) -> None:
     """Also where the file names another backend's optimizer class, as PyTorch's does."""
     x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")], name="m")
@@ -200,7 +196,7 @@ def test_keras_files_go_on_training(tmp_path: Path) -> None:
                 content = json.dumps(config).encode()
             target.writestr(name, content)
     loaded = checkpoints.load_model(path)
-    expected, found = (float(m.train_on_batch(x, y)) for m in (model, loaded))
-    assert found == pytest.approx(expected, rel=1e-6)
+    expected, loss = (float(m.train_on_batch(x, y)) for m in (model, loaded))
+    assert loss == pytest.approx(expected, rel=1e-6)
     for a, b in zip(model.optimizer.variables, loaded.optimizer.variables):
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-5)

@@ -1,14 +1,15 @@
+"""Tests of optimizers, against their definitions in NumPy."""
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from tests import reference
-from zoo.backends import backend
 from zoo.training.optimizers import Adam, AdamW, learning_rate_schedule
 
 
-def test_adam_is_pytorchs_over_twenty_steps() -> None:
+def test_adam_matches_pytorch_over_twenty_steps() -> None:
     generator = np.random.default_rng(0)
     start = generator.normal(size=(30, 20)).astype(np.float32)
     gradients = generator.normal(size=(20, 30, 20)).astype(np.float32)
@@ -23,7 +24,7 @@ def test_adam_is_pytorchs_over_twenty_steps() -> None:
 
 
 @pytest.mark.parametrize("limit", [1.0, 1000.0])
-def test_gradients_are_clipped_together_and_weights_averaged(limit: float) -> None:
+def test_adam_clips_gradients_together_and_averages_weights(limit: float) -> None:
     """By the norm of all; the average begins with the first step's weights."""
     generator = np.random.default_rng(0)
     starts = [generator.normal(size=shape).astype(np.float32) for shape in ((4, 5), (3,))]
@@ -46,14 +47,14 @@ def test_gradients_are_clipped_together_and_weights_averaged(limit: float) -> No
         np.testing.assert_allclose(ops.convert_to_numpy(variable.value), average, atol=1e-5)
 
 
-def test_a_norm_that_is_no_number_shows() -> None:
+def test_adam_shows_infinite_gradient_norm() -> None:
     variable = keras.Variable(np.ones(3, np.float32), name="weight")
     optimizer = Adam(0.1, global_clipnorm=1.0)
     optimizer.apply([ops.convert_to_tensor(np.array([1, np.inf, 0], np.float32))], [variable])
     assert np.isnan(ops.convert_to_numpy(variable.value)).all()
 
 
-def test_adamw_shrinks_matrices_and_nothing_else() -> None:
+def test_adamw_shrinks_only_matrices() -> None:
     start, gradient = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
     matrix, bias = keras.Variable(start, name="matrix"), keras.Variable(start[0], name="bias")
     optimizer = AdamW(0.1, decay=0.5)
@@ -67,20 +68,20 @@ def test_adamw_shrinks_matrices_and_nothing_else() -> None:
     assert again.weight_decay == 0.5
 
 
-def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
+def test_learning_rate_schedule_rises_and_falls_to_a_tenth() -> None:
     rate = learning_rate_schedule("warmup_cosine", 0.01, 1100)
     values = [float(rate(step)) for step in (0, 50, 100, 600, 1100)]
     np.testing.assert_allclose(values, [0, 0.005, 0.01, 0.0055, 0.001], rtol=1e-4, atol=1e-9)
     assert float(learning_rate_schedule("warmup_cosine", 0.01, 2)(1)) == pytest.approx(0.01)
 
 
-def test_epsilon_is_added_after_the_bias_is_corrected() -> None:
+def test_adam_adds_epsilon_after_bias_correction() -> None:
     variable = keras.Variable(np.zeros(3, np.float32), name="weight")
     Adam(1.0, epsilon=1e-4).apply([ops.convert_to_tensor(np.float32([1e-4] * 3))], [variable])
     np.testing.assert_allclose(ops.convert_to_numpy(variable.value), -0.5, rtol=1e-4)
 
 
-def test_transposed_gradients_meet_their_weights() -> None:
+def test_adam_takes_transposed_gradients() -> None:
     """A convolution's gradient may lie in memory in another order than its kernel."""
     start, gradient = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     variable = keras.Variable(start, name="weight")
@@ -91,26 +92,28 @@ def test_transposed_gradients_meet_their_weights() -> None:
     np.testing.assert_allclose(ops.convert_to_numpy(variable.value), expected, atol=1e-6)
 
 
-def test_a_schedule_is_followed() -> None:
-    learning_rate_schedule = keras.optimizers.schedules.CosineDecay(0.5, 4)
+def test_adam_follows_schedule() -> None:
+    schedule = keras.optimizers.schedules.CosineDecay(0.5, 4)
     variable = keras.Variable(np.zeros(1, np.float32), name="weight")
-    optimizer = Adam(learning_rate_schedule)
-    moves, before = [], 0.0
+    optimizer = Adam(schedule)
+    moves, previous = [], 0.0
     for _ in range(4):
         optimizer.apply([ops.convert_to_tensor(np.float32([1.0]))], [variable])
-        after = float(ops.convert_to_numpy(variable.value)[0])
-        moves.append(before - after)
-        before = after
-    np.testing.assert_allclose(moves, [learning_rate_schedule(i) for i in range(4)], rtol=1e-4)
+        value = float(ops.convert_to_numpy(variable.value)[0])
+        moves.append(previous - value)
+        previous = value
+    np.testing.assert_allclose(moves, [schedule(i) for i in range(4)], rtol=1e-4)
 
 
-def test_it_survives_its_configuration() -> None:
+@pytest.mark.once
+def test_adam_survives_its_configuration() -> None:
     optimizer = Adam(1e-2, l2=0.1, epsilon=1e-5)
     again = Adam.from_config(optimizer.get_config())
     assert again.get_config() == optimizer.get_config()
     assert (again.l2, again.epsilon) == (0.1, 1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -122,16 +125,15 @@ def test_it_survives_its_configuration() -> None:
         ({"amsgrad": True}, "amsgrad=True"),
     ],
 )
-def test_errors_name_what_was_received(arguments: dict, text: str) -> None:
+def test_adam_rejects_invalid_arguments(arguments: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Adam(**arguments)
 
 
-def test_keras_training_uses_it() -> None:
+def test_adam_trains_compiled_keras_model() -> None:
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile(Adam(0.05), "mse")
     x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     y = x.sum(axis=1, keepdims=True)
     losses = [float(model.train_on_batch(x, y)) for _ in range(100)]
     assert losses[-1] < losses[0] / 10
-    assert backend.version()

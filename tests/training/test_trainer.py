@@ -1,163 +1,274 @@
+"""Tests of `Trainer`: Keras' own training, with preprocessing within the step."""
+
 import csv
-import math
-import signal
+import importlib.util
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
-from rich.console import Console
 
-from zoo import initializers, random
-from zoo.training import batches, trainer
-from zoo.training.optimizers import Adam
-from zoo.training.run_directory import RunDirectory
+from tests.training.conftest import BATCH, EXAMPLES, STEPS, Training, X, Y, network, trainer
+from zoo.training import Adam, Batches, CrossEntropy, StepCheckpoint, Trainer
 
-EXAMPLES, BATCH, SEED = 40, 12, 3  # four steps an epoch, the last of four examples
+FLOATS = (X / 255).astype(np.float32)
 
 
-class Stop(Exception):
-    """Ends a run in the middle."""
+def restored(path: Path) -> Trainer:
+    loaded = keras.saving.load_model(path)
+    assert isinstance(loaded, Trainer)
+    return loaded
 
 
-def fit(folder: Path, stop_at: int | None = None, epochs: int = 3, **arguments) -> tuple:
-    image = keras.Input((5,), name="x")
-    start = {
-        n: initializers.FanInUniform(0, n, 5) for n in ("kernel_initializer", "bias_initializer")
-    }
-    x = keras.layers.Dense(8, activation="tanh", **start, name="hidden")(image)
-    x = random.Dropout(0.5, name="dropout")(x)
-    model = keras.Model(image, keras.layers.Dense(3, **start, name="out")(x))
+# ------------------------------------------------------------------ against Keras and by hand
+
+
+def test_fit_matches_keras_fit() -> None:
+    """To the bit, with sample weights, over the same batches."""
+    weights = np.linspace(0, 2, EXAMPLES, dtype=np.float32)
+    train = Batches((FLOATS, Y, weights), BATCH, seed=3)
+    validation = Batches((FLOATS[::2], Y[::2]), BATCH)
+    own, stock = Trainer(network()), network()
+    histories = []
+    for model, options in (
+        (own, {}),
+        (stock, {"steps_per_epoch": STEPS, "shuffle": False}),
+    ):
+        model.compile(Adam(1e-2), CrossEntropy(), metrics=["accuracy"])
+        options = {**options, "validation_data": validation, "epochs": 2, "verbose": 0}
+        histories.append(model.fit(train, **options).history)
+    assert histories[0] == histories[1]
+    assert len(histories[0]["loss"]) == 2
+    for weight, expected in zip(own.network.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+class MeanSquare(keras.layers.Layer):
+    """Adds half the mean square of its inputs to the loss; has a weight that nothing uses."""
+
+    def build(self, input_shape: Any) -> None:
+        self.unused = self.add_weight(shape=(2,), initializer="ones", name="unused")
+
+    def call(self, inputs: Any) -> Any:
+        self.add_loss(0.5 * ops.mean(ops.square(inputs)))
+        return inputs
+
+
+@dataclass
+class LinearFit:
+    """One epoch of a linear model with losses of layers, and the same in NumPy.
+
+    Attributes:
+        loss, kernel, unused: Mean loss of the epoch and final weights.
+        losses: Loss of each batch in NumPy.
+        sizes: Number of examples of each batch.
+        expected_kernel: Final kernel in NumPy.
+    """
+
+    loss: float
+    kernel: np.ndarray
+    unused: np.ndarray
+    losses: list[float]
+    sizes: list[int]
+    expected_kernel: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def linear_fit() -> LinearFit:
     generator = np.random.default_rng(0)
-    data = generator.normal(size=(EXAMPLES, 5)).astype(np.float32), np.arange(EXAMPLES) % 3
-    seen = []
+    x, y = (generator.normal(size=(EXAMPLES, size)).astype(np.float32) for size in (2, 1))
+    y[35:] *= 10  # batches differ in their losses
+    start, rate = np.array([[0.5], [-1.0]]), 0.02
+    batches = Batches((x, y), BATCH, seed=3)
+    kernel, losses, sizes = start, [], []
+    for step in range(STEPS):
+        inputs, targets = batches[step]
+        outputs, size = inputs @ kernel, len(inputs)
+        errors = outputs - targets
+        squares = np.square(outputs).mean()
+        losses.append(np.square(errors).mean() + 0.1 * squares + 0.5 * squares)
+        slope = (2 * errors + 0.2 * outputs + outputs) / size
+        kernel = kernel - rate * inputs.T @ slope
+        sizes.append(size)
 
-    def objective(x, y, indices, step):
-        logits = model(ops.take(x, indices, axis=0), training=True)
-        labels = ops.take(y, indices, axis=0)
-        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        poison = arguments.get("poison")
-        loss = ops.mean(losses)
-        if poison is not None:
-            loss = ops.where(ops.equal(ops.cast(step, "int32"), poison), math.nan, loss)
-        return loss, {"batch": ops.cast(ops.shape(indices)[0], "float32")}
-
-    def evaluate() -> dict[str, float]:
-        seen.append(len(seen))
-        if stop_at is not None and len(seen) >= stop_at:
-            raise Stop
-        return {"test": float(len(seen))}
-
-    state = trainer.fit(
-        model,
-        Adam(1e-2),
-        objective,
-        batches.InMemory(*data),
-        RunDirectory(folder, {}),
-        epochs=epochs,
-        batch_size=arguments.get("batch_size", BATCH),
-        seed=SEED,
-        evaluate=evaluate,
-        checkpoint_steps=arguments.get("checkpoint_steps", 3),
-        console=Console(quiet=True),
-    )
-    return model, state
-
-
-def test_a_run_and_its_history(tmp_path: Path) -> None:
-    _, state = fit(tmp_path)
-    assert state.step == 12
-    assert [row["epoch"] for row in state.history] == [1, 2, 3]
-    assert len(state.losses) == 12
-    assert state.history[0]["loss"] == pytest.approx(np.dot(state.losses[:4], [12, 12, 12, 4]) / 40)
-    assert state.history[0]["batch"] == pytest.approx((3 * 12 * 12 + 4 * 4) / 40)
-    assert state.timed_examples == 3 * 36 - 12 + 2 * 4  # all but the first of each shape
-    assert state.examples_per_second > 0
-    assert state.wall_seconds > state.timed_seconds
-    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
-    assert [row["test"] for row in rows] == ["1.0", "2.0", "3.0"]
-    assert list(rows[0]) == ["epoch", "loss", "batch", "test"]
+    layers = [
+        keras.Input((2,)),
+        keras.layers.Dense(
+            1, use_bias=False, activity_regularizer=keras.regularizers.L2(0.1), name="dense"
+        ),
+        MeanSquare(name="square"),
+    ]
+    model = keras.Sequential(layers, name="linear")
+    model.get_layer("dense").kernel.assign(start)
+    own = Trainer(model)
+    # Only a weight with a gradient decays.
+    own.compile(keras.optimizers.SGD(rate, weight_decay=0.5), "mean_squared_error")
+    own.optimizer.exclude_from_weight_decay(var_list=[model.get_layer("dense").kernel])
+    history = own.fit(batches, verbose=0)
+    weights = (model.get_layer("dense").kernel, model.get_layer("square").unused)
+    values = (ops.convert_to_numpy(weight) for weight in weights)
+    return LinearFit(history.history["loss"][0], *values, losses, sizes, kernel)
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole, expected = fit(tmp_path / "whole")
-    for _ in range(3):
-        with pytest.raises(Stop):  # in the evaluation: the last checkpoint is a step before
-            fit(tmp_path / "stopped", stop_at=1)
-    for attempt in range(2, 5):
-        try:
-            parts, state = fit(tmp_path / "stopped", stop_at=attempt if attempt < 4 else None)
-        except Stop:
-            continue
-    for a, b in zip(whole.get_weights(), parts.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
-    losses = [[row["loss"] for row in s.history] for s in (expected, state)]
-    np.testing.assert_allclose(*losses, rtol=1e-6)
-    np.testing.assert_allclose(state.losses, expected.losses, rtol=1e-6)
+def test_fit_counts_losses_of_layers(linear_fit: LinearFit) -> None:
+    """`activity_regularizer` and `add_loss`, in the loss and in the gradients."""
+    np.testing.assert_allclose(linear_fit.kernel, linear_fit.expected_kernel, rtol=1e-5)
 
 
-def test_the_history_survives_a_kill_before_it_is_written(tmp_path: Path) -> None:
-    fit(tmp_path)
-    before = (tmp_path / "history.csv").read_text()
-    (tmp_path / "history.csv").unlink()
-    fit(tmp_path)
-    assert (tmp_path / "history.csv").read_text() == before
+def test_fit_weighs_batches_by_their_sizes(linear_fit: LinearFit) -> None:
+    assert linear_fit.sizes == [12, 12, 12, 4]
+    expected = np.average(linear_fit.losses, weights=linear_fit.sizes)
+    assert linear_fit.loss == pytest.approx(expected, rel=1e-5)
+    assert np.mean(linear_fit.losses) != pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.parametrize("step", [1, 4, 12])
-def test_ctrl_c_at_any_step_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+def test_fit_gives_unused_weights_zero_gradient(linear_fit: LinearFit) -> None:
+    """The optimizer updates them: here they decay."""
+    np.testing.assert_allclose(linear_fit.unused, (1 - 0.02 * 0.5) ** STEPS, rtol=1e-5)
+
+
+def test_fit_ends_with_averaged_weights(training: Training, tmp_path: Path) -> None:
+    training.fit(tmp_path, epochs=1)
+    with np.load(tmp_path / "step-000000004.npz") as archive:
+        raw = [archive[f"model/{v.path}"] for v in training.trainer.trainable_variables]
+        averages = [archive[name] for name in archive.files if name.endswith("_average")]
+    weights = [ops.convert_to_numpy(v) for v in training.trainer.trainable_variables]
+    assert len(averages) == len(weights)
+    for weight, average, last in zip(weights, averages, raw):
+        np.testing.assert_array_equal(weight, average)
+        assert (weight != last).any()
+
+
+# ------------------------------------------------------------------ Keras' callbacks
+
+METRICS = ["accuracy", "loss", "val_accuracy", "val_loss"]
+TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+
+
+@pytest.fixture(scope="module")
+def with_callbacks(
+    training: Training, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[float]]]:
+    """Folder of the files that callbacks have written, and the history."""
+    folder = tmp_path_factory.mktemp("callbacks")
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_loss", min_delta=100.0, patience=1),
+        keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras"),
+        keras.callbacks.CSVLogger(folder / "log.csv"),
+    ]
+    if TENSORFLOW:
+        callbacks.append(keras.callbacks.TensorBoard(folder / "board", write_graph=False))
+    training.reset()
+    history = training.trainer.fit(
+        training.train, epochs=5, validation_data=training.validation, callbacks=callbacks,
+        verbose=0,
+    )  # fmt: skip
+    return folder, history.history
+
+
+def test_early_stopping_ends_fit(with_callbacks: tuple[Path, dict[str, list[float]]]) -> None:
+    _, history = with_callbacks
+    assert sorted(history) == METRICS
+    assert all(len(values) == 2 for values in history.values())
+
+
+def test_model_checkpoint_saves_each_epoch(
+    with_callbacks: tuple[Path, dict[str, list[float]]], training: Training
 ) -> None:
-    """In an epoch's middle, in its last step, and in the last of all."""
-    whole, expected = fit(tmp_path / "whole")
-    take_step = trainer._Loop.step
-
-    def interrupted(self: trainer._Loop, indices: np.ndarray) -> None:
-        take_step(self, indices)
-        if self._state.step == step:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(trainer._Loop, "step", interrupted)
-    with pytest.raises(trainer.Interrupted, match=f"Stopped after step {step}; "):
-        fit(tmp_path / "stopped")
-    monkeypatch.undo()
-    parts, state = fit(tmp_path / "stopped")
-    losses = [[row["loss"] for row in s.history] for s in (expected, state)]
-    np.testing.assert_allclose(*losses, rtol=1e-6)
-    for a, b in zip(whole.get_weights(), parts.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+    folder, history = with_callbacks
+    assert sorted(path.name for path in folder.glob("*.keras")) == ["1.keras", "2.keras"]
+    loss, accuracy = restored(folder / "2.keras").evaluate(training.validation, verbose=0)
+    assert (loss, accuracy) == (history["val_loss"][1], history["val_accuracy"][1])
 
 
-@pytest.mark.parametrize("argument", ["epochs", "batch_size"])
-def test_counts_below_one(tmp_path: Path, argument: str) -> None:
-    with pytest.raises(ValueError, match=f"Received: {argument}=0"):
-        fit(tmp_path, **{argument: 0})
+def test_csv_logger_writes_each_epoch(
+    with_callbacks: tuple[Path, dict[str, list[float]]],
+) -> None:
+    folder, history = with_callbacks
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["epoch", *METRICS]
+    for name in METRICS:
+        assert [float(row[name]) for row in rows] == history[name]
 
 
-def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
-    first, _ = fit(tmp_path)
-    second, state = fit(tmp_path)
-    assert state.step == 12
-    for a, b in zip(first.get_weights(), second.get_weights()):
-        np.testing.assert_array_equal(a, b)
+@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow writes the event files")
+def test_tensorboard_writes_event_files(
+    with_callbacks: tuple[Path, dict[str, list[float]]],
+) -> None:
+    folder, _ = with_callbacks
+    for part in ("train", "validation"):
+        (events,) = (folder / "board" / part).glob("events.out.tfevents.*")
+        assert events.stat().st_size > 100
 
 
-def test_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(trainer.Diverged, match=r"The loss is nan at step 8\. The last good"):
-        fit(tmp_path, poison=7)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step-000000004.npz", "step-000000006.npz"]
-    _, state = fit(tmp_path)
-    assert state.step == 12
+# ------------------------------------------------------------------ predictions and files
 
 
-ORDER = [712, 949, 52, 883]
+def test_predict_normalizes_and_keeps_order(training: Training) -> None:
+    own = training.trainer
+    outputs = own.predict(Batches(X, BATCH), verbose=0)
+    normalized = ops.convert_to_tensor((FLOATS - 0.5) / 0.25)
+    expected = ops.convert_to_numpy(own.network(normalized, training=False))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
-def test_the_order_is_a_new_permutation_each_epoch_and_the_same_everywhere() -> None:
-    first, second = (batches.shuffled_indices(0, epoch, 1000) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(1000))
-    assert (first != second).any()
-    assert (first != batches.shuffled_indices(1, 0, 1000)).any()
-    assert first[:4].tolist() == ORDER
+def test_preprocessing_may_be_a_function() -> None:
+    """It is given `training`, which is False in inference."""
+    calls = []
+
+    def halve(inputs: Any, training: bool) -> Any:
+        calls.append(training)
+        return inputs / 2
+
+    whole, inputs = Trainer(network(), halve), ops.convert_to_tensor(FLOATS)
+    outputs, expected = whole(inputs), whole.network(inputs / 2)
+    np.testing.assert_array_equal(*map(ops.convert_to_numpy, (outputs, expected)))
+    whole(inputs, training=True)
+    assert calls == [False, True]
+
+
+def test_save_weights_round_trip(training: Training, tmp_path: Path) -> None:
+    """Into a trainer that was neither compiled nor called."""
+    training.trainer.save_weights(tmp_path / "trainer.weights.h5")
+    other = Trainer(network(), training.trainer.preprocessing)
+    other.load_weights(tmp_path / "trainer.weights.h5")
+    for weight, expected in zip(other.weights, training.trainer.weights, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (weight, expected)))
+
+
+def test_keras_file_round_trip(training: Training, tmp_path: Path) -> None:
+    """Training goes on from the file with the same bits; it holds no counters of random draws."""
+    own, first = training.trainer, (X[:BATCH], Y[:BATCH])
+    own.save(tmp_path / "trainer.keras")
+    loaded = restored(tmp_path / "trainer.keras")
+    for variable, saved in zip(loaded.variables, own.variables):
+        if variable.name == "seed_generator_state":
+            variable.assign(np.array(ops.convert_to_numpy(saved)))
+    assert json.dumps(loaded.get_config(), default=str) == json.dumps(own.get_config(), default=str)
+    losses = [[float(model.train_on_batch(*first)[0]) for _ in "ab"] for model in (own, loaded)]
+    assert losses[0] == losses[1]
+    for weight, expected in zip(loaded.variables, own.variables, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (weight, expected)))
+
+
+# ------------------------------------------------------------------ errors
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (
+            Batches((X, Y)),
+            r"with a `seed` when `checkpoint` is given.*Received: x of type .*Batches",
+        ),
+        (X, r"`x` must be `zoo\.training\.Batches`.*Received: x of type .*ndarray"),
+    ],
+)
+def test_fit_with_checkpoint_requires_seeded_batches(tmp_path: Path, data: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        trainer().fit(data, checkpoint=StepCheckpoint(tmp_path))

@@ -69,8 +69,8 @@ def resize(images: Any, size: int) -> np.ndarray:
 class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
     """Normalisation of images and, in training, random rotation, brightness and contrast.
 
-    What a training call draws depends on the seed and on how many training calls came before; the
-    counter is saved and restored with the layer. In inference the layer only normalises.
+    What a training call draws depends on the seed and on how many training calls came before; that
+    count is a variable, which training checkpoints hold. In inference the layer only normalises.
 
     Args:
         mean: Mean of the pixels in [0, 1], one number or one for each channel.
@@ -121,8 +121,8 @@ class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
         self.shape = None if shape is None else tuple(shape)
         self.seed = seed
         self.random_key = random.key(seed, "augmentation")
-        # A SeedGenerator is carried through compiled code and saved, and is not a parameter. Only
-        # its second number, the count of draws so far, is used.
+        # A SeedGenerator is carried through compiled code and is not a parameter. Only its second
+        # number, the count of draws so far, is used.
         self.counter = keras.random.SeedGenerator(0, name="counter")
         self.built = True
 

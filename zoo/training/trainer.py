@@ -36,6 +36,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         super().__init__(name=name or f"{network.name}_trainer")
         self.network = network
         self.preprocessing = preprocessing
+        self.built = bool(network.built and getattr(preprocessing, "built", True))
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if self.preprocessing is not None:
@@ -66,7 +67,9 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             options["shuffle"] = False
         options["validation_data"] = _as_dataset(options.get("validation_data"))
         if checkpoint is None:
-            return super().fit(**{**options, "x": _as_dataset(stream)})
+            history = super().fit(**{**options, "x": _as_dataset(stream)})
+            self._separate_averages()
+            return history
         if not shuffled:
             raise ValueError(
                 "`x` must be `zoo.training.Batches` with a `seed` when `checkpoint` is given, so "
@@ -96,7 +99,17 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                 history.set_model(self)
                 history.on_train_begin()
                 self.optimizer.finalize_variable_values(self.trainable_variables)
+        self._separate_averages()
         return history
+
+    def _separate_averages(self) -> None:
+        """Copies weights that `fit` has replaced by their averages in the optimizer.
+
+        On JAX both would be one array, which evaluation hands to XLA and which is then deleted.
+        """
+        if getattr(self.optimizer, "use_ema", False):
+            for variable in self.trainable_variables:
+                variable.assign(keras.ops.copy(variable.value))
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The loss and metrics on data, as `keras.Model.evaluate` gives them."""

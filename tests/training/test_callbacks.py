@@ -1,0 +1,240 @@
+"""Tests of checkpoints at steps and of the history of resumed trainings."""
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tests.training.conftest import Outcome, Training
+from zoo import backends
+from zoo.training import Diverged, Interrupted, StepCheckpoint
+
+
+class Stop(Exception):
+    """Ends a training in the middle."""
+
+
+class AfterStep(keras.callbacks.Callback):
+    """Calls a function after the step of this number, counted from the call of `fit`."""
+
+    def __init__(self, step: int, function: Callable[[], Any]):
+        super().__init__()
+        self.steps = 0
+        self._step = step
+        self._function = function
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps += 1
+        if self.steps == self._step:
+            self._function()
+
+
+class StopInValidation(keras.callbacks.Callback):
+    """Raises an exception in the validation of this number, before its epoch's checkpoint."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self._number = number
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._number -= 1
+        if not self._number:
+            raise Stop
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def stop() -> None:
+    raise Stop
+
+
+def interrupt(training: Training, folder: Path, step: int, **arguments: Any) -> None:
+    """Trains until Ctrl-C after the step of this number."""
+    callbacks = [*arguments.pop("callbacks", ()), AfterStep(step, ctrl_c)]
+    with pytest.raises(Interrupted, match=f"Stopped after step {step}; `fit` with the same"):
+        training.fit(folder, callbacks=callbacks, **arguments)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_step_checkpoint_keeps_progress_and_history(whole: Outcome) -> None:
+    state, history = whole.state, whole.history.history
+    assert state.step == 12
+    assert state.backends == [backends.name]
+    assert state.timed_examples == 3 * (12 + 12 + 4)  # all but the first step of each epoch
+    assert state.examples_per_second == state.timed_examples / state.timed_seconds
+    assert state.wall_seconds > state.timed_seconds > 0
+    assert list(history) == ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert [row["epoch"] for row in state.history] == [1, 2, 3]
+    assert {name: [row[name] for row in state.history] for name in history} == history
+    assert whole.history.epoch == [0, 1, 2]
+
+
+@pytest.mark.parametrize("step", [1, 6, 8, 12])
+def test_step_checkpoint_resumes_to_same_bits_after_ctrl_c(
+    training: Training, whole: Outcome, tmp_path: Path, step: int
+) -> None:
+    """In an epoch's middle, in its last step, and in the last of all; with averaged weights."""
+    interrupt(training, tmp_path, step)
+    assert files(tmp_path)[-1] == f"step-{step:09d}.npz"
+    training.fit(tmp_path).assert_equal(whole)
+
+
+def test_step_checkpoint_resumes_to_same_bits_after_crashes(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    """The last checkpoint is a step or more before."""
+    for callback in (
+        AfterStep(2, stop),
+        StopInValidation(1),
+        StopInValidation(1),
+        StopInValidation(2),
+        AfterStep(3, stop),
+    ):
+        with pytest.raises(Stop):
+            training.fit(tmp_path, callbacks=[callback])
+    assert files(tmp_path) == ["step-000000006.npz", "step-000000008.npz"]
+    training.fit(tmp_path).assert_equal(whole)
+
+
+def test_step_checkpoint_is_reusable_after_interruption(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    checkpoint = StepCheckpoint(tmp_path)
+    with pytest.raises(Interrupted):
+        training.fit(checkpoint, callbacks=[AfterStep(6, ctrl_c)])
+    training.fit(checkpoint).assert_equal(whole)
+
+
+def test_step_checkpoint_counts_timed_examples_of_resumed_epoch(
+    training: Training, tmp_path: Path
+) -> None:
+    interrupt(training, tmp_path, 2, epochs=1)
+    assert training.fit(tmp_path, epochs=1).state.timed_examples == 12 + 4
+
+
+def test_step_checkpoint_trains_finished_training_no_more(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    first = training.fit(tmp_path)
+    counter = AfterStep(1, stop)
+    second = training.fit(tmp_path, callbacks=[counter])
+    assert counter.steps == 0
+    for outcome in (first, second):
+        outcome.assert_equal(whole)
+
+
+def test_step_checkpoint_extends_finished_training(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    training.fit(tmp_path, epochs=1)
+    training.fit(tmp_path).assert_equal(whole)
+
+
+def test_step_checkpoint_runs_outside_main_thread(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    """Only the main thread can handle signals."""
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(training.fit, tmp_path, 1).result()
+    assert outcome.state.history == whole.state.history[:1]
+
+
+def test_step_checkpoint_stops_at_once_after_second_ctrl_c(
+    training: Training, tmp_path: Path
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    twice = AfterStep(2, lambda: (ctrl_c(), ctrl_c()))
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(tmp_path, callbacks=[twice])
+    assert files(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+class Poison(keras.callbacks.Callback):
+    """Turns a weight into NaN before the step of this number."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self._step = step
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._step -= 1
+        if not self._step:
+            kernel = self.model.trainable_variables[0]
+            kernel.assign(np.full(kernel.shape, np.nan, np.float32))
+
+
+@pytest.mark.parametrize(("step", "last_good"), [(5, 4), (6, 4), (8, 6)])
+def test_step_checkpoint_keeps_last_good_one_when_loss_diverges(
+    training: Training, whole: Outcome, tmp_path: Path, step: int, last_good: int
+) -> None:
+    """At once, where the next checkpoint is due, and in an epoch's last step."""
+    text = rf"at step {step}\. The last good checkpoint in .* stays; a lower learning rate may help"
+    with pytest.raises(Diverged, match=text):
+        training.fit(tmp_path, callbacks=[Poison(step), AfterStep(step + 1, stop)])
+    assert files(tmp_path)[-1] == f"step-{last_good:09d}.npz"
+    training.fit(tmp_path).assert_equal(whole)
+
+
+def test_step_checkpoint_saves_only_trainable_weights(training: Training, tmp_path: Path) -> None:
+    checkpoint = StepCheckpoint(tmp_path, only_trainable=True)
+    training.fit(checkpoint, epochs=1)
+    with np.load(tmp_path / "step-000000004.npz") as archive:
+        names = [name for name in archive.files if name.startswith("model/")]
+    weights = training.trainer.trainable_variables
+    assert sorted(names) == sorted(f"model/{weight.path}" for weight in weights)
+    outcome = training.fit(checkpoint, epochs=2)
+    assert outcome.state.step == 8
+    assert outcome.history.epoch == [0, 1]
+
+
+@pytest.mark.once
+def test_step_checkpoint_says_where_it_cannot_be_written(
+    training: Training, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    text = r"Could not write the checkpoint .*file/run/step-000000003\.npz: Not a directory.* none;"
+    with pytest.raises(OSError, match=text):
+        training.fit(tmp_path / "file" / "run")
+
+
+@pytest.mark.once
+def test_step_checkpoint_rejects_invalid_interval(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`every` must be at least 1\. Received: every=0"):
+        StepCheckpoint(tmp_path, every=0)
+
+
+def early_stopping(monitor: str = "val_loss") -> keras.callbacks.EarlyStopping:
+    """Ends a training two epochs after the first, since no later one is that much better."""
+    return keras.callbacks.EarlyStopping(monitor, min_delta=100.0, patience=2)
+
+
+@pytest.mark.parametrize("step", [7, 11])
+def test_early_stopping_ends_resumed_training_at_same_epoch(
+    training: Training, whole: Outcome, tmp_path: Path, step: int
+) -> None:
+    interrupt(training, tmp_path, step, epochs=5, callbacks=[early_stopping()])
+    resumed = training.fit(tmp_path, epochs=5, callbacks=[early_stopping()])
+    resumed.assert_equal(whole)  # whose third epoch is its last
+    assert resumed.state.stopped
+
+
+def test_early_stopping_ends_training_for_good(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    training.fit(tmp_path, epochs=5, callbacks=[early_stopping()])
+    for monitor in ("val_loss", "val_accuracy"):
+        counter = AfterStep(1, stop)
+        again = training.fit(tmp_path, epochs=6, callbacks=[early_stopping(monitor), counter])
+        assert counter.steps == 0
+        again.assert_equal(whole)
