@@ -66,7 +66,7 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": 8000}
         set_defaults(self, **(quick if self.quick else {"epochs": 4}))
-        self.check_sizes("epochs", "batch_size", "length", "units")
+        self.check_sizes("epochs", "train_examples", "batch_size", "length", "units")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -95,6 +95,12 @@ def train(
     """Trains the network, or resumes its training; writes and returns the metrics."""
     console = cli.console()
     ids = shakespeare.encode_split(tokenizer, run.path)
+    available = len(TokenWindows(ids["train"], config.length))
+    if (config.train_examples or 0) > available:
+        raise ValueError(
+            f"`train_examples` must be at most {available}, the windows of {config.length} tokens "
+            f"in the text. Received: train_examples={config.train_examples}"
+        )
     windows = TokenWindows(ids["train"], config.length, count=config.train_examples)
     batches = Batches(windows, config.batch_size, seed=config.seed)
     steps = config.epochs * batches.steps_per_epoch

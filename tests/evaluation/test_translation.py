@@ -58,6 +58,30 @@ def test_evaluate_counts_tokens_and_ends_and_no_padding() -> None:
             assert losses["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_trainer_takes_batches_of_several_widths() -> None:
+    """On TensorFlow Keras reads the first two batches alone and takes their widths for fixed."""
+    source, target = (keras.Input((None,), dtype="int32", name=n) for n in ("source", "target"))
+    logits = keras.layers.Dense(6)(keras.layers.Embedding(6, 2)(target))
+    network = keras.Model({"source": source, "target": target}, logits)
+    trainer = Trainer(network)
+    trainer.compile("sgd", CrossEntropy())
+    lengths = (3, 4, 5, 20, 30)
+    sentences = [np.full(length, 1 + length % 5) for length in lengths]
+    buckets = LengthBuckets(sentences, sentences, tokens=16)
+    assert [buckets[np.array([i])][1].shape[1] for i in range(5)] == [16, 16, 16, 24, 32]
+    held_out = Batches(buckets, batch_size=1)
+    trainer.fit(
+        Batches(buckets, batch_size=1, seed=0), epochs=2, validation_data=held_out, verbose=0
+    )
+    losses = []
+    for index in range(5):
+        inputs, labels, weights = held_out[index]
+        log_likelihoods = log_softmax(network.predict_on_batch(inputs), axis=-1)
+        chosen = np.take_along_axis(log_likelihoods, labels[..., None], axis=-1)[..., 0]
+        losses.append(-(chosen * weights).sum() / weights.sum())
+    assert trainer.evaluate(held_out, verbose=0) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 @pytest.mark.once
 def test_unigram_loss_matches_a_computation_by_hand() -> None:
     """Counts of 1, 1, 1, 2 and the end: 0.75 is taken from each and shared by all three."""

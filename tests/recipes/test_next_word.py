@@ -1,28 +1,27 @@
-"""`recipes/next_word.py` on two works, and the first pages of those held out."""
+"""Tests of `recipes/next_word.py` on two works and the first pages of those held out."""
 
 import json
 import os
-import signal
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
-import tyro
 
 import zoo
 from recipes import next_word
 from recipes.next_word import Config
 from tests import recipe
 from zoo.backends import backend
-from zoo.datasets import tokenizer
 from zoo.generation import completion
-from zoo.training import trainer
+from zoo.training import Interrupted
 
 pytestmark = pytest.mark.usefixtures("small_corpus")
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "cell": "gru", "vocabulary_size": 400, "units": 32, "dropout": 0.1, "length": 32, "epochs": 2,
-    "batch_size": 16, "learning_rate": 1e-2, "train_examples": 640,
+    "batch_size": 16, "learning_rate": 1e-2, "train_examples": 640, "schedule": "constant",
 }  # fmt: skip
 
 
@@ -31,12 +30,15 @@ def run(folder: Path, **changes: object) -> tuple[dict, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(small_corpus: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+def finished(
+    small_corpus: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict, str]:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, *run(folder)
 
 
-def test_it_learns_and_says_so(finished: tuple[Path, dict, str]) -> None:
+@pytest.mark.slow
+def test_main_learns_and_prints_scores(finished: tuple[Path, dict, str]) -> None:
     folder, metrics, output = finished
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     expected = {
@@ -45,25 +47,28 @@ def test_it_learns_and_says_so(finished: tuple[Path, dict, str]) -> None:
         "cell": "gru",
         "backend": zoo.backends.name,
         "backend_version": backend.version(),
+        "keras_version": keras.__version__,
         "device": backend.device(),
         "seed": 0,
         "epochs": 2,
+        "train_examples": 640,
     }
     assert {name: metrics[name] for name in expected} == expected
-    assert {"keras_version", "parameters", "train_examples", "wall_seconds"} <= set(metrics)
+    assert {"parameters", "wall_seconds"} <= set(metrics)
     assert metrics["examples_per_second"] > 0
     assert metrics["test_perplexity"] == pytest.approx(np.exp(metrics["test_loss"]))
     scores = [metrics[f"{name}test_perplexity"] for name in ("trigram_", "bigram_", "", "unigram_")]
     assert scores[0] < scores[1] < scores[3]
     assert scores[2] < 0.9 * scores[3]  # measured: 0.83
     assert f"{scores[2]:.1f}: the model" in output
-    assert "epoch 2/2  loss" in output
+    assert "Epoch 2/2" in output
     assert "After 'To be, or not to': " in output
-    assert output.count("%") == 5
+    assert output.rpartition("After ")[2].count("%") == 5
     assert "\n\nTo be, or not to" in output
 
 
-def test_the_run_directory_is_complete(finished: tuple[Path, dict, str]) -> None:
+@pytest.mark.slow
+def test_main_writes_the_run_directory(finished: tuple[Path, dict, str]) -> None:
     folder, metrics, _ = finished
     assert sorted(os.listdir(folder)) == [
         "checkpoints", "config.json", "history.csv", "metrics.json", "model.json",
@@ -72,10 +77,11 @@ def test_the_run_directory_is_complete(finished: tuple[Path, dict, str]) -> None
     model, _ = completion.load_run(folder)
     assert model.count_params() == metrics["parameters"]
     header = (folder / "history.csv").read_text().splitlines()[0]
-    assert header == "epoch,loss,validation_loss,validation_perplexity"
+    assert header == "epoch,loss,val_loss,val_perplexity"
 
 
-def test_a_finished_run_answers_another_prompt(finished: tuple[Path, dict, str]) -> None:
+@pytest.mark.slow
+def test_finished_run_answers_another_prompt(finished: tuple[Path, dict, str]) -> None:
     folder, metrics, before = finished
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     again, output = run(folder, prompt="My lord, I ", temperature=0.5)
@@ -88,43 +94,44 @@ def test_a_finished_run_answers_another_prompt(finished: tuple[Path, dict, str])
     assert output.partition("After ")[2] == before.partition("After ")[2]
 
 
-def test_another_configuration_is_refused(finished: tuple[Path, dict, str]) -> None:
+@pytest.mark.slow
+def test_main_rejects_another_configuration(finished: tuple[Path, dict, str]) -> None:
     folder, _, _ = finished
     with pytest.raises(ValueError, match="cell was 'gru' and is 'lstm'"):
         run(folder, cell="lstm")
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(
+@pytest.mark.slow
+def test_main_resumes_an_interrupted_run_and_extends_a_finished_one(
     finished: tuple[Path, dict, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the same bits; TensorFlow adds gradients up in no fixed order unless it is told to."""
+    """To the same bits; TensorFlow sums gradients in no fixed order unless told to."""
     folder, metrics, _ = finished
-    take_step = trainer._Loop.step
-
-    def interrupted(self: trainer._Loop, indices: np.ndarray) -> None:
-        take_step(self, indices)
-        if self._state.step == 40:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer._Loop, "step", interrupted)
-        with pytest.raises(trainer.Interrupted, match="Stopped after step 40; "):
-            run(tmp_path / "stopped")
-    again, output = run(tmp_path / "stopped")
-    assert "Going on after step 40" in output
+    longer = tmp_path / "longer"
+    monkeypatch.setattr(next_word.NextWordDemo, "print_text", lambda *_: None)
+    taken = recipe.interrupt_after(25, monkeypatch)
+    with pytest.raises(Interrupted, match="Stopped after step 25; "):
+        run(longer, epochs=1)
+    shorter, _ = run(longer, epochs=1)
+    assert shorter["epochs"] == 1
+    extended, _ = run(longer)
+    assert taken == list(range(1, 81))  # 40 an epoch, none twice
+    with pytest.raises(ValueError, match=r"`epochs` must be at least 2, .* Received: epochs=1"):
+        run(longer, epochs=1)
     rounding = 1e-3 if zoo.backends.name == "tensorflow" else 0  # measured: mostly 0
-    assert again["test_loss"] == pytest.approx(metrics["test_loss"], rel=rounding, abs=0)
-    assert again["bigram_test_loss"] == metrics["bigram_test_loss"]
-    vocabulary = tokenizer.Tokenizer.load(folder / "vocabulary.json")
-    weights = []
-    for path in (folder, tmp_path / "stopped"):
-        model = zoo.rnn_language_model(len(vocabulary), "gru", 32, 32)
-        model.load_weights(path / "model.weights.h5")
-        weights.append(model.get_weights())
-    for a, b in zip(*weights):
+    assert extended["test_loss"] == pytest.approx(metrics["test_loss"], rel=rounding, abs=0)
+    assert extended["test_loss"] < shorter["test_loss"]
+    for name in ("bigram_test_loss", "epochs", "train_examples"):
+        assert extended[name] == metrics[name]
+    models = [completion.load_run(path)[0] for path in (folder, longer)]
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=rounding)
+    if not rounding:
+        histories = [(path / "history.csv").read_text() for path in (folder, longer)]
+        assert histories[0] == histories[1]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -134,7 +141,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         ({"vocabulary_size": -5}, "at least 2 and at most 65536. Received: vocabulary_size=-5"),
         ({"vocabulary_size": 70_000}, "at most 65536. Received: vocabulary_size=70000"),
         ({"vocabulary_size": 20}, "Received: vocabulary_size=20, texts with"),
-        ({"train_examples": 10**6}, "of 32 tokens in the text. Received: train_examples=1000000"),
+        ({"train_examples": 10**6}, "32 tokens in the text. Received: train_examples=1000000"),
+        ({"train_examples": 0}, "at least 1. Received: train_examples=0"),
         ({"length": 10**6}, "the tokens of the text. Received: length=1000000"),
         ({"epochs": 0}, "Received: epochs=0"),
         ({"batch_size": 0}, "Received: batch_size=0"),
@@ -144,21 +152,19 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_wrong_arguments_begin_no_run(tmp_path: Path, changes: dict, problem: str) -> None:
+def test_main_rejects_invalid_arguments(tmp_path: Path, changes: dict, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         run(tmp_path / "run", **changes)
     assert not list(tmp_path.glob("run/*"))
 
 
-def test_help_explains_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        tyro.cli(Config, args=["--help"])
-    output = capsys.readouterr().out
-    for name in Config.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in output
+@pytest.mark.once
+def test_config_explains_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    output = recipe.help_of(Config, capsys)
     assert output.count("default") >= len(Config.__dataclass_fields__) - 1
 
 
-def test_quick_chooses_what_was_not_chosen() -> None:
+@pytest.mark.once
+def test_config_quick_sets_what_is_not_set() -> None:
     assert (Config(quick=True).epochs, Config(quick=True).train_examples) == (1, 8000)
     assert (Config(quick=True, epochs=3).epochs, Config().epochs) == (3, 4)

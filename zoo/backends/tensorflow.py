@@ -1,7 +1,8 @@
 """TensorFlow backend: functions as graphs, XLA on GPUs only, the fused Adam kernel."""
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +11,6 @@ from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
-from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
@@ -66,6 +66,28 @@ def keep_float64() -> None:
 def _jit_compile() -> bool:
     """Whether functions are compiled with XLA, which makes training three times slower on a CPU."""
     return bool(tf.config.list_physical_devices("GPU"))
+
+
+def as_dataset(batches: Any) -> Any:
+    """Form of `zoo.training.Batches` that `fit` reads; a `tf.data.Dataset` if shapes vary.
+
+    Of a `PyDataset` Keras reads two batches and takes the shapes that they share for fixed.
+    """
+    if not batches.varying_shapes:
+        return batches
+    number = batches.num_batches
+
+    def generate() -> Iterator[Any]:
+        for index in itertools.count() if number is None else range(number):
+            yield batches[index]
+
+    signature = keras.tree.map_structure(
+        lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), batches[0]
+    )
+    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    cardinality = tf.data.INFINITE_CARDINALITY if number is None else number
+    counted = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
+    return counted.prefetch(tf.data.AUTOTUNE)
 
 
 class TrainerMixin:

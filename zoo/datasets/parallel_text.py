@@ -85,6 +85,8 @@ class LengthBuckets:
             all pairs are too long.
     """
 
+    varying_shapes = True  # for `Batches`
+
     def __init__(
         self,
         sources: Sequence[np.ndarray],
