@@ -9,7 +9,6 @@ the output of each job. Copied to results/gpu-NAME.json, the file becomes rows o
 (`python -m benchmarks.results`).
 """
 
-import csv
 import importlib.metadata
 import importlib.util
 import json
@@ -19,15 +18,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from benchmarks.contenders import BACKENDS, ROOT, environment
+from benchmarks.contenders import BACKENDS
+from benchmarks.gpu_session import JobFailed, OutOfTime, Session
 
 PACKAGES = (
     "keras", "torch", "jax", "tensorflow", "numpy", "scipy", "scikit-learn", "matplotlib", "pillow",
@@ -59,127 +60,6 @@ class Config:
             raise SystemExit(
                 f"`jobs` must be among {', '.join(JOBS)}. Received: {', '.join(sorted(unknown))}"
             )
-
-
-# ------------------------------------------------------------------ processes
-
-
-class JobFailed(RuntimeError):
-    """A process ended with an error; the text is the last line of its output."""
-
-
-class OutOfTime(RuntimeError):
-    """The time for all jobs ended during a job."""
-
-
-@dataclass
-class Session:
-    """A job on one backend, and the time until which it may run.
-
-    Attributes:
-        config: Configuration of the command.
-        job: Name of the job.
-        backend: Backend of Keras in the job's processes.
-        deadline: Time by `time.monotonic` at which the job is ended.
-        finished_runs: Run directories of earlier jobs by (job, backend).
-    """
-
-    config: Config
-    job: str
-    backend: str
-    deadline: float
-    finished_runs: dict[tuple[str, str], Path] = field(default_factory=dict)
-
-    @property
-    def small(self) -> bool:
-        return self.config.device == "cpu"
-
-    def path(self, ending: str) -> Path:
-        return self.config.out.absolute() / f"{self.job}-{self.backend}{ending}"
-
-    def execute(self, *arguments: Any, watch: Callable[[], None] = lambda: None) -> None:
-        """Runs Python with these arguments until it ends, with its output in a log file.
-
-        Raises:
-            JobFailed: If the exit status is not 0.
-            OutOfTime: If the process has to be ended.
-        """
-        variables = environment(self.backend)
-        if self.small:
-            variables |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-        log = self.path(".log")
-        with open(log, "w") as output:
-            process = subprocess.Popen(
-                [sys.executable, *map(str, arguments)], env=variables, cwd=ROOT,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
-            try:
-                while process.poll() is None:
-                    if time.monotonic() > self.deadline:
-                        raise OutOfTime
-                    watch()
-                    time.sleep(0.05)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        watch()
-        if process.returncode:
-            lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-            last = next((line for line in reversed(lines) if line), "")
-            raise JobFailed(last or f"exit status {process.returncode}")
-
-    def work(self) -> dict[str, Any]:
-        """Runs the function of `WORKERS` of the job's name and returns its result."""
-        out = self.path(".json")
-        self.execute("-m", "benchmarks.gpu", "--device", self.config.device, "--out", out,
-                     "--worker", self.job)  # fmt: skip
-        return read_json(out)
-
-    def recipe(self, name: str, *arguments: Any) -> dict[str, Any]:
-        """Runs a recipe.
-
-        Returns:
-            The content of metrics.json and the rows of history.csv. The entry `seconds` of a row
-            is the time from the start of the process to the end of the epoch.
-        """
-        run_dir = self.path("")
-        history = run_dir / "history.csv"
-        seconds: list[float] = []
-        started = time.monotonic()
-
-        def watch() -> None:
-            epochs = len(read_csv(history)) if history.exists() else 0
-            seconds.extend([time.monotonic() - started] * (epochs - len(seconds)))
-
-        self.execute(f"recipes/{name}.py", "--run-dir", run_dir, *arguments, watch=watch)
-        self.finished_runs[self.job, self.backend] = run_dir
-        rows = [
-            {**row, "seconds": round(after, 2)} for row, after in zip(read_csv(history), seconds)
-        ]
-        return {**read_json(run_dir / "metrics.json"), "history": rows}
-
-    def compare(self, module: str, *arguments: Any) -> dict[str, Any]:
-        """Runs a benchmark whose contenders take turns and returns its figures."""
-        out = self.path(".json")
-        sizes = ("--rounds", 2, "--steps", 2, "--warmup", 1) if self.small else ("--steps", 50)
-        self.execute("-m", f"benchmarks.{module}", "--only", self.backend, "--json", out, *sizes,
-                     *arguments)  # fmt: skip
-        return read_json(out)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def read_csv(path: Path) -> list[dict[str, float]]:
-    with open(path, newline="") as file:
-        return [
-            {name: round(float(value), 6) for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
 
 
 # ------------------------------------------------------------------ jobs in this process
@@ -223,8 +103,8 @@ def text_to_image(session: Session) -> dict[str, Any]:
     if session.small:
         small = ("--train-examples", 64, "--epochs", 1, "--samples", 20, "--steps", 5)
         small += ("--channels", 8, 16)
-        classifier = session.finished_runs.get(("document_setting", session.backend))
-        small += ("--classifier", classifier) if classifier else ()
+        classifier = session.run_directory("document_setting")
+        small += ("--classifier", classifier) if (classifier / "metrics.json").exists() else ()
     return session.recipe("text_to_image", "--quick", *small)
 
 
@@ -383,7 +263,8 @@ def run_job(session: Session, results: Results) -> dict[str, Any] | None:
     try:
         result = job.run(session)
     except OutOfTime:
-        results.add(*identity, "stopped", seconds=left, reason="no time was left")
+        reason = "no time was left"
+        results.add(*identity, "stopped", seconds=left, reason=reason, history=session.history)
     except Exception as error:  # the other jobs go on
         text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
         results.add(*identity, "failed", seconds=time.monotonic() - started, error=text)
@@ -399,31 +280,31 @@ def run_all(config: Config) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a job's processes end, too
     deadline = time.monotonic() + 60 * config.minutes
     results = Results(config)
-    finished_runs: dict[tuple[str, str], Path] = {}
+    with tempfile.TemporaryDirectory(prefix="zoo-gpu-") as scratch:
 
-    def run(job: str, backend: str) -> dict[str, Any] | None:
-        return run_job(Session(config, job, backend, deadline, finished_runs), results)
+        def run(job: str, backend: str) -> dict[str, Any] | None:
+            return run_job(
+                Session(config.out, config.device, job, backend, deadline, Path(scratch)), results
+            )
 
-    usable: list[str] = []
-    for backend in config.backends:
-        if not importlib.util.find_spec(backend):
-            continue
-        found = run("parameters", backend)  # also says which device there is
-        if found is None:
-            continue
-        results.content["backends"][backend] = {key: found[key] for key in ("device", "version")}
-        if "parameters" in found:
-            usable.append(backend)
-            results.content["device"] = found["device"]
-    results.write()
+        usable: list[str] = []
+        for backend in filter(importlib.util.find_spec, config.backends):
+            counted = run("parameters", backend)  # also says which device there is
+            if counted is None:
+                continue
+            about = {name: counted[name] for name in ("device", "version")}
+            results.content["backends"][backend] = about
+            if "parameters" in counted:
+                usable.append(backend)
+                results.content["device"] = about["device"]
+        results.write()
+        for job in config.jobs or JOBS:
+            for backend in usable:
+                if job != "parameters":
+                    run(job, backend)
     if not usable:
         print("No backend finds a GPU; see the log files", flush=True)
-        return 1
-    for job in config.jobs or JOBS:
-        for backend in usable:
-            if job != "parameters":
-                run(job, backend)
-    return 0
+    return 0 if usable else 1
 
 
 def main(config: Config) -> int:

@@ -9,6 +9,7 @@ benchmarks/shakespeare_step.py compares the speed of a step with the zoo's.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def random_windows(ids: torch.Tensor) -> torch.Tensor:
 
 
 def main(config: Config) -> float:
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # `zoo.datasets` imports Keras
     from zoo.datasets import shakespeare, tokenizer
 
     torch.manual_seed(config.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from benchmarks import gpu, results
+from benchmarks import gpu, gpu_session, results
 from benchmarks.contenders import environment
 from zoo.backends import name
 
@@ -66,16 +66,16 @@ def test_gpu_benchmark_rejects_unknown_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.once
 def test_gpu_job_names_last_line_of_error(tmp_path: Path) -> None:
-    session = gpu.Session(gpu.Config(tmp_path), "quick", name, time.monotonic() + 60)
-    with pytest.raises(gpu.JobFailed, match=r"^ValueError: no such thing$"):
+    session = gpu_session.Session(tmp_path, "auto", "quick", name, time.monotonic() + 60)
+    with pytest.raises(gpu_session.JobFailed, match=r"^ValueError: no such thing$"):
         session.execute("-c", "raise ValueError('no such thing')")
 
 
 @pytest.mark.once
 def test_gpu_job_ends_when_its_time_is_over(tmp_path: Path) -> None:
-    session = gpu.Session(gpu.Config(tmp_path), "quick", name, time.monotonic() + 1)
+    session = gpu_session.Session(tmp_path, "auto", "quick", name, time.monotonic() + 1)
     started = time.monotonic()
-    with pytest.raises(gpu.OutOfTime):
+    with pytest.raises(gpu_session.OutOfTime):
         session.execute("-c", "import time; time.sleep(60)")
     assert time.monotonic() - started < 10
 
