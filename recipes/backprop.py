@@ -121,7 +121,7 @@ def main(config: Config) -> dict[str, Any]:
     network = config.build(config.dtype_policy)
     trainer = Trainer(network, normalization)
     trainer.compile(
-        keras.optimizers.SGD(config.learning_rate), CrossEntropy(), metrics=["accuracy"]
+        keras.optimizers.SGD(config.learning_rate, name="sgd"), CrossEntropy(), metrics=["accuracy"]
     )
     test = Batches((data.x_test, data.y_test), batch_size=256)
     checkpoint, losses = run.checkpoint(config.checkpoint_steps), StepLosses()

@@ -1,15 +1,14 @@
 """Against the same in plain PyTorch; needs PyTorch, so it runs where that is the backend."""
 
-from typing import Any
-
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 import zoo
-from zoo.backends import backend, name
+from zoo.backends import name
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
+from zoo.diffusion.losses import DiffusionTrainer
 from zoo.diffusion.noise_schedule import cosine
 from zoo.diffusion.sampler import Sampler, noise
 from zoo.training.optimizers import Adam
@@ -84,20 +83,16 @@ def test_training_steps(pair: tuple[keras.Model, native_diffusion.TextToImage]) 
     model, native = pair
     process = GaussianDiffusion(cosine(STEPS))
 
-    def objective(x0: Any, t: Any, noise: Any, prompt: Any, step: Any) -> Any:
-        inputs = {"image": process.q_sample(x0, t, noise), "time": t, "prompt": prompt}
-        missed = model(inputs, training=True) - process.target(x0, t, noise)
-        return ops.mean(ops.square(missed)), {}
-
+    ours = DiffusionTrainer(model, process)
     optimizer = Adam(1e-3, global_clipnorm=1.0, use_ema=True, ema_momentum=0.9)
-    optimizer.build(model.trainable_variables)
-    step = backend.train_step(model, optimizer, objective)
+    ours.compile(optimizer)
     trainer = native_diffusion.Trainer(native, momentum=0.9)
     x0, t, drawn, prompts = batch()
     images, eps = channels_first(x0), channels_first(drawn)
-    arrays = [backend.on_device(array) for array in (x0, t, drawn, prompts)]
-    for number in range(3):
-        loss = float(step(*arrays, np.int32(number))["loss"])
+    examples = {"image": x0, "time": t, "noise": drawn, "prompt": prompts}
+    for _ in range(3):
+        ours.reset_metrics()
+        loss = float(ours.train_on_batch(examples))
         expected = trainer.step(images, torch.tensor(t), eps, torch.tensor(prompts))
         assert abs(loss - expected) < 1e-5  # 3e-8 measured
     optimizer.finalize_variable_values(model.trainable_variables)

@@ -101,8 +101,8 @@ def test_augment_stays_within_limits() -> None:
     assert len(np.unique(levels)) > 30
     ramp = np.tile(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None, None], (512, 1, 48, 1))
     rotated = to_numpy(ImageAugmentation((0.0,), (1.0,), 10.0, 0, 0).augment(ramp, random.key(0)))
-    slope = (rotated[:, 24, 40, 0].astype(float) - rotated[:, 24, 8, 0]) / 5 / 32
-    angles = np.degrees(np.arctan(slope))
+    gradient = (rotated[:, 24, 40, 0].astype(float) - rotated[:, 24, 8, 0]) / 5 / 32
+    angles = np.degrees(np.arctan(gradient))
     assert 9 < np.abs(angles).max() < 12
     assert abs(angles.mean()) < 1
 

@@ -1,4 +1,4 @@
-"""What a training step sees, and the average of the weights."""
+"""Tests of the diffusion trainer: its random draws, its loss, and the average of the weights."""
 
 from typing import Any
 
@@ -7,80 +7,168 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import text_to_image, unet
-from zoo.backends import backend
+from zoo import unet
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.losses import (
-    UNPROMPTED,
-    diffusion_loss,
-    diffusion_objective,
+    PROMPT_DROPOUT,
+    DiffusionTrainer,
     ema_momentum,
     ema_weights,
+    held_out_examples,
     pixels,
     stratified_timesteps,
 )
 from zoo.diffusion.noise_schedule import cosine
-from zoo.training.optimizers import Adam
+from zoo.training import Adam, Batches
 
 T = 20
 PROMPTS = np.array([[[1, 2, 0], [1, 3, 4]], [[1, 5, 0], [1, 6, 4]]], np.int32)
 LABELS = np.array([0, 1] * 8, np.int32)
 
 
-def images() -> np.ndarray:
-    """Bright above or below, as the label says."""
-    drawn = np.random.default_rng(0).integers(0, 60, (16, 8, 8, 1))
-    for image, label in zip(drawn, LABELS):
+def make_images() -> np.ndarray:
+    """Images (16, 8, 8, 1) uint8 that are bright in the half that the label names."""
+    images = np.random.default_rng(0).integers(0, 60, (16, 8, 8, 1))
+    for image, label in zip(images, LABELS):
         image[4 * label : 4 * label + 4] += 190
-    return drawn.astype(np.uint8)
+    return images.astype(np.uint8)
 
 
-def small_model(seed: int = 0) -> keras.Model:
-    return text_to_image(
-        vocabulary_size=8, max_length=3, hidden_dim=16, input_shape=(8, 8, 1), channels=(8, 16),
-        num_steps=T, seed=seed,
-    )  # fmt: skip
-
-
-class Watched:
-    """Stands for a model: keeps what it is given, and predicts 0."""
+class RecordingNetwork(keras.Model):  # type: ignore[misc]
+    """Network that records its last inputs and predicts 0."""
 
     def __init__(self) -> None:
-        self.given: dict[str, np.ndarray] = {}
+        super().__init__()
+        self.built = True
 
-    def __call__(self, inputs: dict[str, Any], training: bool) -> Any:
-        assert training
-        self.given = {name: ops.convert_to_numpy(value) for name, value in inputs.items()}
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        self.last_inputs = {name: ops.convert_to_numpy(value) for name, value in inputs.items()}
         return ops.zeros_like(inputs["image"])
 
 
-def test_a_step_sees_noisy_images_and_prompts_of_their_class() -> None:
-    watched, process = Watched(), GaussianDiffusion(cosine(T), "noise")
-    objective = diffusion_objective(watched, process, 3, PROMPTS)
-    arrays = [ops.convert_to_tensor(array) for array in (images(), LABELS)]
-    indices = np.arange(16, dtype=np.int32)
-    seen, unprompted = [], 0
-    for step in range(40):
-        loss, metrics = objective(*arrays, indices, np.int32(step))
-        assert metrics == {}
-        # It predicts 0, so the loss is the variance of the noise.
-        assert float(loss) == pytest.approx(1, abs=0.2)
-        assert np.diff(np.sort(watched.given["time"])).max() <= 2
-        for label, prompt in zip(LABELS, watched.given["prompt"].tolist()):
+def recording_trainer(prediction: str = "noise", **options: Any) -> DiffusionTrainer:
+    diffusion = GaussianDiffusion(cosine(T), prediction)
+    return DiffusionTrainer(RecordingNetwork(), diffusion, 3, **options)
+
+
+def training_losses(trainer: DiffusionTrainer, images: np.ndarray) -> np.ndarray:
+    """The loss of each image in a training step, (16,)."""
+    return ops.convert_to_numpy(trainer({"image": images, "label": LABELS}, training=True))
+
+
+def test_diffusion_trainer_draws_timesteps_noise_and_prompts() -> None:
+    trainer, images = recording_trainer(prompts=PROMPTS), make_images()
+    classes_and_words, dropped = [], 0
+    for _ in range(40):
+        losses = training_losses(trainer, images)
+        # The prediction is 0, so the loss is the variance of the noise.
+        assert losses.mean() == pytest.approx(1, abs=0.2)
+        inputs = trainer.network.last_inputs
+        assert np.diff(np.sort(inputs["time"])).max() <= 2
+        for label, prompt in zip(LABELS, inputs["prompt"].tolist()):
             if prompt == [1, 0, 0]:
-                unprompted += 1
+                dropped += 1
             else:
                 assert prompt in PROMPTS[label].tolist()
-                seen.append((int(label), prompt[1]))
-    assert set(seen) == {(0, 2), (0, 3), (1, 5), (1, 6)}
-    assert 640 * UNPROMPTED / 2 < unprompted < 640 * UNPROMPTED * 2
-    # The same step is the same again.
-    once = float(objective(*arrays, indices, np.int32(5))[0])
-    assert float(objective(*arrays, indices, np.int32(5))[0]) == once
-    assert float(objective(*arrays, indices, np.int32(6))[0]) != once
+                classes_and_words.append((int(label), prompt[1]))
+    assert set(classes_and_words) == {(0, 2), (0, 3), (1, 5), (1, 6)}
+    assert 640 * PROMPT_DROPOUT / 2 < dropped < 640 * PROMPT_DROPOUT * 2
 
 
-def test_steps_are_spread_evenly() -> None:
+def test_diffusion_trainer_draws_depend_on_seed_and_step() -> None:
+    trainer, images = recording_trainer(prompts=PROMPTS), make_images()
+    first, second = training_losses(trainer, images), training_losses(trainer, images)
+    assert (first != second).any()
+    again = recording_trainer(prompts=PROMPTS)
+    again.counter.state.assign([0, 1])  # a seed that is not used, and the number of steps
+    np.testing.assert_array_equal(training_losses(again, images), second)
+
+
+def test_diffusion_trainer_weighs_losses_by_min_snr_in_training_only() -> None:
+    images = make_images()
+    plain, weighted = recording_trainer("v"), recording_trainer("v", min_snr_gamma=5.0)
+    losses = training_losses(plain, images)
+    factors = GaussianDiffusion(cosine(T), "v").min_snr_weights(
+        plain.network.last_inputs["time"], 5.0
+    )
+    expected = losses * ops.convert_to_numpy(factors)
+    np.testing.assert_allclose(training_losses(weighted, images), expected, rtol=1e-6)
+    assert np.abs(expected / losses - 1).max() > 0.1
+    examples = held_out_examples(images, T)
+    np.testing.assert_array_equal(*map(ops.convert_to_numpy, (plain(examples), weighted(examples))))
+
+
+def test_diffusion_trainer_rejects_min_snr_gamma_of_zero() -> None:
+    with pytest.raises(ValueError, match="`min_snr_gamma` must be above 0"):
+        recording_trainer(min_snr_gamma=0.0)
+
+
+@pytest.mark.slow
+def test_diffusion_trainer_learns_and_averages_weights() -> None:
+    network = unet((8, 8, 1), (8,), num_steps=T)
+    trainer = DiffusionTrainer(network, GaussianDiffusion(cosine(T)))
+    trainer.compile(Adam(3e-3, use_ema=True, ema_momentum=0.9))
+    images = make_images()
+    examples = held_out_examples(images, T)
+
+    def held_out_loss() -> float:
+        return trainer.evaluate(Batches(examples, batch_size=16), verbose=0)
+
+    def first_weight() -> np.ndarray:
+        return np.array(ops.convert_to_numpy(network.trainable_variables[0].value))
+
+    before = held_out_loss()
+    assert held_out_loss() == pytest.approx(before, rel=1e-6)  # the same noise
+    weights = []
+    for _ in range(30):
+        trainer.train_on_batch({"image": images})
+        weights.append(first_weight())
+    after = held_out_loss()
+    assert after < 0.8 * before
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.9 * average + 0.1 * weight
+    with ema_weights(network, trainer.optimizer):
+        np.testing.assert_allclose(first_weight(), average, atol=1e-6)
+        assert held_out_loss() != after
+    np.testing.assert_array_equal(first_weight(), weights[-1])
+    assert held_out_loss() == pytest.approx(after, rel=1e-6)
+
+
+def test_ema_weights_restores_weights_after_an_error() -> None:
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    optimizer = Adam(1e-3, use_ema=True)
+    optimizer.build(network.trainable_variables)
+    weights = [np.array(weight) for weight in network.get_weights()]
+    with pytest.raises(KeyboardInterrupt), ema_weights(network, optimizer):
+        raise KeyboardInterrupt
+    for weight, restored in zip(weights, network.get_weights()):
+        np.testing.assert_array_equal(weight, restored)
+
+
+@pytest.mark.once
+def test_ema_momentum_covers_a_twentieth_of_the_steps() -> None:
+    assert ema_momentum(4000) == pytest.approx(0.995)
+    assert ema_momentum(1) == 0.5
+
+
+def test_held_out_examples_rejects_unscaled_numbers() -> None:
+    with pytest.raises(ValueError, match=r"numbers in \[-1, 1\].*float32 from .* to 2"):
+        held_out_examples(make_images().astype(np.float32), T)
+    with pytest.raises(ValueError, match="float64 from nan to nan"):
+        held_out_examples(np.full((1, 8, 8, 1), np.nan), T)
+
+
+def test_held_out_examples_depend_on_the_seed_alone() -> None:
+    images = make_images()
+    first, again, other = (held_out_examples(images, T, seed=seed) for seed in (0, 0, 1))
+    for name in ("time", "noise"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (first[name] != other[name]).any()
+    assert np.diff(np.sort(first["time"])).max() <= 2
+
+
+def test_stratified_timesteps_are_evenly_spaced() -> None:
     for start in (0.0, 0.3, 1 - 2**-24):
         t = ops.convert_to_numpy(stratified_timesteps(np.array([start], np.float32), 50, 1000))
         assert t.dtype == np.int32
@@ -89,62 +177,8 @@ def test_steps_are_spread_evenly() -> None:
         assert np.diff(np.sort(t)).max() <= 21
 
 
-def test_bytes_become_numbers_between_minus_one_and_one() -> None:
-    given = np.array([[0, 255]], np.uint8)
-    np.testing.assert_allclose(ops.convert_to_numpy(pixels(given)), [[-1, 1]])
+def test_pixels_scales_uint8_images_only() -> None:
+    images = np.array([[0, 255]], np.uint8)
+    np.testing.assert_allclose(ops.convert_to_numpy(pixels(images)), [[-1, 1]])
     latents = np.array([[2.5]], np.float32)
     np.testing.assert_array_equal(ops.convert_to_numpy(pixels(latents)), latents)
-
-
-@pytest.mark.parametrize("min_snr_gamma", [None, 5.0])
-def test_it_learns_and_the_average_follows(min_snr_gamma: float | None) -> None:
-    model, process = small_model(), GaussianDiffusion(cosine(T))
-    optimizer = Adam(3e-3, use_ema=True, ema_momentum=0.9)
-    optimizer.build(model.trainable_variables)
-    objective = diffusion_objective(model, process, 0, PROMPTS, min_snr_gamma)
-    loss = diffusion_loss(model, process, images(), PROMPTS[LABELS, 0], batch_size=5)
-    before = loss()
-    assert loss() == pytest.approx(before, rel=1e-6)  # on the same noise
-    step = backend.train_step(model, optimizer, objective)
-    arrays = [backend.on_device(array) for array in (images(), LABELS)]
-    indices = np.arange(16, dtype=np.int32)
-    weights = []
-    for number in range(30):
-        step(*arrays, indices, np.int32(number))
-        step.sync()
-        weights.append(np.array(ops.convert_to_numpy(model.trainable_variables[0].value)))
-    after = loss()
-    assert after < 0.8 * before
-    average = weights[0]
-    for weight in weights[1:]:
-        average = 0.9 * average + 0.1 * weight
-    with ema_weights(model, optimizer):
-        found = ops.convert_to_numpy(model.trainable_variables[0].value)
-        np.testing.assert_allclose(found, average, atol=1e-6)
-        assert loss() != after
-    found = ops.convert_to_numpy(model.trainable_variables[0].value)
-    np.testing.assert_array_equal(found, weights[-1])
-
-
-def test_numbers_that_are_no_pixels_are_refused() -> None:
-    model = unet((8, 8, 1), (8,), num_steps=T)
-    with pytest.raises(ValueError, match=r"numbers in \[-1, 1\].*float32 from .* to 2"):
-        diffusion_loss(model, GaussianDiffusion(cosine(T)), images().astype(np.float32))
-    with pytest.raises(ValueError, match="float64 from nan to nan"):
-        diffusion_loss(model, GaussianDiffusion(cosine(T)), np.full((1, 8, 8, 1), np.nan))
-
-
-def test_weights_come_back_after_an_error() -> None:
-    model = unet((8, 8, 1), (8,), num_steps=T)
-    optimizer = Adam(1e-3, use_ema=True)
-    optimizer.build(model.trainable_variables)
-    before = [np.array(w) for w in model.get_weights()]
-    with pytest.raises(KeyboardInterrupt), ema_weights(model, optimizer):
-        raise KeyboardInterrupt
-    for old, new in zip(before, model.get_weights()):
-        np.testing.assert_array_equal(old, new)
-
-
-def test_the_average_looks_back_over_a_part_of_the_run() -> None:
-    assert ema_momentum(4000) == pytest.approx(0.995)
-    assert ema_momentum(1) == 0.5

@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from zoo import mlp
-from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.augmentation import ImageAugmentation
 from zoo.datasets.images import ImageDataset, load
 from zoo.diffusion.metrics import (
     FeatureExtractor,
@@ -28,9 +28,10 @@ def data() -> ImageDataset:
 def extractor(data: ImageDataset) -> FeatureExtractor:
     """An untrained classifier, whose features still differ between digits."""
     model = mlp((28, 28, 1), 10, hidden_units=(16,))
-    return FeatureExtractor(model, ImageTransform(data.mean, data.std, shape=(28, 28, 1)), 28)
+    return FeatureExtractor(model, ImageAugmentation(data.mean, data.std, shape=(28, 28, 1)), 28)
 
 
+@pytest.mark.once
 def test_frechet_distance_matches_formula() -> None:
     """The formula with SciPy's matrix square root; a set's distance from itself is 0."""
     generator = np.random.default_rng(0)
@@ -45,6 +46,7 @@ def test_frechet_distance_matches_formula() -> None:
     assert frechet_distance(first, first + 2) == pytest.approx(4 * 6)
 
 
+@pytest.mark.once
 def test_frechet_distance_of_fewer_images_than_features() -> None:
     features = np.random.default_rng(0).normal(size=(5, 20))
     assert np.isfinite(frechet_distance(features, 2 * features))
@@ -52,6 +54,7 @@ def test_frechet_distance_of_fewer_images_than_features() -> None:
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.once
 def test_intra_class_diversity_of_repeated_image_is_zero(data: ImageDataset) -> None:
     images, labels = data.x_test[:100], data.y_test[:100]
     assert intra_class_diversity(images, images, labels) == 1
@@ -59,6 +62,7 @@ def test_intra_class_diversity_of_repeated_image_is_zero(data: ImageDataset) -> 
     assert intra_class_diversity(images[:2], images[:2], np.array([0, 1])) is None
 
 
+@pytest.mark.once
 def test_indices_of_labels_cycles_through_examples() -> None:
     labels = np.array([2, 0, 1, 0, 2])
     assert indices_of_labels(labels, np.array([0, 2, 0, 2, 2])).tolist() == [1, 0, 3, 4, 0]
@@ -66,6 +70,7 @@ def test_indices_of_labels_cycles_through_examples() -> None:
         indices_of_labels(labels, np.array([0, 7]))
 
 
+@pytest.mark.once
 def test_to_uint8_rounds_and_clips() -> None:
     images = np.array([-2.0, -1.0, 0.0, 1.0, 3.0])
     assert to_uint8(images).tolist() == [0, 0, 128, 255, 255]

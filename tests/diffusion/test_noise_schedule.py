@@ -5,6 +5,8 @@ import pytest
 
 from zoo.diffusion.noise_schedule import NoiseSchedule, cosine, linear, make_schedule
 
+pytestmark = pytest.mark.once
+
 SCHEDULES = pytest.mark.parametrize(
     "schedule",
     [

@@ -20,7 +20,7 @@ def pipeline() -> DiffusionPipeline:
     tokenizer = WordTokenizer(["a seven", "the digit 3"])
     model = text_to_image(
         len(tokenizer), tokenizer.max_length, hidden_dim=16, input_shape=(8, 8, 1),
-        channels=(8, 16), num_steps=20,
+        channels=(8,), num_steps=20,
     )  # fmt: skip
     return DiffusionPipeline(model, SPEC, tokenizer)
 
@@ -38,9 +38,10 @@ def test_sample_returns_one_image_for_each_prompt(pipeline: DiffusionPipeline) -
     assert [first for first, _ in calls] == [0, 0, 0, 0, 2, 2, 2, 2]
     assert calls[0][1] > 0.1
     assert calls[3][1] < 1e-6  # the last step leaves no noise
-    repeated = pipeline.sample(["a seven"], steps=4, seed=1)
-    np.testing.assert_allclose(repeated[0], images[0], atol=1e-5)
-    negative = pipeline.sample(["a seven"], steps=4, seed=1, negative_prompt="the digit 3")
+    options: dict[str, Any] = {"prompts": ["a seven", "the digit 3"], "steps": 4, "seed": 1}
+    repeated = pipeline.sample(**options)
+    np.testing.assert_allclose(repeated, images[:2], atol=1e-5)
+    negative = pipeline.sample(**options, negative_prompt="3")
     assert np.abs(negative - repeated).max() > 1e-4
 
 

@@ -3,9 +3,12 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from zoo.diffusion import plots
+
+pytestmark = pytest.mark.once
 
 
 def make_images(count: int, channels: int = 1) -> np.ndarray:

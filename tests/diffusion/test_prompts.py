@@ -5,6 +5,8 @@ import pytest
 
 from zoo.diffusion.prompts import BOS, PADDING, WordTokenizer, check_prompts, prompts_by_class
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def tokenizer() -> WordTokenizer:

@@ -16,11 +16,13 @@ from keras import ops
 
 import zoo
 from recipes import backprop as recipe
+from tests.recipe import interrupt_after
 from zoo import datasets
 from zoo.backends import backend
 from zoo.evaluation import gradients
 from zoo.lessons import backprop
 from zoo.lessons.activations import ACTIVATIONS
+from zoo.training import Interrupted
 
 ROOT = Path(__file__).parents[2]
 LABELS = np.array([2, 0, 1, 1, 2], np.int32)
@@ -157,7 +159,9 @@ def test_the_gradients_agree_and_the_curves_coincide(
 
 def test_the_run_directory_is_complete(finished: tuple[Path, dict[str, object]]) -> None:
     folder, metrics = finished
-    names = "checkpoints config.json curves.png history.csv metrics.json model.weights.h5"
+    names = (
+        "checkpoints config.json curves.png history.csv metrics.json model.json model.weights.h5"
+    )
     assert sorted(os.listdir(folder)) == names.split()
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
@@ -177,12 +181,9 @@ def test_a_finished_run_says_so_and_another_configuration_is_refused(
 def test_it_goes_on_after_a_stop_with_the_whole_curve(
     finished: tuple[Path, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(recipe.trainer._Loop, "end_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
+        interrupt_after(5, patched)
+        with pytest.raises(Interrupted, match="Stopped after step 5"):
             recipe.main(config(tmp_path / "run"))
     assert not (tmp_path / "run" / "metrics.json").exists()
     metrics = recipe.main(config(tmp_path / "run"))
@@ -191,7 +192,7 @@ def test_it_goes_on_after_a_stop_with_the_whole_curve(
 
 
 def test_it_trains_in_float32_too(finished: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
-    metrics = recipe.main(config(tmp_path / "run", dtype="float32"))
+    metrics = recipe.main(config(tmp_path / "run", dtype_policy="float32"))
     assert metrics["loss_distance"]["largest"] < 1e-5  # measured: 0 to 2e-7
     off = abs(metrics["test_loss"] / finished[1]["test_loss"] - 1)
     assert 1e-12 < off < 1e-5  # measured: 4e-10; in float64 1e-15

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from zoo import autoencoder, registry
-from zoo.backends import backend
+from zoo.diffusion.auxiliary import ReconstructionError
 from zoo.diffusion.latents import LatentScaler
-from zoo.diffusion.losses import reconstruction_objective
-from zoo.training.optimizers import Adam
+from zoo.diffusion.losses import pixels
+from zoo.training import Adam, Batches, Trainer
 
 
 def bar_images(number: int = 32) -> np.ndarray:
@@ -32,20 +32,19 @@ def test_autoencoder_parameter_count_matches_the_closed_form(arguments: dict[str
 def test_autoencoder_learns_to_reconstruct_images() -> None:
     model = autoencoder((8, 8, 1), (8, 16), latent_channels=2)
     assert model.get_layer("encoder").output.shape[1:] == (4, 4, 2)
-    optimizer = Adam(1e-2)
-    optimizer.build(model.trainable_variables)
-    step = backend.train_step(model, optimizer, reconstruction_objective(model))
-    data, indices = backend.on_device(bar_images()), np.arange(32, dtype=np.int32)
-    losses = [float(step(data, indices, np.int32(number))["loss"]) for number in range(60)]
-    step.sync()
+    images = bar_images()
+    trainer = Trainer(model, lambda images, training: pixels(images))
+    trainer.compile(Adam(1e-2), ReconstructionError())
+    batches = Batches((images, images), batch_size=32, seed=0, steps_per_epoch=20)
+    losses = trainer.fit(batches, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0] / 10
-    scaler = LatentScaler.from_images(model, bar_images())
-    latents = scaler.encode(bar_images())
+    scaler = LatentScaler.from_images(model, images)
+    latents = scaler.encode(images)
     assert latents.shape == (32, 4, 4, 2)
     np.testing.assert_allclose(latents.mean(axis=(0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(latents.std(axis=(0, 1, 2)), 1, atol=1e-3)
     reconstructions = scaler.decode(latents)
-    assert np.square(reconstructions - (bar_images() / 127.5 - 1)).mean() < 2 * losses[-1] + 1e-3
+    assert np.square(reconstructions - (images / 127.5 - 1)).mean() < 2 * losses[-1] + 1e-3
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,10 @@ from keras import ops
 
 import zoo
 from zoo import datasets
-from zoo.backends import backend
-from zoo.diffusion.losses import diffusion_objective
+from zoo.diffusion.losses import DiffusionTrainer
 from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
 from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
-from zoo.training import batches
-from zoo.training.optimizers import Adam
+from zoo.training import Adam, Batches
 
 BATCH = 32
 TOKENIZER = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
@@ -30,18 +28,12 @@ def train(steps: int) -> tuple[list[float], list[np.ndarray]]:
     """Trains the model from one seed; returns the loss of every step and the trained weights."""
     data = datasets.load("mnist", train_examples=steps * BATCH, test_examples=1)
     model = small_model()
-    optimizer = Adam(2e-3, global_clipnorm=1.0)
-    optimizer.build(model.trainable_variables)
     prompts = np.stack([TOKENIZER.encode(prompts) for prompts in prompts_by_class()])
-    objective = diffusion_objective(model, DiffusionSpec().make_diffusion(), 0, prompts)
-    step = backend.train_step(model, optimizer, objective)
-    arrays = [backend.on_device(array) for array in (data.x_train, data.y_train)]
-    order = batches.shuffled_indices(0, 0, steps * BATCH)
-    losses = [
-        float(step(*arrays, order[n * BATCH : (n + 1) * BATCH], np.int32(n))["loss"])
-        for n in range(steps)
-    ]
-    step.sync()
+    trainer = DiffusionTrainer(model, DiffusionSpec().make_diffusion(), 0, prompts)
+    trainer.compile(Adam(2e-3, global_clipnorm=1.0))
+    examples = {"image": data.x_train, "label": data.y_train}
+    batches = Batches(examples, BATCH, seed=0, steps_per_epoch=1)
+    losses = trainer.fit(batches, epochs=steps, verbose=0).history["loss"]
     return losses, [np.array(ops.convert_to_numpy(w.value)) for w in model.trainable_variables]
 
 

@@ -11,10 +11,9 @@ from keras import ops
 import zoo
 from zoo import datasets, random
 from zoo.backends import backend, name
-from zoo.datasets.augmentation import ImageTransform
+from zoo.datasets.augmentation import ImageAugmentation
 from zoo.interop import pytorch
-from zoo.training import batches, losses
-from zoo.training.optimizers import Adam
+from zoo.training import Adam, Batches, CrossEntropy
 
 Arrays = dict[str, Any]
 DTYPE = sys.argv[2]
@@ -25,28 +24,25 @@ class TrainingSetup:
 
     def __init__(self, seed: int = 0):
         self.data = datasets.load("mnist", 48, train_examples=640, test_examples=64)
-        self.transform = ImageTransform(self.data.mean, self.data.std)
+        self.augmentation = ImageAugmentation(self.data.mean, self.data.std, seed=seed)
         self.model = zoo.cnn_48x48(10, seed=seed, dtype=DTYPE)
-        self.optimizer = Adam(1e-3, l2=1e-4)
-        self.optimizer.build(self.model.trainable_variables)
-        objective = losses.classification_objective(self.model, self.transform, seed)
-        self.step = backend.train_step(self.model, self.optimizer, objective)
-        self.arrays = [backend.on_device(a) for a in (self.data.x_train, self.data.y_train)]
-        self.order = batches.shuffled_indices(seed, 0, 640)
+        self.trainer = zoo.Trainer(self.model, self.augmentation)
+        self.trainer.compile(Adam(1e-3, l2=1e-4), CrossEntropy(dtype=DTYPE))
+        examples = self.data.x_train, self.data.y_train
+        self.batches = Batches(examples, 64, seed=seed, steps_per_epoch=1)
 
-    def take_step(self, number: int) -> float:
-        indices = self.order[number * 64 : (number + 1) * 64]
-        metrics = self.step(*self.arrays, indices, np.int32(number))
-        return float(metrics["loss"])
+    def train(self, steps: int) -> np.ndarray:
+        """Takes training steps and returns the loss before each."""
+        history = self.trainer.fit(self.batches, epochs=steps, verbose=0)
+        return np.array(history.history["loss"])
 
     def logits(self) -> np.ndarray:
         """Computes the logits of the test images."""
-        inputs = self.transform.test(self.data.x_test)
+        inputs = self.augmentation(self.data.x_test)
         # A copy: PyTorch's arrays share the tensor's memory.
         return np.array(ops.convert_to_numpy(self.model(inputs, training=False)))
 
     def weights(self) -> Arrays:
-        self.step.sync()
         variables = self.model.trainable_variables
         return {v.path.replace("/", "."): ops.convert_to_numpy(v.value) for v in variables}
 
@@ -62,9 +58,12 @@ def augmented(folder: Path) -> Arrays:
     """Returns three augmented batches."""
     setup = TrainingSetup()
     key = random.key(0, "augmentation")
+    images = setup.data.x_train[:64]
     return {
         str(step): ops.convert_to_numpy(
-            setup.transform.training(setup.data.x_train[:64], random.fold_in(key, step))
+            setup.augmentation.normalize(
+                setup.augmentation.augment(images, random.fold_in(key, step))
+            )
         )
         for step in range(3)
     }
@@ -76,8 +75,7 @@ def ten_steps(folder: Path) -> Arrays:
     The trained weights are written to `exported/` with PyTorch's names.
     """
     setup = TrainingSetup()
-    losses = np.array([setup.take_step(number) for number in range(10)])
-    setup.step.sync()
+    losses = setup.train(10)
     pytorch.save(setup.model, folder / "exported" / f"{name}.safetensors")
     return {"losses": losses, "logits": setup.logits()}
 
@@ -88,16 +86,9 @@ def one_step(folder: Path) -> Arrays:
         x, y = batch["x"].astype(DTYPE), batch["y"]
     model = zoo.cnn_48x48(10, dropout=0.0, dtype=DTYPE)
     pytorch.load(model, folder / "random.safetensors")
-    optimizer = Adam(1e-3, l2=1e-4)
-    optimizer.build(model.trainable_variables)
-
-    def objective(x: Any, y: Any) -> Any:
-        logits = model(x, training=True)
-        return ops.mean(ops.sparse_categorical_crossentropy(y, logits, from_logits=True)), {}
-
-    step = backend.train_step(model, optimizer, objective)
-    step(backend.on_device(x), backend.on_device(y))
-    step.sync()
+    trainer = zoo.Trainer(model)
+    trainer.compile(Adam(1e-3, l2=1e-4), CrossEntropy(dtype=DTYPE))
+    trainer.train_on_batch(x, y)
     return pytorch.state_dict(model)
 
 

@@ -1,52 +1,55 @@
-"""`recipes/mnist.py` as a user runs it, from the command line.
+"""Tests of `recipes/mnist.py`, as a user runs it from the command line.
 
-In a process of its own wherever the process matters: its signals, exit statuses and streams. What
-only reads arguments is called in this one.
+Runs that are killed, or need the backend's deterministic switches, have a process of their own,
+forked from one that has imported Keras. All others run in this one.
 """
 
+import csv
+import importlib.util
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import h5py
+import keras
 import numpy as np
 import pytest
+import tyro
 
 import zoo
+from recipes import mnist
+from tests import recipe
+from zoo import cli
 from zoo.backends import backend
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mnist.py"
-# Ten steps. What is tested with it does not depend on how long they take.
-SMALL = ["--quick", "--train-examples", "40", "--test-examples", "20", "--batch-size", "4"]
-# A checkpoint after every other one, and the same bits whenever it is run. A small network: most
-# of a process' time is its start. (For damaged checkpoints: tests/training/test_checkpoints.py.)
-RESTARTED = [*SMALL, "--model", "mlp", "--deterministic", "--checkpoint-steps", "2"]
-# Thirty steps, enough to learn from.
-LEARNS = ["--quick", "--train-examples", "1920", "--test-examples", "1000"]
+# A hundred steps of a small network, with a checkpoint after every other one. What is tested with it
+# does not depend on how long they take. (Damaged checkpoints: tests/training/test_checkpoints.py.)
+SMALL = ["--quick", "--train-examples", "400", "--test-examples", "20", "--batch-size", "4",
+         "--model", "mlp", "--checkpoint-steps", "2"]  # fmt: skip
+RESTARTED = [*SMALL, "--deterministic"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(RECIPE), *arguments]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "KERAS_BACKEND": zoo.backends.name, "PYTHONPATH": str(ROOT)}
 
 
-def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=500
-    )
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(RECIPE), *arguments]
 
 
 def words(text: str) -> str:
@@ -55,47 +58,62 @@ def words(text: str) -> str:
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    found = {}
+    arrays = {}
     with h5py.File(folder / "model.weights.h5") as file:
         file.visititems(
-            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
+            lambda name, item: arrays.update({name: item[()]} if hasattr(item, "shape") else {})
         )
-    return found
+    return arrays
+
+
+def assert_same_results(first: Path, second: Path) -> None:
+    """Checks that weights and history of two runs are the same to the bit."""
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert (first / "history.csv").read_text() == (second / "history.csv").read_text()
+
+
+# ------------------------------------------------------------------ a run and its files
+
+
+FEW = {"model": "mlp", "quick": True, "train_examples": 8, "test_examples": 20}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Run directory and metrics of a short run of a small network."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    result = recipe(*LEARNS, "--run-dir", str(folder))
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    metrics, _ = recipe.run(mnist, FEW, folder)
+    return folder, json.loads(json.dumps(metrics))
 
 
-def test_it_learns_and_says_so(finished: tuple[Path, str]) -> None:
-    folder, output = finished
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["test_accuracy"] > 0.85  # measured: 90.2 to 90.4 %
-    assert metrics["examples_per_second"] > 0
+def test_main_returns_metrics_and_writes_history(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
     expected = {
         "recipe": "mnist",
-        "model": "cnn_48x48",
+        "model": "mlp",
+        "dataset": "mnist",
         "backend": zoo.backends.name,
+        "backends": [zoo.backends.name],
         "backend_version": backend.version(),
         "device": backend.device(),
         "seed": 0,
-        "parameters": 9_536_074,
-        "train_examples": 1920,
+        "train_examples": 8,
+        "test_examples": 20,
         "epochs": 1,
     }
     assert {name: metrics[name] for name in expected} == expected
-    assert {"keras_version", "test_loss", "wall_seconds"} <= set(metrics)
-    assert f"test accuracy {metrics['test_accuracy']:.2%}" in output
-    assert "epoch 1/1  loss" in output
-    assert "precision" in output
-    assert "Confusion matrix" in output
+    assert {"keras_version", "parameters", "test_loss", "wall_seconds"} <= set(metrics)
+    (row,) = csv.DictReader((folder / "history.csv").read_text().splitlines())
+    assert list(row) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
+    assert float(row["val_accuracy"]) == metrics["test_accuracy"]
+    assert float(row["val_loss"]) == metrics["test_loss"]
 
 
-def test_the_run_directory_is_complete(finished: tuple[Path, str]) -> None:
+def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     assert sorted(os.listdir(folder)) == [
         "checkpoints",
@@ -105,9 +123,10 @@ def test_the_run_directory_is_complete(finished: tuple[Path, str]) -> None:
         "history.csv",
         "metrics.json",
         "mistakes.png",
+        "model.json",
         "model.weights.h5",
     ]
-    model = zoo.cnn_48x48(10)
+    model = keras.models.model_from_json((folder / "model.json").read_text())
     model.load_weights(folder / "model.weights.h5")
     config = json.loads((folder / "config.json").read_text())
     assert config["learning_rate"] == 1e-3
@@ -115,30 +134,38 @@ def test_the_run_directory_is_complete(finished: tuple[Path, str]) -> None:
     assert config["batch_size"] == 64
 
 
-def test_a_finished_run_says_so(finished: tuple[Path, str], in_process: Run) -> None:
-    folder, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    result = in_process(RECIPE, *LEARNS, "--run-dir", str(folder))
-    assert result.returncode == 0
-    assert "is finished" in result.stdout
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+def test_main_reports_finished_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again, output = recipe.run(mnist, FEW, folder)
+    assert again == metrics
+    assert "is finished" in output
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
 
 
-def test_another_configuration_is_refused(finished: tuple[Path, str]) -> None:
+def test_main_rejects_other_configuration(
+    finished: tuple[Path, dict[str, Any]], in_process: Run
+) -> None:
     folder, _ = finished
-    result = recipe(*LEARNS, "--seed", "1", "--test-examples", "10", "--run-dir", str(folder))
+    result = in_process(
+        RECIPE, "--quick", "--model", "mlp", "--train-examples", "8", "--seed", "1",
+        "--test-examples", "10", "--run-dir", str(folder),
+    )  # fmt: skip
     assert result.returncode == 2
-    text = "belongs to another configuration: seed was 0 and is 1, test_examples was 1000 and is"
+    text = "belongs to another configuration: seed was 0 and is 1, test_examples was 20 and is 10."
     assert text in result.stderr
     assert "\nerror: " in f"\n{result.stderr}"
     assert "Traceback" not in result.stderr
     assert (folder / "metrics.json").exists()
 
 
+# ------------------------------------------------------------------ the command line
+
+
 @pytest.mark.parametrize(
     ("choice", "text"), [("theano", "Installed here: "), (None, "The backend tensorflow is not")]
 )
-def test_a_backend_that_is_not_there(tmp_path: Path, choice: str | None, text: str) -> None:
+def test_command_line_names_missing_backend(tmp_path: Path, choice: str | None, text: str) -> None:
     """Unset, Keras takes its own default, which may not be installed."""
     if choice is None and "tensorflow" in zoo.backends.installed():
         pytest.skip("tensorflow is installed here")
@@ -148,21 +175,22 @@ def test_a_backend_that_is_not_there(tmp_path: Path, choice: str | None, text: s
     assert text in result.stderr
 
 
-def test_help_explains_every_flag_with_its_default(in_process: Run) -> None:
-    output = in_process(RECIPE, "--help").stdout
-    flags = "dataset epochs batch-size learning-rate weight-decay seed train-examples run-dir quick"
-    for flag in [*flags.split(), "dtype-policy"]:
-        assert f"--{flag}" in output
-    assert output.count("default") >= 16
+@pytest.mark.once
+def test_help_explains_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    text = recipe.help_of(mnist.Config, capsys)
+    assert "{float32,bfloat16,mixed_bfloat16}" in text
+    assert text.count("default") >= 16
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--dataset", "no_such_data"], "dataset=no_such_data"),
         (["--model", "no_such_model"], "lstm, mlp, simple_rnn. Received: model=no_such_model"),
-        (["--epochs", "0"], "`epochs` must be at least 1. Received: epochs=0"),
+        (["--epochs", "0"], "`epochs` must be a whole number of at least 1. Received: epochs=0"),
         (["--batch-size", "0"], "Received: batch_size=0"),
+        (["--patience", "0"], "Received: patience=0"),
         (["--learning-rate", "-0.1"], "Received: learning_rate=-0.1"),
         (["--weight-decay", "-1"], "Received: weight_decay=-1"),
         (["--train-examples", "70000"], "train_examples=70000"),
@@ -172,8 +200,9 @@ def test_help_explains_every_flag_with_its_default(in_process: Run) -> None:
         (["--run-dir", "/proc/run"], "cannot be created"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, in_process: Run, arguments: list[str], text: str) -> None:
-    """What they end a process with is seen above, for a configuration that is refused."""
+def test_command_line_rejects_invalid_arguments(
+    tmp_path: Path, in_process: Run, arguments: list[str], text: str
+) -> None:
     if "--run-dir" not in arguments:
         arguments = [*arguments, "--run-dir", str(tmp_path / "run")]
     result = in_process(RECIPE, *SMALL, *arguments)
@@ -182,88 +211,213 @@ def test_wrong_arguments(tmp_path: Path, in_process: Run, arguments: list[str], 
     assert "Traceback" not in result.stderr
 
 
-def test_a_learning_rate_that_diverges(tmp_path: Path) -> None:
-    result = recipe(*SMALL, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run"))
+def test_command_line_reports_divergence(tmp_path: Path, in_process: Run) -> None:
+    result = in_process(
+        RECIPE, *SMALL, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")
+    )
     assert result.returncode == 1
     assert "at step" in result.stderr
     assert "a lower learning rate may help" in words(result.stderr)
 
 
+def test_patience_ends_training_without_improvement(tmp_path: Path, in_process: Run) -> None:
+    """The learning rate is too small for any."""
+    flags = ["--epochs", "4", "--patience", "1", "--learning-rate", "1e-30"]
+    arguments = [*SMALL, "--train-examples", "8", *flags, "--run-dir", str(tmp_path / "run")]
+    assert in_process(RECIPE, *arguments).returncode == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert "is finished" in in_process(RECIPE, *arguments).stdout
+
+
+def test_tensorboard_needs_tensorflow(tmp_path: Path, in_process: Run) -> None:
+    """Where it is not installed, a text says what to do; elsewhere event files are written."""
+    board, run = tmp_path / "board", tmp_path / "run"
+    result = in_process(
+        RECIPE, *SMALL, "--train-examples", "8", "--tensorboard", str(board), "--run-dir", str(run)
+    )
+    if importlib.util.find_spec("tensorflow"):
+        assert result.returncode == 0
+        assert list(board.glob("train/events.*"))
+        assert list(board.glob("validation/events.*"))
+    else:
+        assert result.returncode == 2
+        text = "error: `tensorboard` needs TensorFlow, which writes the event files for Keras"
+        assert text in words(result.stderr)
+        assert 'pip install "keras-zoo[tensorflow]"' in words(result.stderr)
+        assert os.listdir(run) == []
+        assert not board.exists()
+
+
+# ------------------------------------------------------------------ in processes of their own
+
+
+def run_forked(arguments: list[str], output: Path, variables: dict[str, str]) -> None:
+    """Runs the recipe in a forked process, with its output in a file."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(variables)
+    sys.argv = [str(RECIPE), *arguments]
+    sys.exit(cli.run(lambda: mnist.main(tyro.cli(mnist.Config))))
+
+
+def output_of(folder: Path) -> str:
+    """What the last process for this run directory has printed."""
+    return folder.with_suffix(".txt").read_text()
+
+
+Start = Callable[..., Any]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nothing interrupts, with the deterministic switches on, and its seconds."""
+def start() -> Start:
+    """Starts the recipe in a process that is forked from one with Keras imported."""
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        context.set_forkserver_preload([__name__])
+        forkserver.ensure_running()
+
+    def started(folder: Path, *arguments: str, **variables: str) -> Any:
+        arguments = (*arguments, "--run-dir", str(folder))
+        process = context.Process(
+            target=run_forked, args=(arguments, folder.with_suffix(".txt"), variables)
+        )
+        process.start()
+        return process
+
+    return started
+
+
+def finish(process: Any) -> None:
+    process.join(300)
+    assert process.exitcode == 0
+    process.close()
+
+
+@pytest.mark.slow
+def test_main_learns_and_reports(tmp_path: Path, start: Start) -> None:
+    """Forty steps of the document's network, which XLA compiles well here."""
+    folder = tmp_path / "run"
+    sizes = ["--train-examples", "640", "--batch-size", "16", "--test-examples", "200"]
+    finish(start(folder, "--quick", *sizes, XLA_FLAGS=""))
+    metrics, output = json.loads((folder / "metrics.json").read_text()), output_of(folder)
+    assert metrics["test_accuracy"] > 0.85  # measured: 88.0 %
+    assert (metrics["model"], metrics["parameters"]) == ("cnn_48x48", 9_536_074)
+    assert metrics["examples_per_second"] > 0
+    assert "40/40" in output
+    assert f"val_accuracy: {metrics['test_accuracy']:.4f}" in output
+    assert f"Test loss {metrics['test_loss']:.4f}" in output
+    assert f"test accuracy {metrics['test_accuracy']:.2%}" in output
+    assert "precision" in output
+    assert "Confusion matrix" in output
+
+
+# ------------------------------------------------------------------ interrupted and longer runs
+
+
+def steps_done(folder: Path) -> int:
+    """Step of the newest checkpoint; 0 if there is none."""
+    return max((int(path.stem[5:]) for path in folder.glob("checkpoints/step-*.npz")), default=0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, start: Start) -> tuple[Path, float]:
+    """Run that nothing interrupts, with the deterministic switches on, and its seconds."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
+    finish(start(folder.with_name("first"), *RESTARTED))  # the server imports Keras
     started = time.perf_counter()
-    result = recipe(*RESTARTED, "--run-dir", str(folder))
-    assert result.returncode == 0, result.stderr
+    finish(start(folder, *RESTARTED))
     return folder, time.perf_counter() - started
 
 
-def checkpointed(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Waits for the first checkpoint."""
-    while process.poll() is None and not list(folder.glob("checkpoints/step-*")):
-        time.sleep(0.02)
-
-
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, whole: tuple[Path, float]) -> None:
-    arguments = [*RESTARTED, "--run-dir", str(tmp_path / "run")]
+def test_ctrl_c_saves_and_same_command_resumes(
+    tmp_path: Path, whole: tuple[Path, float], start: Start
+) -> None:
+    folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(*arguments), env=environment(), text=True,
+        command(*RESTARTED, "--run-dir", str(folder)), env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    checkpointed(tmp_path / "run", process)
+    while process.poll() is None and not steps_done(folder):
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "Stopped after step" in errors
-    again = recipe(*arguments)
-    assert again.returncode == 0
-    assert "Going on after step" in again.stdout
-    assert_same_weights(tmp_path / "run", whole[0])
+    step = steps_done(folder)
+    assert 0 < step < 100
+    assert f"Stopped after step {step}; the same command with `--run-dir " in words(errors)
+    finish(start(folder, *RESTARTED))
+    assert f"Going on after step {step}" in output_of(folder)
+    assert_same_results(folder, whole[0])
 
 
-def assert_same_weights(first: Path, second: Path) -> None:
-    a, b = weights(first), weights(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    assert (first / "history.csv").read_text() == (second / "history.csv").read_text()
+def test_finished_run_goes_on_when_epochs_are_raised(
+    tmp_path: Path, whole: tuple[Path, float], start: Start
+) -> None:
+    """To the same bits as a run that was long from the beginning; not back to fewer epochs."""
+    longer, extended = tmp_path / "longer", tmp_path / "extended"
+    shutil.copytree(whole[0], extended)
+    for folder in (longer, extended):
+        finish(start(folder, *RESTARTED, "--epochs", "2"))
+        assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
+    assert "Going on after step 100" in output_of(extended)
+    assert_same_results(extended, longer)
+    shorter = start(extended, *RESTARTED, "--epochs", "1")
+    shorter.join(300)
+    assert shorter.exitcode == 2
+    assert "`epochs` must be at least 2" in output_of(extended)
 
 
-def killed(folder: Path, seed: int, kills: int, seconds: float) -> list[Path]:
-    """Runs that were killed so many times in all, each taken up again until it was finished."""
-    moments = random.Random(seed)
+def killed_at(moment: Callable[[Path], bool], start: Start, folder: Path, kills: int) -> list[Path]:
+    """Runs that were killed so many times in all, each resumed until it was finished."""
     finished = [folder / "0"]
     while kills:
-        process = subprocess.Popen(
-            command(*RESTARTED, "--run-dir", str(finished[-1])), env=environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            process.wait(moments.uniform(0.2, 1.0) * seconds)
-            assert process.returncode == 0
-            finished.append(folder / str(len(finished)))
-        except subprocess.TimeoutExpired:
+        process = start(finished[-1], *RESTARTED)
+        if moment(finished[-1], process):
             process.kill()
-            process.wait()
+            process.join()
+            print("KILL", finished[-1], steps_done(finished[-1]))
             kills -= 1
-    assert recipe(*RESTARTED, "--run-dir", str(finished[-1])).returncode == 0
+        else:
+            assert process.exitcode == 0
+            finished.append(folder / str(len(finished)))
+        process.close()
+    finish(start(finished[-1], *RESTARTED))
     return finished
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_killed_at_ten_random_moments(tmp_path: Path, whole: tuple[Path, float]) -> None:
-    """With the deterministic switches on, a killed run ends with the uninterrupted one's bits.
+def test_runs_killed_at_random_moments_end_with_same_bits(
+    tmp_path: Path, whole: tuple[Path, float], start: Start
+) -> None:
+    """Five times at a random time, five times at a random step.
 
     Two at a time: much of a start is single-threaded, and moments are random in any case.
     """
     expected, seconds = whole
+    moments = random.Random(0)
+
+    def at_time(folder: Path, process: Any) -> bool:
+        process.join(moments.uniform(0.2, 1.2) * seconds)
+        return process.exitcode is None
+
+    def at_step(folder: Path, process: Any) -> bool:
+        step = steps_done(folder) + moments.randint(1, 30)
+        while steps_done(folder) < step and process.exitcode is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.01))
+        return process.exitcode is None
+
+    for name in ("time", "step"):
+        (tmp_path / name).mkdir()
     with ThreadPoolExecutor(2) as pool:
         chains = [
-            pool.submit(killed, tmp_path / name, seed, 5, seconds)
-            for seed, name in enumerate(("first", "second"))
+            pool.submit(killed_at, moment, start, tmp_path / name, 5)
+            for moment, name in ((at_time, "time"), (at_step, "step"))
         ]
         folders = [folder for chain in chains for folder in chain.result()]
     for folder in folders:
-        assert_same_weights(folder, expected)
+        assert_same_results(folder, expected)

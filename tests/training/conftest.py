@@ -26,7 +26,9 @@ def network() -> keras.Model:
     """A convolution, dropout and a classifier of images (6, 6, 1), always the same at first."""
     layers = [
         keras.Input((6, 6, 1), name="images"),
-        keras.layers.Conv2D(2, 3, activation="tanh", kernel_initializer=FanInUniform(0, "conv")),
+        keras.layers.Conv2D(
+            2, 3, activation="tanh", kernel_initializer=FanInUniform(0, "conv"), name="conv"
+        ),
         keras.layers.Flatten(),
         random.Dropout(0.5, name="dropout"),
         keras.layers.Dense(3, kernel_initializer=FanInUniform(0, "dense"), name="logits"),

@@ -89,6 +89,14 @@ def test_step_checkpoint_resumes_to_same_bits_after_ctrl_c(
     training.fit(tmp_path).assert_equal(whole)
 
 
+def test_step_checkpoint_resumes_to_same_bits_in_new_trainer(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    """As in another process: metrics, for instance, have no variables yet."""
+    interrupt(training, tmp_path, 6)
+    Training().fit(tmp_path).assert_equal(whole)
+
+
 def test_step_checkpoint_resumes_to_same_bits_after_crashes(
     training: Training, whole: Outcome, tmp_path: Path
 ) -> None:

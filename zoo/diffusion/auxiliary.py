@@ -115,13 +115,18 @@ def train_autoencoder(
     images = data.x_test[:HELD_OUT]
     settings = {"recipe": "autoencoder", "seed": config.seed}
     with nested_run(run, "autoencoder", settings) as nested:
-        trainer.fit(
-            batches,
-            epochs=epochs,
-            validation_data=Batches((images, images)),
-            verbose=config.verbose,
-            checkpoint=nested.checkpoint(config.checkpoint_steps),
-        )
+        if nested.metrics:  # a longer run keeps the latent space that it has begun in
+            model.load_weights(nested.path / "model.weights.h5")
+        else:
+            history = trainer.fit(
+                batches,
+                epochs=epochs,
+                validation_data=Batches((images, images)),
+                verbose=config.verbose,
+                checkpoint=nested.checkpoint(config.checkpoint_steps),
+            )
+            nested.save_model(model)
+            nested.write_metrics({"epochs": epochs, "test_loss": history.history["val_loss"][-1]})
     return LatentScaler.from_images(model, data.x_train[:_SCALER_IMAGES])
 
 

@@ -1,6 +1,5 @@
 """Classifiers evaluated: loss and accuracy, reports, confusion matrices, plots."""
 
-
 import keras
 import numpy as np
 from rich.console import Console

@@ -77,10 +77,10 @@ class ModelUnderTest:
         self.model = _build_model(case)
         self.specs = _specs(case, self.model)
         self.images = image_inputs(case, self.specs)
-        self._augmentations = {
-            i: _augmentation(spec.shape)
-            for i, spec in enumerate(tree.flatten(self.specs))
-            if i in self.images
+        shapes = [spec.shape for spec in tree.flatten(self.specs)]
+        self._augmentations = {  # only square images are rotated
+            i: ImageAugmentation((0.5,), (0.25,), 10.0 * (shapes[i][1] == shapes[i][2]))
+            for i in self.images
         }
         self.layer_records = _layer_records(self.model)
         self.variables: dict[str, keras.Variable] = {}
@@ -140,8 +140,8 @@ class ModelUnderTest:
             with np.load(self.folder / "data.npz") as file:
                 self._data = dict(file)
         size = len(next(iter(self._data.values()))) // BATCHES
-        start = number % BATCHES * size
-        arrays = [array[start : start + size] for array in self._data.values()]
+        rows = slice(number % BATCHES * size, (number % BATCHES + 1) * size)
+        arrays = [array[rows] for array in self._data.values()]
         floatx = keras.config.floatx()
         return [array.astype(floatx) if array.dtype.kind == "f" else array for array in arrays]
 
@@ -380,10 +380,8 @@ def subsample(array: np.ndarray) -> np.ndarray:
 
 def _concrete(output: Any) -> np.ndarray | None:
     """Returns a tensor's values, or None for a tracer and for anything but a tensor."""
-    if not keras.ops.is_tensor(output):
-        return None
     try:
-        return to_numpy(output)
+        return to_numpy(output) if keras.ops.is_tensor(output) else None
     except Exception:  # the error of a tracer depends on the backend
         return None
 
@@ -399,9 +397,3 @@ def image_inputs(case: Case, specs: Any) -> set[int]:
         and spec.shape[-1] in (1, 3)
         and "float" in keras.backend.standardize_dtype(spec.dtype)
     }
-
-
-def _augmentation(shape: Sequence[int | None]) -> ImageAugmentation:
-    """The augmentation of images (B, H, W, C); only square images are rotated."""
-    rotation = 10.0 if shape[1] == shape[2] else 0.0
-    return ImageAugmentation((0.5,), (0.25,), rotation=rotation)

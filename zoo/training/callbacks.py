@@ -187,7 +187,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch_start = self.state.step
         if self.state.metric_sums:
-            for variable, value in zip(self.model.metrics_variables, self.state.metric_sums):
+            variables = self.model.metrics_variables
+            for variable, value in zip(variables, self.state.metric_sums, strict=True):
                 variable.assign(np.asarray(value, variable.dtype))
             self.state.metric_sums = []
 

@@ -196,6 +196,8 @@ class _RunCheckpoint(StepCheckpoint):
     def restore(self, trainer: keras.Model) -> TrainingState:
         self._run.write_config()
         state = super().restore(trainer)
+        if state.step:
+            print(f"Going on after step {state.step}")
         self._run.write_history(state.history)
         return state
 

@@ -33,7 +33,8 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
     """
 
     def __init__(self, network: keras.Model, preprocessing: Any = None, name: str | None = None):
-        super().__init__(name=name or f"{network.name}_trainer")
+        # The network casts its inputs itself; float64 inputs stay as they are until then.
+        super().__init__(name=name or f"{network.name}_trainer", autocast=False)
         self.network = network
         self.preprocessing = preprocessing
         self.built = bool(network.built and getattr(preprocessing, "built", True))
@@ -78,6 +79,8 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         epochs, steps = options.pop("epochs", 1), options["steps_per_epoch"]
         options.pop("initial_epoch", None)  # the checkpoint knows
         state = checkpoint.restore(self)
+        if state.metric_sums:
+            self._symbolic_build(data_batch=stream[0])  # `fit` on TensorFlow builds metrics later
         callbacks = keras.tree.flatten(options.get("callbacks") or [])
         history = ContinuedHistory(state, callbacks)
         options["callbacks"] = [*callbacks, history, checkpoint]
