@@ -105,7 +105,7 @@ def native(config: Config) -> Callable[[], Any]:
 
     def step() -> float:
         total = len(model.signal)
-        batch = native_diffusion.draw(images[indices], labels[indices], prompts, total)
+        batch = native_diffusion.training_inputs(images[indices], labels[indices], prompts, total)
         return trainer.step(*batch)
 
     return step

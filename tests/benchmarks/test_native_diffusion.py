@@ -1,4 +1,7 @@
-"""Against the same in plain PyTorch; needs PyTorch, so it runs where that is the backend."""
+"""Tests that the zoo's diffusion model and its plain PyTorch code compute the same.
+
+They need PyTorch and run where it is the backend.
+"""
 
 import keras
 import numpy as np
@@ -11,7 +14,7 @@ from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.losses import DiffusionTrainer
 from zoo.diffusion.noise_schedule import cosine
 from zoo.diffusion.sampler import Sampler, noise
-from zoo.training.optimizers import Adam
+from zoo.training import Adam
 
 if name != "torch":
     pytest.skip("needs PyTorch as the backend", allow_module_level=True)
@@ -22,11 +25,12 @@ from benchmarks import native_diffusion
 
 STEPS = 20
 PROMPTS = np.array([[1, 3, 2, 0], [1, 4, 5, 6], [1, 0, 0, 0]], np.int32)
+Pair = tuple[keras.Model, native_diffusion.TextToImage]
 
 
 @pytest.fixture
-def pair() -> tuple[keras.Model, native_diffusion.TextToImage]:
-    """The zoo's and the native one, of the same weights, none of which is 0."""
+def pair() -> Pair:
+    """The zoo's model and the native one with the same weights, none of which is 0."""
     sizes = {"vocabulary_size": 8, "max_length": 4, "num_layers": 2, "hidden_dim": 16,
              "input_shape": (8, 8, 1), "channels": (8, 16, 64), "num_steps": STEPS}  # fmt: skip
     model = zoo.text_to_image(**sizes)
@@ -43,65 +47,61 @@ def pair() -> tuple[keras.Model, native_diffusion.TextToImage]:
 def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images, time steps, noise and prompts."""
     generator = np.random.default_rng(1)
-    x0, drawn = generator.uniform(-1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
-    return x0, np.array([0, 7, STEPS - 1], np.int32), drawn, PROMPTS
+    x0, eps = generator.uniform(-1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
+    return x0, np.array([0, 7, STEPS - 1], np.int32), eps, PROMPTS
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
     return torch.tensor(images.transpose(0, 3, 1, 2))
 
 
-def test_the_network(pair: tuple[keras.Model, native_diffusion.TextToImage]) -> None:
+def test_network_matches_native_code(pair: Pair) -> None:
     model, native = pair
     _, t, x, prompts = batch()
-    found = model({"image": x, "time": t, "prompt": prompts}, training=False)
+    output = model({"image": x, "time": t, "prompt": prompts}, training=False)
     with torch.no_grad():
         expected = native(channels_first(x), torch.tensor(t), torch.tensor(prompts))
     expected = expected.permute(0, 2, 3, 1).numpy()
     assert expected.std() > 0.1
     # 2.2e-6 measured
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ops.convert_to_numpy(output), expected, atol=1e-4, rtol=0)
 
 
-def test_guided_sampling(pair: tuple[keras.Model, native_diffusion.TextToImage]) -> None:
+def test_guided_sampling_matches_native_code(pair: Pair) -> None:
     model, native = pair
-    found = Sampler(model, GaussianDiffusion(cosine(STEPS))).sample(3, PROMPTS, seed=4, steps=5)
-    first = noise(4, "first", found.shape[1:], range(3))
-    drawn = native_diffusion.sample(native, torch.tensor(PROMPTS), channels_first(first), steps=5)
-    expected = drawn.permute(0, 2, 3, 1).numpy()
-    assert (abs(expected) < 1).mean() > 0.1  # not all is clipped
+    images = Sampler(model, GaussianDiffusion(cosine(STEPS))).sample(3, PROMPTS, seed=4, steps=5)
+    first = channels_first(noise(4, "first", images.shape[1:], range(3)))
+    expected = native_diffusion.sample(native, torch.tensor(PROMPTS), first, steps=5)
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert (abs(expected) < 1).mean() > 0.1  # some values are not clipped
     # 2.9e-6 measured
-    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
+    np.testing.assert_allclose(images, expected, atol=1e-3, rtol=0)
 
 
-def test_training_steps(pair: tuple[keras.Model, native_diffusion.TextToImage]) -> None:
-    """Losses, and what the averaged weights predict.
+def test_training_steps_match_native_code(pair: Pair) -> None:
+    """Losses, and the outputs of the averaged weights.
 
-    Not the weights one by one: where a bias changes nothing, as before a normalisation of single
-    channels, Adam goes where rounding says.
+    Not the weights one by one: if a bias does not change the output, as before a normalization of
+    single channels, rounding decides the direction of its Adam step.
     """
     model, native = pair
-    process = GaussianDiffusion(cosine(STEPS))
-
-    ours = DiffusionTrainer(model, process)
-    optimizer = Adam(1e-3, global_clipnorm=1.0, use_ema=True, ema_momentum=0.9)
-    ours.compile(optimizer)
-    trainer = native_diffusion.Trainer(native, momentum=0.9)
-    x0, t, drawn, prompts = batch()
-    images, eps = channels_first(x0), channels_first(drawn)
-    examples = {"image": x0, "time": t, "noise": drawn, "prompt": prompts}
-    for _ in range(3):
-        ours.reset_metrics()
-        loss = float(ours.train_on_batch(examples))
-        expected = trainer.step(images, torch.tensor(t), eps, torch.tensor(prompts))
-        assert abs(loss - expected) < 1e-5  # 3e-8 measured
-    optimizer.finalize_variable_values(model.trainable_variables)
-    found = model({"image": drawn, "time": t, "prompt": prompts}, training=False)
+    x0, t, eps, prompts = batch()
+    trainer = DiffusionTrainer(model, GaussianDiffusion(cosine(STEPS)))
+    trainer.compile(Adam(1e-3, global_clipnorm=1.0, use_ema=True, ema_momentum=0.9))
+    examples = {"image": x0, "time": t, "noise": eps, "prompt": prompts}
+    options = {"batch_size": 3, "shuffle": False, "epochs": 3, "verbose": 0}
+    losses = trainer.fit(examples, **options).history["loss"]  # it ends with the averages
+    native_trainer = native_diffusion.Trainer(native, momentum=0.9)
+    inputs = channels_first(x0), torch.tensor(t), channels_first(eps), torch.tensor(prompts)
+    expected_losses = [native_trainer.step(*inputs) for _ in range(3)]
+    np.testing.assert_allclose(losses, expected_losses, atol=1e-5, rtol=0)  # 3e-8 measured
+    output = model({"image": eps, "time": t, "prompt": prompts}, training=False)
     with torch.no_grad():
-        average = trainer.average.module
-        now, before = (
-            net(eps, torch.tensor(t), torch.tensor(prompts)) for net in (average, native)
+        average = native_trainer.average.module
+        averaged, last = (
+            network(channels_first(eps), torch.tensor(t), torch.tensor(prompts))
+            for network in (average, native)
         )
-    found = ops.convert_to_numpy(found).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(found, now.numpy(), atol=1e-4, rtol=0)  # 2.8e-6 measured
-    assert abs(now - before).max() > 1e-2
+    output = ops.convert_to_numpy(output).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(output, averaged.numpy(), atol=1e-4, rtol=0)  # 2.8e-6 measured
+    assert abs(averaged - last).max() > 1e-2

@@ -148,7 +148,8 @@ def test_text_to_image_resumes_after_interruption(
     steps = recipe.interrupt_after(3, monkeypatch)
     with pytest.raises(Interrupted, match=r"Stopped after step 3; .*`--run-dir .*run` goes on"):
         run(tmp_path / "run", classifier)
-    resumed, _ = run(tmp_path / "run", classifier)
+    resumed, output = run(tmp_path / "run", classifier)
+    assert "Going on after step 3" in output
     assert steps == [1, 2, 3, 4]
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
     weights, expected = (
@@ -178,18 +179,28 @@ def test_diffusion_goes_on_if_epochs_are_raised(classifier: Path, tmp_path: Path
         recipe.run(diffusion, settings, tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_diffusion_in_latent_space_resumes_the_autoencoder(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def latent_run(
+    classifier: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], dict, list[int]]:
+    """Run directory, settings, metrics and steps of a run whose autoencoder was interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "latent"
     settings = {**UNCONDITIONAL, "classifier": classifier, "latent": True, "epochs": 1,
                 "zero_terminal_snr": True, "min_snr_gamma": 5.0, "eta": 1.0}  # fmt: skip
-    steps = recipe.interrupt_after(1, monkeypatch)
-    message = r"Stopped while the autoencoder was in training; .*`--run-dir .*run` goes on"
-    with pytest.raises(Interrupted, match=message):
-        recipe.run(diffusion, settings, folder)
-    metrics, _ = recipe.run(diffusion, settings, folder)
+    message = r"Stopped while the autoencoder was in training; .*`--run-dir .*latent` goes on"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        steps = recipe.interrupt_after(1, monkeypatch)
+        with pytest.raises(Interrupted, match=message):
+            recipe.run(diffusion, settings, folder)
+        metrics, _ = recipe.run(diffusion, settings, folder)
+    return folder, settings, metrics, steps
+
+
+@pytest.mark.slow
+def test_diffusion_in_latent_space_resumes_the_autoencoder(
+    latent_run: tuple[Path, dict[str, Any], dict, list[int]],
+) -> None:
+    folder, _, metrics, steps = latent_run
     assert steps == [1, 2, 1, 2]  # of the autoencoder and of the U-Net
     assert metrics["prompt_accuracy"] is None
     assert metrics["model"] == "unet"
@@ -197,6 +208,13 @@ def test_diffusion_in_latent_space_resumes_the_autoencoder(
     autoencoder = ["autoencoder", "autoencoder.json", "autoencoder.weights.h5"]
     files = {*FILES, *PLOTS, *autoencoder} - {"samples-02.png"}
     assert set(os.listdir(folder)) == files
+
+
+@pytest.mark.once
+def test_diffusion_finished_run_is_drawn_without_a_prompt(
+    latent_run: tuple[Path, dict[str, Any], dict, list[int]], tmp_path: Path
+) -> None:
+    folder, settings, metrics, _ = latent_run
     repeated, output = recipe.run(diffusion, settings, folder)
     assert repeated == metrics
     assert f"is finished: Fréchet distance {metrics['frechet_distance']:.2f}" in output

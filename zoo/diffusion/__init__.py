@@ -1,15 +1,17 @@
-"""Diffusion: images from noise, and from a text.
+"""Diffusion models: training, sampling, and metrics of the samples.
 
-    noise_schedule.py      how much of an image is left after each of T steps
-    gaussian_diffusion.py  the forward process, which adds noise, and what its inverse has to know
-    sampler.py             the reverse process: DDPM's steps and DDIM's, from noise to an image
-    losses.py              the loss of a training step, and the average of the weights
-    latents.py             the latent space of an autoencoder
-    prompts.py             words, their ids, and what may be asked for
-    pipeline.py            a trained model with all it needs to draw
-    metrics.py             how good drawn images are
-    plots.py               grids and animations
-    config.py              what the two recipes share
+    noise_schedule.py      noise schedules: the share of the image after each of T steps
+    gaussian_diffusion.py  the forward process, which adds noise, and the network's target
+    losses.py              the trainer of diffusion models and the average of their weights
+    sampler.py             the reverse process, from noise to images: DDPM and DDIM
+    latents.py             standardised latents of an autoencoder
+    prompts.py             prompt templates and the tokenizer of prompts
+    pipeline.py            a trained model with all that sampling needs
+    metrics.py             sample metrics computed with a classifier
+    plots.py               image grids and animations
+    config.py              configuration of the recipes
+    auxiliary.py           the classifier and the autoencoder that a recipe trains as well
+    report.py              samples, metrics and plots of a run
 
 The networks are `unet`, `autoencoder`, `text_encoder` and `text_to_image` in `zoo/models/`.
 
