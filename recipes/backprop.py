@@ -24,7 +24,7 @@ from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification, plots
 from zoo.evaluation.gradients import distances
 from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, update
-from zoo.training import Batches, CrossEntropy
+from zoo.training import Batches, CrossEntropy, StepCheckpoint
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import TrainingConfig, open_run, set_defaults
 
@@ -65,20 +65,22 @@ class Config(TrainingConfig):
 
 
 class StepLosses(keras.callbacks.Callback):
-    """Collects the mean loss of the epoch so far, after each step."""
+    """Collects the mean loss of the epoch so far, after each step, in the training's state."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: StepCheckpoint) -> None:
         super().__init__()
-        self.values: list[float] = []
+        self._checkpoint = checkpoint
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.values.append(float(logs["loss"]))
+        self._checkpoint.state.step_losses.append(float(logs["loss"]))
 
 
-def train_by_hand(config: Config, pixels: Any, batches: Batches) -> tuple[Any, list[float]]:
+def train_by_hand(
+    config: Config, pixels: Any, batches: Batches, steps: int
+) -> tuple[Any, list[float]]:
     """The trained layers, and the mean loss of the epoch so far after each step."""
     layers, means = layers_of(config.build(config.dtype_policy)), []
-    for step in range(config.epochs * batches.steps_per_epoch):
+    for step in range(steps):
         images, labels = batches[step]
         labels = ops.convert_to_tensor(labels)
         outputs = forward(layers, pixels(images))
@@ -114,35 +116,34 @@ def main(config: Config) -> dict[str, Any]:
     largest = {dtype: max(distance.values()) for dtype, distance in by_dtype.items()}
 
     batches = Batches((data.x_train, data.y_train), config.batch_size, seed=config.seed)
-    layers, losses_by_hand = train_by_hand(config, normalization, batches)
-    logits = ops.convert_to_numpy(forward(layers, normalization(data.x_test))[-1])
-    _, accuracy_by_hand = classification.loss_and_accuracy(logits, data.y_test)
-
     network = config.build(config.dtype_policy)
     trainer = Trainer(network, normalization)
     trainer.compile(
         keras.optimizers.SGD(config.learning_rate, name="sgd"), CrossEntropy(), metrics=["accuracy"]
     )
     test = Batches((data.x_test, data.y_test), batch_size=256)
-    checkpoint, losses = run.checkpoint(config.checkpoint_steps), StepLosses()
+    checkpoint = run.checkpoint(config.checkpoint_steps)
     trainer.fit(
         batches,
         epochs=config.epochs,
         validation_data=test,
-        callbacks=[losses, *config.callbacks()],
+        callbacks=[StepLosses(checkpoint), *config.callbacks()],
         verbose=config.verbose,
         checkpoint=checkpoint,
     )
     test_loss, test_accuracy = trainer.evaluate(test, verbose=0)
 
-    # A resumed run has the losses of its own steps only.
-    losses_by_hand = losses_by_hand[-len(losses.values) :]
-    apart = plots.relative_distances(losses_by_hand, losses.values)
-    curves = plots.plot_same_run({"by hand": losses_by_hand, "fit": losses.values})
+    steps = checkpoint.state.step  # fewer than asked for if `patience` ran out
+    layers, losses_by_hand = train_by_hand(config, normalization, batches, steps)
+    logits = ops.convert_to_numpy(forward(layers, normalization(data.x_test))[-1])
+    _, accuracy_by_hand = classification.loss_and_accuracy(logits, data.y_test)
+    losses = checkpoint.state.step_losses
+    apart = plots.relative_distances(losses_by_hand, losses)
+    curves = plots.plot_same_run({"by hand": losses_by_hand, "fit": losses})
     curves.savefig(run.path / "curves.png", dpi=120)
     run.save_model(network)
     console.print(
-        f"{checkpoint.state.step} steps: {accuracy_by_hand:.2%} right by hand, {test_accuracy:.2%} "
+        f"{steps} steps: {accuracy_by_hand:.2%} right by hand, {test_accuracy:.2%} "
         f"by `fit`. The last loss differs by {apart[-1]:.1e} of itself, none by more than "
         f"{apart.max():.1e}: sums in another order round differently in the last digit of "
         f"{config.dtype_policy}, and training amplifies that"

@@ -1,12 +1,11 @@
-"""The four steps by hand, and the recipe that holds them against the backend's own."""
+"""Tests of backpropagation by hand, and of the recipe that compares it with autodiff."""
 
 import csv
 import dataclasses
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -16,7 +15,7 @@ from keras import ops
 
 import zoo
 from recipes import backprop as recipe
-from tests.recipe import interrupt_after
+from tests import recipe as recipe_tests
 from zoo import datasets
 from zoo.backends import backend
 from zoo.evaluation import gradients
@@ -44,33 +43,34 @@ def inputs() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
 
 
-def limits(distances: dict[str, float], model: keras.Model) -> float:
+def largest(distances: dict[str, float], model: keras.Model) -> float:
+    """The largest distance, after a check that each weight has one."""
     assert list(distances) == [variable.path for variable in model.trainable_variables]
     return max(distances.values())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_by_hand_is_the_backends_own(name: str) -> None:
+def test_backward_matches_autodiff(name: str) -> None:
     """Measured: at most 5e-7 in float32 and 6e-16 in float64."""
     model = network(name)
-    assert limits(gradients.distances(model, inputs(), LABELS), model) <= 1e-5
+    assert largest(gradients.distances(model, inputs(), LABELS), model) <= 1e-5
     with backend.float64():
         model = network(name, dtype="float64")
-        assert limits(gradients.distances(model, inputs(), LABELS), model) <= 1e-12
+        assert largest(gradients.distances(model, inputs(), LABELS), model) <= 1e-12
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "relu", "tanh"])
-def test_a_wrong_derivative_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In that layer and those before it, not behind it."""
+def test_distances_show_wrong_derivative(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its layer and the earlier ones, not in the later one."""
     wrong = dataclasses.replace(ACTIVATIONS[name], derivative=lambda y: 1 - y)
     monkeypatch.setitem(ACTIVATIONS, name, wrong)
     model = zoo.mlp((7,), 3, (4, 6), ("relu" if name != "relu" else "tanh", name))
     distances = gradients.distances(model, inputs(), LABELS)
-    for path, far in distances.items():
-        assert (far > 1e-2) == (not path.startswith("output")), path
+    for path, distance in distances.items():
+        assert (distance > 1e-2) == (not path.startswith("output")), path
 
 
-def test_the_steps_by_hand_in_numpy() -> None:
+def test_steps_match_numpy() -> None:
     """One hidden neuron, two classes, one example: w = 2, z = 0.5·2 + 0.1, y = tanh(z)."""
     layers = [
         backprop.Layer(*map(ops.convert_to_tensor, ([[2.0]], [0.1])), "tanh"),
@@ -89,8 +89,8 @@ def test_the_steps_by_hand_in_numpy() -> None:
     dz2 = probabilities - [0, 1]
     dz1 = (dz2[0] - dz2[1]) * (1 - y**2)
     expected = [([[0.5 * dz1]], [dz1]), ([y * dz2], dz2)]
-    for found, wanted in zip(gradients, expected):
-        for a, b in zip(found, wanted):
+    for layer, expected_layer in zip(gradients, expected):
+        for a, b in zip(layer, expected_layer):
             np.testing.assert_allclose(ops.convert_to_numpy(a), b, rtol=1e-5)
 
     (w, b, activation), _ = backprop.update(layers, gradients, 0.1)
@@ -99,13 +99,13 @@ def test_the_steps_by_hand_in_numpy() -> None:
     assert activation == "tanh"
 
 
-def test_the_layers_are_a_copy() -> None:
+def test_layers_of_copies_weights() -> None:
     model = network()
     layers = backprop.layers_of(model)
-    before = [np.array(ops.convert_to_numpy(layer.w)) for layer in layers]
+    initial = [np.array(ops.convert_to_numpy(layer.w)) for layer in layers]
     for variable in model.trainable_variables:
         variable.assign(0 * variable.value)
-    for layer, w in zip(layers, before):
+    for layer, w in zip(layers, initial):
         np.testing.assert_array_equal(ops.convert_to_numpy(layer.w), w)
     assert [layer.activation for layer in layers] == ["relu", "tanh", "sigmoid", "relu", None]
 
@@ -118,7 +118,7 @@ def test_the_layers_are_a_copy() -> None:
         ({"dropout": 0.5}, "the layer dropout1, Dropout, activation=None"),
     ],
 )
-def test_what_does_not_go_by_hand(arguments: dict[str, object], text: str) -> None:
+def test_layers_of_rejects_other_models(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=f"must be an MLP of dense layers.*{text}"):
         backprop.layers_of(zoo.mlp((7,), 3, (4,), **arguments))
 
@@ -145,7 +145,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, recipe.main(config(folder))
 
 
-def test_the_gradients_agree_and_the_curves_coincide(
+def test_main_finds_same_gradients_and_curves(
     finished: tuple[Path, dict[str, object]],
 ) -> None:
     _, metrics = finished
@@ -157,7 +157,7 @@ def test_the_gradients_agree_and_the_curves_coincide(
     assert metrics["train_examples"] == 300
 
 
-def test_the_run_directory_is_complete(finished: tuple[Path, dict[str, object]]) -> None:
+def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, object]]) -> None:
     folder, metrics = finished
     names = (
         "checkpoints config.json curves.png history.csv metrics.json model.json model.weights.h5"
@@ -166,9 +166,11 @@ def test_the_run_directory_is_complete(finished: tuple[Path, dict[str, object]])
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0]) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
+    assert float(rows[1]["val_loss"]) == metrics["test_loss"]
 
 
-def test_a_finished_run_says_so_and_another_configuration_is_refused(
+def test_main_reports_finished_run_and_rejects_other_configuration(
     finished: tuple[Path, dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, metrics = finished
@@ -178,34 +180,41 @@ def test_a_finished_run_says_so_and_another_configuration_is_refused(
         recipe.main(config(folder, seed=1))
 
 
-def test_it_goes_on_after_a_stop_with_the_whole_curve(
-    finished: tuple[Path, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [3, 16])
+def test_main_resumes_with_whole_curve(
+    finished: tuple[Path, dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
 ) -> None:
-    with monkeypatch.context() as patched:
-        interrupt_after(5, patched)
-        with pytest.raises(Interrupted, match="Stopped after step 5"):
+    """In an epoch's middle, and after the last step of all."""
+    with monkeypatch.context() as patch:
+        recipe_tests.interrupt_after(step, patch)
+        with pytest.raises(Interrupted):
             recipe.main(config(tmp_path / "run"))
     assert not (tmp_path / "run" / "metrics.json").exists()
     metrics = recipe.main(config(tmp_path / "run"))
     assert metrics["test_loss"] == pytest.approx(finished[1]["test_loss"], rel=1e-12)
+    assert metrics["loss_distance"] == finished[1]["loss_distance"]
+
+
+def test_main_compares_only_steps_before_early_stopping(tmp_path: Path) -> None:
+    """The learning rate is too small for an improvement."""
+    few = {"learning_rate": 1e-30, "patience": 1, "train_examples": 80}
+    metrics = recipe.main(config(tmp_path / "run", epochs=4, **few))
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
+    assert len(rows) == 2
     assert metrics["loss_distance"]["largest"] < 1e-12
 
 
-def test_it_trains_in_float32_too(finished: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+def test_main_trains_in_float32(finished: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     metrics = recipe.main(config(tmp_path / "run", dtype_policy="float32"))
     assert metrics["loss_distance"]["largest"] < 1e-5  # measured: 0 to 2e-7
-    off = abs(metrics["test_loss"] / finished[1]["test_loss"] - 1)
-    assert 1e-12 < off < 1e-5  # measured: 4e-10; in float64 1e-15
+    distance = abs(metrics["test_loss"] / finished[1]["test_loss"] - 1)
+    assert 1e-12 < distance < 1e-5  # measured: 4e-10; in float64 1e-15
 
 
-def test_a_mistake_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        ACTIVATIONS, "tanh", dataclasses.replace(ACTIVATIONS["tanh"], derivative=lambda y: 1 - y)
-    )
-    metrics = recipe.main(config(tmp_path / "run", epochs=1, train_examples=80))
-    assert metrics["gradients_agree"] is False
-
-
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -217,21 +226,38 @@ def test_a_mistake_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"activation": ("relu", "tanh")}, "one for all hidden layers or one for each"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, arguments: dict[str, object], text: str) -> None:
+def test_main_rejects_invalid_arguments(
+    tmp_path: Path, arguments: dict[str, object], text: str
+) -> None:
     with pytest.raises(ValueError, match=text):
         recipe.main(config(tmp_path / "run", **{"activation": ("relu",), **arguments}))
 
 
-def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
-    """Exit status 0, the table in both precisions."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "backprop.py"), "--hidden-units", "8", "8",
-         "--activation", "tanh", "--train-examples", "64", "--epochs", "1",
-         "--run-dir", str(tmp_path / "run")],
-        env={**os.environ, "KERAS_BACKEND": zoo.backends.name, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300,
+def test_command_line_prints_table(
+    tmp_path: Path, in_process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """The distances in both precisions; the exit status is 0."""
+    result = in_process(
+        ROOT / "recipes" / "backprop.py", "--hidden-units", "8", "8", "--activation", "tanh",
+        "--train-examples", "64", "--epochs", "1", "--run-dir", str(tmp_path / "run"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "float64, at most 1e-12" in result.stdout
     assert "hidden2/kernel" in result.stdout
     assert "1 steps: " in result.stdout
+
+
+def test_command_line_fails_when_gradients_differ(
+    tmp_path: Path,
+    in_process: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = dataclasses.replace(ACTIVATIONS["tanh"], derivative=lambda y: 1 - y)
+    monkeypatch.setitem(ACTIVATIONS, "tanh", wrong)
+    result = in_process(
+        ROOT / "recipes" / "backprop.py", "--hidden-units", "8", "--activation", "tanh",
+        "--train-examples", "64", "--epochs", "1", "--run-dir", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert result.returncode == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["gradients_agree"] is False

@@ -35,8 +35,8 @@ from zoo.backends import backend
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mnist.py"
-# A hundred steps of a small network, with a checkpoint after every other one. What is tested with it
-# does not depend on how long they take. (Damaged checkpoints: tests/training/test_checkpoints.py.)
+# A hundred steps of a small network, with a checkpoint after every other one. What is tested with
+# it does not depend on how long they take. (Damaged checkpoints: training/test_checkpoints.py.)
 SMALL = ["--quick", "--train-examples", "400", "--test-examples", "20", "--batch-size", "4",
          "--model", "mlp", "--checkpoint-steps", "2"]  # fmt: skip
 RESTARTED = [*SMALL, "--deterministic"]
@@ -327,12 +327,13 @@ def steps_done(folder: Path) -> int:
 def whole(tmp_path_factory: pytest.TempPathFactory, start: Start) -> tuple[Path, float]:
     """Run that nothing interrupts, with the deterministic switches on, and its seconds."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    finish(start(folder.with_name("first"), *RESTARTED))  # the server imports Keras
+    start(folder.with_name("first"), "--epochs", "0").join(300)  # the server imports Keras
     started = time.perf_counter()
     finish(start(folder, *RESTARTED))
     return folder, time.perf_counter() - started
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_same_command_resumes(
     tmp_path: Path, whole: tuple[Path, float], start: Start
 ) -> None:
@@ -354,6 +355,7 @@ def test_ctrl_c_saves_and_same_command_resumes(
     assert_same_results(folder, whole[0])
 
 
+@pytest.mark.slow
 def test_finished_run_goes_on_when_epochs_are_raised(
     tmp_path: Path, whole: tuple[Path, float], start: Start
 ) -> None:
@@ -379,7 +381,6 @@ def killed_at(moment: Callable[[Path], bool], start: Start, folder: Path, kills:
         if moment(finished[-1], process):
             process.kill()
             process.join()
-            print("KILL", finished[-1], steps_done(finished[-1]))
             kills -= 1
         else:
             assert process.exitcode == 0

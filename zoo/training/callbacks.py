@@ -36,7 +36,7 @@ class TrainingState:
     Attributes:
         step: Number of optimizer steps that are done.
         history: A row for each epoch: its number, from 1 on, and its logs.
-        step_losses: Loss after each step, if a callback of the recipe records it here.
+        step_losses: Loss after each step, if a callback of the recipe appends it here.
         metric_sums: Values of the metrics' variables in the epoch that has begun.
         timed_examples: Number of examples of the steps that were timed: all but the first one of
             each epoch and of each process.
