@@ -14,6 +14,7 @@ from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
 from zoo.training import Adam, Batches
 
 BATCH = 32
+STEPS = 150  # of one pass over the training images
 TOKENIZER = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
 PROMPTS = ["a handwritten seven", "the digit 3", "zero", "draw a 4"]
 
@@ -26,7 +27,7 @@ def small_model() -> keras.Model:
 
 def train(steps: int) -> tuple[list[float], list[np.ndarray]]:
     """Trains the model from one seed; returns the loss of every step and the trained weights."""
-    data = datasets.load("mnist", train_examples=steps * BATCH, test_examples=1)
+    data = datasets.load("mnist", train_examples=STEPS * BATCH, test_examples=1)
     model = small_model()
     prompts = np.stack([TOKENIZER.encode(prompts) for prompts in prompts_by_class()])
     trainer = DiffusionTrainer(model, DiffusionSpec().make_diffusion(), 0, prompts)
@@ -37,9 +38,10 @@ def train(steps: int) -> tuple[list[float], list[np.ndarray]]:
     return losses, [np.array(ops.convert_to_numpy(w.value)) for w in model.trainable_variables]
 
 
-def sample_images(weights: list[np.ndarray], options: dict[str, Any]) -> np.ndarray:
-    """Samples images of `PROMPTS` from a model with the given weights."""
+def sample_images(weights: list[np.ndarray], cases: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Samples images of `PROMPTS` from a model with the given weights, for each set of options."""
     model = small_model()
     for variable, value in zip(model.trainable_variables, weights):
         variable.assign(value)
-    return DiffusionPipeline(model, DiffusionSpec(), TOKENIZER).sample(PROMPTS, **options)
+    pipeline = DiffusionPipeline(model, DiffusionSpec(), TOKENIZER)
+    return [pipeline.sample(PROMPTS, **options) for options in cases]
