@@ -241,7 +241,7 @@ def test_check_rejects_invalid_arguments(options: dict[str, object], text: str) 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "Name a model, one of unet, autoencoder, cnn_48x48"),
+        ([], "Name a model, one of autoencoder, cnn_48x48, gpt"),
         (["alexnet"], "must be one of autoencoder, cnn_48x48, gpt, mlp, "),
         (["cnn_48x48", "--rungs", "12"], "Received: rungs=12"),
         (["cnn_48x48", "--arguments", "[1]"], "must be a JSON object"),

@@ -78,8 +78,8 @@ def run_check(config: Check) -> int:
     )
     if not names:
         raise ValueError(
-            f"Name a model, one of {', '.join(registry.models)}, or package.module:function, or "
-            "give --all"
+            f"Name a model, one of {', '.join(sorted(registry.models))}, or "
+            "package.module:function, or give --all"
         )
     for path in (config.json, config.html):
         if path is not None and not path.parent.is_dir():

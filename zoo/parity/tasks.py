@@ -249,7 +249,21 @@ def optimizer_steps(case: Case, folder: Path) -> list[str]:
     return list(choices)
 
 
-class _GivenGradients(Trainer):
+class _LossTrainer(Trainer):
+    """Trainer whose `call` returns the loss."""
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        return y_pred
+
+
+class _GivenGradients(_LossTrainer):
     """Trainer whose loss has the gradients that `fit` is given for the weights."""
 
     def call(self, inputs: Sequence[Tensor], training: bool = False) -> Tensor:
@@ -257,11 +271,8 @@ class _GivenGradients(Trainer):
         # A sum of products has these gradients.
         return sum(ops.sum(ops.cast(g[0], w.dtype) * w) for g, w in zip(inputs, weights))
 
-    def compute_loss(self, *args: Any, y_pred: Any = None, **kwargs: Any) -> Tensor:
-        return y_pred if y_pred is not None else args[2]
 
-
-class _CheckTrainer(Trainer):
+class _CheckTrainer(_LossTrainer):
     """Trainer of the model under test, with the loss of the case."""
 
     def __init__(self, subject: ModelUnderTest, seed: int):
@@ -275,9 +286,6 @@ class _CheckTrainer(Trainer):
         step = self.counter.next()[1] if training else 0
         arrays = [inputs[name] for name in sorted(inputs)]
         return self._subject.loss(arrays, random.fold_in(self._key, step))
-
-    def compute_loss(self, *args: Any, y_pred: Any = None, **kwargs: Any) -> Tensor:
-        return y_pred if y_pred is not None else args[2]
 
 
 class _SubjectBatches:
