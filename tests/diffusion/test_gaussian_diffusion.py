@@ -91,6 +91,7 @@ def test_min_snr_weights_equate_losses_of_all_predictions() -> None:
         np.testing.assert_allclose(loss, expected, rtol=2e-3)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("call", "message"),
     [

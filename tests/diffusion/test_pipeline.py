@@ -45,6 +45,7 @@ def test_sample_returns_one_image_for_each_prompt(pipeline: DiffusionPipeline) -
     assert np.abs(negative - repeated).max() > 1e-4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +100,7 @@ def test_unconditional_latent_pipeline_samples_and_is_restored(tmp_path: Path) -
         pipeline.sample(3, negative_prompt="a dog")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["metrics.json", "model.weights.h5", "diffusion.json"])
 def test_load_rejects_directory_without_finished_run(
     pipeline: DiffusionPipeline, tmp_path: Path, name: str

@@ -169,6 +169,7 @@ def test_sample_computes_no_gradients(unconditional_sampler: Sampler) -> None:
     assert requires_grad == [False, False]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,11 +203,13 @@ def test_sample_rejects_invalid_arguments(
         conditional_sampler.sample(3, **{"prompts": PROMPTS, **options})
 
 
+@pytest.mark.once
 def test_sample_rejects_prompts_of_unconditional_model(unconditional_sampler: Sampler) -> None:
     with pytest.raises(ValueError, match="and to no other"):
         unconditional_sampler.sample(3, prompts=PROMPTS)
 
 
+@pytest.mark.once
 def test_sampler_rejects_model_of_other_num_steps() -> None:
     model = unet((8, 8, 1), (8,), num_steps=T)
     with pytest.raises(ValueError, match="num_steps=20, a schedule of 10"):

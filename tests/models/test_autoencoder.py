@@ -29,6 +29,7 @@ def test_autoencoder_parameter_count_matches_the_closed_form(arguments: dict[str
     assert model.count_params() == registry.get("autoencoder").parameter_count(**arguments)
 
 
+@pytest.mark.slow
 def test_autoencoder_learns_to_reconstruct_images() -> None:
     model = autoencoder((8, 8, 1), (8, 16), latent_channels=2)
     assert model.get_layer("encoder").output.shape[1:] == (4, 4, 2)
@@ -47,6 +48,7 @@ def test_autoencoder_learns_to_reconstruct_images() -> None:
     assert np.square(reconstructions - (images / 127.5 - 1)).mean() < 2 * losses[-1] + 1e-3
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

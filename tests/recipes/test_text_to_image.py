@@ -182,26 +182,20 @@ def test_diffusion_goes_on_if_epochs_are_raised(classifier: Path, tmp_path: Path
 @pytest.fixture(scope="module")
 def latent_run(
     classifier: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any], dict, list[int]]:
-    """Run directory, settings, metrics and steps of a run whose autoencoder was interrupted."""
+) -> tuple[Path, dict[str, Any], dict]:
+    """Run directory, settings and metrics of a finished run in the latent space."""
     folder = tmp_path_factory.mktemp("runs") / "latent"
     settings = {**UNCONDITIONAL, "classifier": classifier, "latent": True, "epochs": 1,
                 "zero_terminal_snr": True, "min_snr_gamma": 5.0, "eta": 1.0}  # fmt: skip
-    message = r"Stopped while the autoencoder was in training; .*`--run-dir .*latent` goes on"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        steps = recipe.interrupt_after(1, monkeypatch)
-        with pytest.raises(Interrupted, match=message):
-            recipe.run(diffusion, settings, folder)
-        metrics, _ = recipe.run(diffusion, settings, folder)
-    return folder, settings, metrics, steps
+    metrics, _ = recipe.run(diffusion, settings, folder)
+    return folder, settings, metrics
 
 
 @pytest.mark.slow
-def test_diffusion_in_latent_space_resumes_the_autoencoder(
-    latent_run: tuple[Path, dict[str, Any], dict, list[int]],
+def test_diffusion_in_latent_space_writes_metrics_and_models(
+    latent_run: tuple[Path, dict[str, Any], dict],
 ) -> None:
-    folder, _, metrics, steps = latent_run
-    assert steps == [1, 2, 1, 2]  # of the autoencoder and of the U-Net
+    folder, _, metrics = latent_run
     assert metrics["prompt_accuracy"] is None
     assert metrics["model"] == "unet"
     assert metrics["frechet_distance"] > 0
@@ -211,10 +205,26 @@ def test_diffusion_in_latent_space_resumes_the_autoencoder(
 
 
 @pytest.mark.once
-def test_diffusion_finished_run_is_drawn_without_a_prompt(
-    latent_run: tuple[Path, dict[str, Any], dict, list[int]], tmp_path: Path
+def test_diffusion_in_latent_space_resumes_the_autoencoder(
+    latent_run: tuple[Path, dict[str, Any], dict],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, settings, metrics, _ = latent_run
+    _, settings, metrics = latent_run
+    steps = recipe.interrupt_after(1, monkeypatch)
+    message = r"Stopped while the autoencoder was in training; .*`--run-dir .*run` goes on"
+    with pytest.raises(Interrupted, match=message):
+        recipe.run(diffusion, settings, tmp_path / "run")
+    resumed, _ = recipe.run(diffusion, settings, tmp_path / "run")
+    assert steps == [1, 2, 1, 2]  # of the autoencoder and of the U-Net
+    assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+
+
+@pytest.mark.once
+def test_diffusion_finished_run_is_drawn_without_a_prompt(
+    latent_run: tuple[Path, dict[str, Any], dict], tmp_path: Path
+) -> None:
+    folder, settings, metrics = latent_run
     repeated, output = recipe.run(diffusion, settings, folder)
     assert repeated == metrics
     assert f"is finished: Fréchet distance {metrics['frechet_distance']:.2f}" in output
