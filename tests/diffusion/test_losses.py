@@ -104,6 +104,11 @@ def test_diffusion_trainer_rejects_min_snr_gamma_of_zero() -> None:
 
 
 @pytest.mark.slow
+def test_diffusion_trainer_says_how_to_save_its_network() -> None:
+    with pytest.raises(NotImplementedError, match="Save its `network`"):
+        recording_trainer().get_config()
+
+
 def test_diffusion_trainer_learns_and_averages_weights() -> None:
     network = unet((8, 8, 1), (8,), num_steps=T)
     trainer = DiffusionTrainer(network, GaussianDiffusion(cosine(T)))

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training.conftest import Outcome, Training
+from tests.training.conftest import BATCH, Outcome, Training, X, Y, trainer
 from zoo import backends
-from zoo.training import Diverged, Interrupted, StepCheckpoint
+from zoo.training import Batches, Diverged, Interrupted, StepCheckpoint
 
 
 class Stop(Exception):
@@ -246,3 +246,15 @@ def test_early_stopping_ends_training_for_good(
         again = training.fit(tmp_path, epochs=6, callbacks=[early_stopping(monitor), counter])
         assert counter.steps == 0
         again.assert_equal(whole)
+
+
+def test_step_checkpoint_counts_the_steps_of_an_epoch_that_a_callback_ends(tmp_path: Path) -> None:
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.stop_training = batch == 1
+
+    whole, checkpoint = trainer(), StepCheckpoint(tmp_path)
+    batches = Batches((X, Y), BATCH, seed=0)
+    whole.fit(batches, epochs=2, callbacks=[Stop()], checkpoint=checkpoint, verbose=0)
+    assert checkpoint.state.step == int(whole.optimizer.iterations) == 2
+    assert checkpoint.state.stopped

@@ -95,6 +95,12 @@ class DiffusionTrainer(Trainer):
     ) -> Tensor:
         return ops.mean(y_pred)
 
+    def get_config(self) -> dict[str, Any]:
+        raise NotImplementedError(
+            "A DiffusionTrainer cannot be saved as a model. Save its `network`, as "
+            "`DiffusionPipeline.save` does, or its weights with `save_weights`"
+        )
+
     def _draw(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Time steps, noise and prompts of a training step."""
         step = self.counter.next()[1]

@@ -215,9 +215,9 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}
         self._pause_timing()
-        self._check_loss(logs, self._epoch_start + self.params["steps"])
+        self.state.step += 1  # the epoch's last step, which no other follows
+        self._check_loss(logs, self.state.step)
         self._raise_if_diverged()
-        self.state.step = self._epoch_start + self.params["steps"]
         row = {name: float(value) for name, value in logs.items()}
         self.state.history.append({"epoch": epoch + 1, **row})
         self.state.stopped = bool(self.model.stop_training)
