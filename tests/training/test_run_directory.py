@@ -172,11 +172,17 @@ def test_training_config_gives_callbacks_that_flags_ask_for(tmp_path: Path) -> N
     assert (stopping.monitor, stopping.patience) == ("val_loss", 3)
 
 
-def test_training_config_rejects_tensorboard_without_tensorflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("installed", [set(), {"tensorflow"}, {"tensorboard"}])
+def test_training_config_rejects_tensorboard_where_a_package_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    text = r"`tensorboard` needs TensorFlow.*tensorboard=DIR.*keras-zoo\[tensorflow\].*history\.csv"
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    missing = ", ".join(name for name in ("tensorflow", "tensorboard") if name not in installed)
+    text = (
+        rf"Missing: {missing}\. Received: tensorboard=DIR.*keras-zoo\[tensorboard\].*history\.csv"
+    )
     with pytest.raises(ValueError, match=text):
         TrainingConfig(tensorboard=tmp_path).prepare()
 

@@ -146,7 +146,7 @@ def test_fit_ends_with_averaged_weights(training: Training, tmp_path: Path) -> N
 # ------------------------------------------------------------------ Keras' callbacks
 
 METRICS = ["accuracy", "loss", "val_accuracy", "val_loss"]
-TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+TENSORBOARD = all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def with_callbacks(
         keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras"),
         keras.callbacks.CSVLogger(folder / "log.csv"),
     ]
-    if TENSORFLOW:
+    if TENSORBOARD:
         callbacks.append(keras.callbacks.TensorBoard(folder / "board", write_graph=False))
     training.reset()
     history = training.trainer.fit(
@@ -195,7 +195,7 @@ def test_csv_logger_writes_each_epoch(
         assert [float(row[name]) for row in rows] == history[name]
 
 
-@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow writes the event files")
+@pytest.mark.skipif(not TENSORBOARD, reason="tensorflow and tensorboard write the event files")
 def test_tensorboard_writes_event_files(
     with_callbacks: tuple[Path, dict[str, list[float]]],
 ) -> None:

@@ -266,15 +266,18 @@ class TrainingConfig:
 
 
 def check_tensorboard() -> None:
-    """Raises ValueError where TensorFlow, which writes Keras' event files, is not installed."""
-    if importlib.util.find_spec("tensorflow") is None:
+    """Raises ValueError unless what writes Keras' event files is installed."""
+    missing = [name for name in _TENSORBOARD if importlib.util.find_spec(name) is None]
+    if missing:
         raise ValueError(
-            "`tensorboard` needs TensorFlow, which writes the event files for Keras on every "
-            "backend, and which is not installed here. Received: tensorboard=DIR. Install it with "
-            '`pip install "keras-zoo[tensorflow]"`, or read history.csv in the run directory'
+            "`tensorboard` needs the packages tensorflow and tensorboard, with which Keras writes "
+            f"event files on every backend. Missing: {', '.join(missing)}. Received: "
+            'tensorboard=DIR. Install both with `pip install "keras-zoo[tensorboard]"`, or read '
+            "history.csv in the run directory"
         )
 
 
+_TENSORBOARD = ("tensorflow", "tensorboard")
 _NOT_RESULTS = {"run_dir", "quick", "checkpoint_steps", "deterministic", "tensorboard"}
 
 
