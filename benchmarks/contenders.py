@@ -134,9 +134,9 @@ def race(
             contender.stop()
     results = {}
     table = Table("contender", "seconds a step", "examples/s", "ratio", "its quartiles")
-    for name, measured in seconds.items():
-        typical = statistics.median(measured)
-        ratios = [theirs / ours for theirs, ours in zip(seconds[reference], measured, strict=True)]
+    for name, turns in seconds.items():
+        typical = statistics.median(turns)
+        ratios = [theirs / ours for theirs, ours in zip(seconds[reference], turns, strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
         results[name] = {
             "seconds": typical,

@@ -278,8 +278,8 @@ def speed() -> str:
 
 def recurrent() -> str:
     """Milliseconds and ratios of recurrent steps: a row a contender, two columns a cell."""
-    measured = [machine for machine in machines() if "recurrent_step" in machine]
-    cell_names = list(measured[0]["recurrent_step"])
+    machine = next(machine for machine in machines() if "recurrent_step" in machine)
+    cell_names = list(machine["recurrent_step"])
     columns = [text for cell in cell_names for text in (f"{cell}, ms", "against PyTorch's own")]
     return _comparison(
         "recurrent_step", cell_names, columns, lambda figure: f"{1000 * figure['seconds']:.0f}"
@@ -434,8 +434,8 @@ def with_tables(readme: str) -> str:
     """The README with each table between its markers replaced."""
     for name, content in tables().items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+        start, rest = readme.split(begin)
+        readme = f"{start}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     return readme
 
 

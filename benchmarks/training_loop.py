@@ -4,9 +4,10 @@
     python -m benchmarks.training_loop ../former --out results/training_loop.json
 
 The former loop, `zoo.training.fit` of commit 447658a, called one compiled step for each batch; the
-images' augmentation was inside, as it is now. Each measurement is a process of its own, and the two
-take turns, so that whatever else the machine does meets both. A ratio above 1 means that `fit` is
-faster. Only backends that are installed in this environment are measured.
+images' augmentation was inside, as it is now. Both loops are started in processes of their own and
+then take turns, a few steps each, so that whatever else the machine does meets both. A ratio above
+1 means that `fit` is faster: the median over all turns, between their quartiles. All three backends
+must be installed, or be left out by `--backends`.
 """
 
 import argparse
@@ -20,14 +21,15 @@ from typing import Any
 
 import numpy as np
 
-MODELS = {  # steps to time, after as many as in the second number
-    "mlp": (300, 100),
-    "cnn_48x48": (16, 3),
-    "rnn_language_model": (20, 3),
-    "gpt": (100, 20),
-    "unet": (16, 3),
+MODELS = {  # steps of a turn
+    "mlp": 200,
+    "cnn_48x48": 4,
+    "rnn_language_model": 6,
+    "gpt": 20,
+    "unet": 4,
 }
-ROUNDS = 5
+TURNS = 10  # of each process, after one to warm up
+ROUNDS = 2  # pairs of processes
 
 
 def examples(model: str, steps: int) -> tuple[int, tuple[np.ndarray, ...]]:
@@ -57,8 +59,22 @@ def build(zoo: Any, model: str) -> Any:
     return zoo.unet((28, 28, 1), (24, 48, 96), seed=0)
 
 
-def former_steps(model: str, steps: int) -> list[float]:
-    """Seconds of each step of the former loop."""
+class Turns:
+    """Waits for a line of input before each turn and answers with the seconds that it took."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.started = time.perf_counter()
+
+    def before(self, step: int) -> None:
+        if step and step % self.steps == 0:
+            print(time.perf_counter() - self.started, flush=True)
+            sys.stdin.readline()
+            self.started = time.perf_counter()
+
+
+def train_by_former_loop(model: str, turns: Turns, steps: int) -> None:
+    """Trains with the loop of commit 447658a."""
     import zoo
     from zoo import augment, backends, objectives, optimizers, training
     from zoo.diffusion import learning, process, schedule
@@ -85,18 +101,15 @@ def former_steps(model: str, steps: int) -> list[float]:
 
     step = backends.backend.train_step(network, optimizer, objective)
     order = training.batch_order(0, 0, len(arrays[0]))
-    seconds = []
     for number in range(steps):
-        started = time.perf_counter()
+        turns.before(number)
         metrics = step(*data(order[number * batch : (number + 1) * batch]), np.int32(number))
         for value in metrics.values():
             float(value)
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
-def fit_steps(model: str, steps: int) -> list[float]:
-    """Seconds of each step of `Trainer.fit`."""
+def train_by_fit(model: str, turns: Turns, steps: int) -> None:
+    """Trains with `Trainer.fit`."""
     import keras
 
     import zoo
@@ -108,12 +121,8 @@ def fit_steps(model: str, steps: int) -> list[float]:
     from zoo.training import Adam, Batches, CrossEntropy
 
     class Clock(keras.callbacks.Callback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.times: list[float] = []
-
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            self.times.append(time.perf_counter())
+            turns.before(batch)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             float(logs["loss"])  # waits for the step, as a progress bar does
@@ -135,56 +144,74 @@ def fit_steps(model: str, steps: int) -> list[float]:
         trainer = zoo.Trainer(network)
         trainer.compile(Adam(1e-3), CrossEntropy())
         data = arrays[0][:, :-1], arrays[0][:, 1:]
-    clock = Clock()
-    trainer.fit(Batches(data, batch, seed=0), callbacks=[clock], verbose=0)
-    return np.diff(clock.times).tolist()
+    trainer.fit(Batches(data, batch, seed=0), callbacks=[Clock()], verbose=0)
 
 
-def measure(checkout: Path, loop: str, backend: str, model: str) -> float:
-    """Median seconds of a step, in a process of its own."""
+def start(checkout: Path, loop: str, backend: str, model: str) -> subprocess.Popen[str]:
+    """A process that trains with one of the loops and waits for its turns."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend,
         "PYTHONPATH": str(checkout),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    command = [sys.executable, __file__, loop, model]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if process.returncode:
-        raise RuntimeError(process.stderr[-2000:])
-    seconds = json.loads(process.stdout.splitlines()[-1])
-    return float(np.median(seconds[MODELS[model][1] :]))
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, __file__, loop, model],
+        env=environment, stdin=pipe, stdout=pipe, text=True,
+    )  # fmt: skip
+
+
+def answer(process: subprocess.Popen[str], request: str = "") -> float:
+    """Seconds of the turn that a process takes, after the request if there is one."""
+    assert process.stdin
+    assert process.stdout
+    if request:
+        print(request, file=process.stdin, flush=True)
+    return float(process.stdout.readline())
+
+
+def measure(former: Path, backend: str, model: str) -> np.ndarray:
+    """Milliseconds of a step in each turn of the former loop and of `fit`, (turns, 2)."""
+    seconds = []
+    for _ in range(ROUNDS):
+        loops = [
+            start(former, "former", backend, model),
+            start(Path(__file__).resolve().parents[1], "fit", backend, model),
+        ]
+        for process in loops:
+            answer(process)  # the first turn compiles
+        seconds += [[answer(process, "go") for process in loops] for _ in range(TURNS)]
+        for process in loops:
+            process.kill()
+            process.wait()
+    return 1e3 * np.array(seconds) / MODELS[model]
 
 
 def main() -> None:
-    """Measures every model on every installed backend and writes the ratios."""
+    """Measures every model on every backend and writes the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("former", type=Path, help="Checkout of commit 447658a.")
     parser.add_argument("--out", type=Path, help="JSON file for the results.")
     parser.add_argument("--backends", nargs="*", default=["tensorflow", "torch", "jax"])
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     options = parser.parse_args()
-    here = Path(__file__).resolve().parents[1]
     results: dict[str, Any] = (
         json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     )
     for model in options.models:
         for backend in options.backends:
-            pairs = [
-                (
-                    measure(options.former.resolve(), "former", backend, model),
-                    measure(here, "fit", backend, model),
-                )
-                for _ in range(ROUNDS)
-            ]
-            ratios = sorted(former / fit for former, fit in pairs)
-            former, fit = np.median(pairs, axis=0)
+            times = measure(options.former.resolve(), backend, model)
+            former, fit = np.median(times, axis=0)
+            low, ratio, high = np.percentile(times[:, 0] / times[:, 1], (25, 50, 75))
             results.setdefault(model, {})[backend] = {
-                "former_ms": 1e3 * former, "fit_ms": 1e3 * fit, "ratios": ratios,
-                "ratio": float(np.median(ratios)),
+                "former_ms": round(former, 2), "fit_ms": round(fit, 2),
+                "ratio": round(ratio, 3), "quartiles": [round(low, 3), round(high, 3)],
             }  # fmt: skip
             print(
-                f"{model:20} {backend:12} {1e3 * former:8.2f} {1e3 * fit:8.2f}", ratios, flush=True
+                f"{model:20} {backend:12} {former:8.2f} {fit:8.2f} ms  "
+                f"{ratio:.3f} ({low:.3f} to {high:.3f})",
+                flush=True,
             )
             if options.out:
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -193,9 +220,9 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] in ("former", "fit"):
         sys.path.pop(0)
-        steps = sum(MODELS[sys.argv[2]]) + 1
-        print(
-            json.dumps((former_steps if sys.argv[1] == "former" else fit_steps)(sys.argv[2], steps))
-        )
+        _, loop, model = sys.argv
+        turns = Turns(MODELS[model])
+        train = train_by_former_loop if loop == "former" else train_by_fit
+        train(model, turns, (TURNS + 1) * turns.steps + 1)
     else:
         main()

@@ -51,6 +51,12 @@ def loss_of(name: str) -> keras.losses.Loss:
     return keras.losses.MeanSquaredError()
 
 
+def compile_model(model: keras.Model, optimizer: Any, name: str) -> None:
+    model.compile(optimizer, loss_of(name))
+    # TensorFlow would trace the step a second time if the first made variables.
+    model.optimizer.build(model.trainable_variables)
+
+
 def expected_shape(model: keras.Model, batch: int = 4) -> tuple[int, ...]:
     return (batch, *(size or 6 for size in model.output.shape[1:]))
 
@@ -123,27 +129,18 @@ def test_builder_model_saves_and_loads(name: str, tmp_path: Path) -> None:
 
 
 @BUILDERS
-def test_training_lowers_the_loss_and_updates_every_weight(name: str) -> None:
+def test_fit_trains_every_weight_with_an_incomplete_last_batch(name: str) -> None:
     model = build(name)
-    x, y = example_input(model), example_target(model, name)
+    x, y = example_input(model, 6), example_target(model, name, 6)
     initial_weights = [np.array(w) for w in model.get_weights()]
-    model.compile("sgd", loss_of(name))
-    initial_loss = float(model.evaluate(x, y, verbose=0))
-    for _ in range(5):
-        model.train_on_batch(x, y)
-    assert float(model.evaluate(x, y, verbose=0)) < initial_loss
+    compile_model(model, "sgd", name)
+    loss = loss_of(name)
+    initial_loss = float(loss(y, model.predict(x, verbose=0)))
+    history = model.fit(x, y, batch_size=4, epochs=3, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert float(loss(y, model.predict(x, verbose=0))) < initial_loss
     for weight, initial_weight in zip(model.get_weights(), initial_weights):
         assert (weight != initial_weight).any()
-
-
-@BUILDERS
-def test_fit_accepts_an_incomplete_last_batch(name: str) -> None:
-    model = build(name)
-    x, y = example_input(model, 5), example_target(model, name, 5)
-    model.compile("sgd", loss_of(name))
-    history = model.fit(x, y, batch_size=2, verbose=0)
-    assert np.isfinite(history.history["loss"][0])
-    assert model.predict(x, batch_size=5, verbose=0).shape[0] == 5
 
 
 @BUILDERS
@@ -167,6 +164,6 @@ def test_builder_supports_dtype_policies(name: str, dtype: str) -> None:
     )
     outputs = predict(*keras.tree.flatten(x))
     assert keras.backend.standardize_dtype(outputs.dtype) == dtype.removeprefix("mixed_")
-    model.compile(Adam(1e-3, l2=1e-4), loss_of(name))
+    compile_model(model, Adam(1e-3, l2=1e-4), name)
     for _ in range(2):
         assert np.isfinite(float(model.train_on_batch(x, y)))

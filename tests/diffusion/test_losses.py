@@ -122,22 +122,22 @@ def test_diffusion_trainer_learns_and_averages_weights() -> None:
     def first_weight() -> np.ndarray:
         return np.array(ops.convert_to_numpy(network.trainable_variables[0].value))
 
-    before = held_out_loss()
-    assert held_out_loss() == pytest.approx(before, rel=1e-6)  # the same noise
+    initial_loss = held_out_loss()
+    assert held_out_loss() == pytest.approx(initial_loss, rel=1e-6)  # the same noise
     weights = []
     for _ in range(30):
         trainer.train_on_batch({"image": images})
         weights.append(first_weight())
-    after = held_out_loss()
-    assert after < 0.8 * before
+    loss = held_out_loss()
+    assert loss < 0.8 * initial_loss
     average = weights[0]
     for weight in weights[1:]:
         average = 0.9 * average + 0.1 * weight
     with ema_weights(network, trainer.optimizer):
         np.testing.assert_allclose(first_weight(), average, atol=1e-6)
-        assert held_out_loss() != after
+        assert held_out_loss() != loss
     np.testing.assert_array_equal(first_weight(), weights[-1])
-    assert held_out_loss() == pytest.approx(after, rel=1e-6)
+    assert held_out_loss() == pytest.approx(loss, rel=1e-6)
 
 
 def test_ema_weights_restores_weights_after_an_error() -> None:

@@ -28,9 +28,9 @@ def test_sample_previews_draw_with_averaged_weights(tmp_path: Path) -> None:
         variable.assign(variable.value + 1.0)  # the averages stay as they were
     previews = SamplePreviews(RunDirectory(tmp_path / "run", {}), pipeline, request)
     previews.set_model(trainer)
-    before = [np.array(weight) for weight in network.get_weights()]
+    weights = [np.array(weight) for weight in network.get_weights()]
     previews.on_epoch_end(2)
-    for weight, restored in zip(before, network.get_weights()):
+    for weight, restored in zip(weights, network.get_weights()):
         np.testing.assert_array_equal(weight, restored)
     with ema_weights(network, trainer.optimizer):
         classes, images = request.sample(pipeline, 2, 2)

@@ -34,15 +34,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_chrono_initialize_keeps_a_third_of_the_state() -> None:
     for cell, gate in (("lstm", np.s_[3:6]), ("gru", np.s_[0, :3])):
         model = zoo.rnn_classifier((4, 4), 2, cell=cell, units=3)
-        before = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
+        initial_bias = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
         recurrent.chrono_initialize(model, 50)
-        after = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
-        np.testing.assert_allclose(after[gate], math.log(50), rtol=1e-6)
-        changed = np.zeros(after.shape, bool)
+        bias = ops.convert_to_numpy(model.get_layer("rnn1").cell.bias)
+        np.testing.assert_allclose(bias[gate], math.log(50), rtol=1e-6)
+        changed = np.zeros(bias.shape, bool)
         changed[gate] = True
-        np.testing.assert_array_equal(after[~changed], before[~changed])
-        kept = (1 / (1 + np.exp(-after[gate]))) ** 50
-        np.testing.assert_allclose(kept, 1 / math.e, rtol=0.02)
+        np.testing.assert_array_equal(bias[~changed], initial_bias[~changed])
+        remembered = (1 / (1 + np.exp(-bias[gate]))) ** 50
+        np.testing.assert_allclose(remembered, 1 / math.e, rtol=0.02)
     model = zoo.rnn_classifier((4, 4), 2, cell="simple_rnn", units=3)
     weights = model.get_weights()
     recurrent.chrono_initialize(model, 50)

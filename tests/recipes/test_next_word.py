@@ -82,7 +82,7 @@ def test_main_writes_the_run_directory(finished: tuple[Path, dict, str]) -> None
 
 @pytest.mark.slow
 def test_finished_run_answers_another_prompt(finished: tuple[Path, dict, str]) -> None:
-    folder, metrics, before = finished
+    folder, metrics, first_output = finished
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     again, output = run(folder, prompt="My lord, I ", temperature=0.5)
     assert again == metrics
@@ -91,7 +91,7 @@ def test_finished_run_answers_another_prompt(finished: tuple[Path, dict, str]) -
     assert "\n\nMy lord, I" in output
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
     _, output = run(folder)
-    assert output.partition("After ")[2] == before.partition("After ")[2]
+    assert output.partition("After ")[2] == first_output.partition("After ")[2]
 
 
 @pytest.mark.slow

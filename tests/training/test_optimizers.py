@@ -60,9 +60,9 @@ def test_adamw_shrinks_only_matrices() -> None:
     optimizer = AdamW(0.1, decay=0.5)
     optimizer.apply([ops.convert_to_tensor(g) for g in (gradient, gradient[0])], [matrix, bias])
     shrunk = reference.Adam(0.1, 0.0).update(start * (1 - 0.1 * 0.5), gradient)
-    kept = reference.Adam(0.1, 0.0).update(start[0], gradient[0])
+    expected = reference.Adam(0.1, 0.0).update(start[0], gradient[0])
     np.testing.assert_allclose(ops.convert_to_numpy(matrix.value), shrunk, atol=1e-6)
-    np.testing.assert_allclose(ops.convert_to_numpy(bias.value), kept, atol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(bias.value), expected, atol=1e-6)
     again = AdamW.from_config(optimizer.get_config())
     assert again.get_config() == optimizer.get_config()
     assert again.weight_decay == 0.5

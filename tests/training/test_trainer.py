@@ -47,6 +47,33 @@ def test_fit_matches_keras_fit() -> None:
         np.testing.assert_array_equal(weight, expected)
 
 
+def test_fit_weighs_classes() -> None:
+    """As sample weights do, to the bit."""
+    class_weight = {label: 0.5 + label for label in range(10)}
+    weights = np.array([class_weight[label] for label in Y.tolist()], np.float32)
+    losses = []
+    for examples, options in (
+        ((FLOATS, Y), {"class_weight": class_weight}),
+        ((FLOATS, Y, weights), {}),
+    ):
+        model = Trainer(network())
+        model.compile(Adam(1e-2), CrossEntropy())
+        history = model.fit(Batches(examples, BATCH, seed=3), epochs=2, verbose=0, **options)
+        losses.append(history.history["loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="strategies of TensorFlow")
+def test_fit_runs_under_distribution_strategy() -> None:
+    import tensorflow as tf
+
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = trainer()
+    history = model.fit(Batches((X, Y), BATCH, seed=0), epochs=2, verbose=0)
+    expected = trainer().fit(Batches((X, Y), BATCH, seed=0), epochs=2, verbose=0)
+    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-5)
+
+
 class MeanSquare(keras.layers.Layer):
     """Adds half the mean square of its inputs to the loss; has a weight that nothing uses."""
 

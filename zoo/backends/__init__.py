@@ -215,13 +215,31 @@ class Backend(Protocol):
         """Integer of a scalar tensor if reading needs no synchronization, else the tensor."""
         ...
 
+    def preprocessing_function(
+        self, layer: Any, function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Makes a layer's function of many small operations fast within an eager training step.
+
+        Args:
+            layer: Layer whose weights the function may use.
+            function: Function of tensors, without gradients. Its operations must not depend on the
+                tensors' values.
+        """
+        ...
+
     @property
     def TrainerMixin(self) -> type:
         """Base class of `zoo.Trainer`, with a training step where Keras' own is not enough."""
         ...
 
-    def as_dataset(self, batches: Any) -> Any:
-        """The form of `zoo.training.Batches` that `fit`, `evaluate` and `predict` read."""
+    def as_dataset(self, trainer: Any, batches: Any, class_weight: Any = None) -> Any:
+        """The form of `zoo.training.Batches` that `fit`, `evaluate` and `predict` read.
+
+        Args:
+            trainer: The `zoo.Trainer` that reads them.
+            batches: The `zoo.training.Batches`.
+            class_weight: Weights of the classes, as for `keras.Model.fit`.
+        """
         ...
 
     @property

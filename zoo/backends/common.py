@@ -3,7 +3,7 @@
 import ctypes
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -173,15 +173,18 @@ class ForeachMixin:
 
 
 def bias_corrected_step(optimizer: Any, learning_rate: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """Returns Adam's step size and epsilon for the next step, with bias-corrected moments."""
-    # Sixteen bits are too few for the corrections.
-    precise = "float64" if dtype == "float64" else "float32"
-    step = ops.cast(optimizer.iterations + 1, precise)
-    # 1 - beta**step; a float32 subtraction would leave four digits of 1 - 0.999.
-    correction_1 = -ops.expm1(math.log(optimizer.beta_1) * step)
-    correction_2 = ops.sqrt(-ops.expm1(math.log(optimizer.beta_2) * step))
-    alpha = ops.cast(learning_rate, precise) * correction_2 / correction_1
-    return ops.cast(alpha, dtype), ops.cast(optimizer.epsilon * correction_2, dtype)
+    """Adam's step size and epsilon for the next step, with bias-corrected moments."""
+    if dtype not in optimizer.bias_corrections:
+        # Sixteen bits are too few for the corrections.
+        precise = "float64" if dtype == "float64" else "float32"
+        step = ops.cast(optimizer.iterations + 1, precise)
+        # 1 - beta**step; a float32 subtraction would leave four digits of 1 - 0.999.
+        correction_1 = -ops.expm1(math.log(optimizer.beta_1) * step)
+        correction_2 = ops.sqrt(-ops.expm1(math.log(optimizer.beta_2) * step))
+        alpha = ops.cast(learning_rate, precise) * correction_2 / correction_1
+        epsilon = optimizer.epsilon * correction_2
+        optimizer.bias_corrections[dtype] = ops.cast(alpha, dtype), ops.cast(epsilon, dtype)
+    return optimizer.bias_corrections[dtype]  # type: ignore[no-any-return]
 
 
 def adam_update(
@@ -206,18 +209,38 @@ class TrainerMixin:
     """Base class of `zoo.Trainer`. Keras' own training step is used."""
 
 
-def as_dataset(batches: Any) -> Any:
+def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
     """Form of `zoo.training.Batches` that `fit` reads: the batches themselves."""
     return batches
+
+
+class TensorBatches:
+    """Batches of tensors that can be read several times, from a function that returns arrays."""
+
+    def __init__(self, read: Callable[[], Iterable[Any]]):
+        self._read = read
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._read():
+            yield keras.tree.map_structure(ops.convert_to_tensor, batch)
 
 
 def update_loss_metric(model: Any, loss: Tensor, batch_size: Tensor) -> None:
     """Updates the mean loss of the epoch, which `fit` reports."""
     for metric in model.metrics:
         if metric.name == "loss":
-            metric.update_state(loss, sample_weight=batch_size)
+            count = ops.cast(
+                batch_size, metric.dtype
+            )  # `update_state` inspects its arguments first
+            metric.total.assign_add(ops.cast(loss, metric.dtype) * count)
+            metric.count.assign_add(count)
 
 
 def host_integer(number: Tensor) -> Any:
     """Integer value of a scalar tensor if reading it needs no synchronization, else the tensor."""
     return number
+
+
+def preprocessing_function(layer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, which the training step compiles."""
+    return function

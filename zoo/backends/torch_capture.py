@@ -48,7 +48,9 @@ def is_capturing() -> bool:
     return _capturing.get()
 
 
-def captured(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def captured(
+    model: Any, function: Callable[..., Any], mode: Callable[[], Any] = torch.inference_mode
+) -> Callable[..., Any]:
     """Wraps a function so that its operations are captured once and replayed afterwards.
 
     The operations are captured for each combination of shapes, strides, dtypes and devices.
@@ -58,6 +60,8 @@ def captured(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         function: Function of nested tuples, lists and dicts of tensors, each of which occurs once.
             The function may modify these tensors in place. Its operations must not depend on the
             tensors' values.
+        mode: Context manager of the calls: `torch.no_grad` if the results are to be trained on, to
+            which PyTorch does not admit tensors of its faster `torch.inference_mode`.
 
     Returns:
         Function with the same arguments and results as `function`.
@@ -75,7 +79,7 @@ def captured(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
             tensors.append(x if torch.is_tensor(x) else keras.ops.convert_to_tensor(x))
             return tensors[-1]
 
-        with torch.inference_mode():
+        with mode():
             inputs = map_aggregate(inputs, to_tensor)
             key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
             if key in programs:

@@ -124,14 +124,18 @@ class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
         # A SeedGenerator is carried through compiled code and is not a parameter. Only its second
         # number, the count of draws so far, is used.
         self.counter = keras.random.SeedGenerator(0, name="counter")
+        self._preprocess = backend.preprocessing_function(self, self._augment_and_normalize)
         self.built = True
 
     def call(self, images: Tensor, training: bool = False) -> Tensor:
         """Images (B, H, W, 1 or 3) uint8 to network inputs (B, *shape) float32."""
         if training and (self.rotation or self.brightness or self.contrast):
             call = backend.host_integer(self.counter.next()[1])
-            images = self.augment(images, random.fold_in(self.random_key, call))
+            return self._preprocess(images, random.fold_in(self.random_key, call))
         return self.normalize(images)
+
+    def _augment_and_normalize(self, images: Tensor, key: random.Key) -> Tensor:
+        return self.normalize(self.augment(images, key))
 
     def augment(self, images: Tensor, key: random.Key) -> Tensor:
         """Rotation, brightness, contrast: uint8 images in, grey levels as int32 out."""
@@ -142,9 +146,11 @@ class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
             images = _rotate(images, draws[0], self.rotation)
         pixels = ops.cast(images, "int32")
         if self.brightness:
-            pixels = _blend(pixels, _factor(draws[1], self.brightness), 0)
+            pixels = ops.minimum(_scale(pixels, _factor(draws[1], self.brightness)), 255)
         if self.contrast:
-            pixels = _blend(pixels, _factor(draws[2], self.contrast), _mean_grey(pixels))
+            mean = _mean_grey(pixels)
+            scaled = _scale(pixels - mean, _factor(draws[2], self.contrast))
+            pixels = ops.clip(mean + scaled, 0, 255)
         return pixels
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -221,15 +227,16 @@ def _rotate(images: Tensor, draws: Tensor, limit: float) -> Tensor:
     a, b, c, d, e, f = (affine[:, i, None, None] for i in range(6))
     x = ops.arange(size, dtype="int32")[None, None, :]
     y = ops.arange(size, dtype="int32")[None, :, None]
-    column = ops.right_shift(a * x + b * y + c, 16)  # (B, S, S)
-    row = ops.right_shift(d * x + e * y + f, 16)
-    inside = ops.logical_and(
-        ops.logical_and(column >= 0, column < size), ops.logical_and(row >= 0, row < size)
-    )
+    # Terms that do not depend on both axes are added first, while they are small.
+    column = ops.right_shift((a * x + c) + b * y, 16)  # (B, S, S)
+    row = ops.right_shift((e * y + f) + d * x, 16)
+    # A sign bit in either is a sign bit in their disjunction.
+    inside = ops.logical_and(ops.bitwise_or(column, row) >= 0, ops.maximum(column, row) < size)
+    inside = ops.cast(inside, "int32")
     first = ops.arange(batch, dtype="int32")[:, None, None] * (size * size)
-    index = ops.where(inside, first + row * size + column, ops.zeros_like(row))
-    pixels = ops.take(ops.reshape(images, (-1, channels)), index, axis=0)  # (B, S, S, C)
-    return ops.where(inside[..., None], pixels, ops.zeros_like(pixels))
+    index = (row * size + column + first) * inside
+    pixels = ops.reshape(ops.cast(images, "int32"), (-1, channels))
+    return ops.take(pixels, index, axis=0) * inside[..., None]  # (B, S, S, C)
 
 
 def _factor(draws: Tensor, limit: float) -> Tensor:
@@ -238,11 +245,9 @@ def _factor(draws: Tensor, limit: float) -> Tensor:
     return low + ops.right_shift(draws * span, 16)
 
 
-def _blend(pixels: Tensor, factor: Tensor, origin: Tensor) -> Tensor:
-    """origin + factor·(pixels - origin), rounded and clipped to grey levels."""
-    factor = factor[:, None, None, None]
-    moved = ops.right_shift((pixels - origin) * factor + 2**11, 12) + origin
-    return ops.clip(moved, 0, 255)
+def _scale(pixels: Tensor, factor: Tensor) -> Tensor:
+    """The rounded products of an image's pixels and its factor, which is in units of 2**-12."""
+    return ops.right_shift(pixels * factor[:, None, None, None] + 2**11, 12)
 
 
 def _mean_grey(pixels: Tensor) -> Tensor:

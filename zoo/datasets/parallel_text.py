@@ -85,8 +85,6 @@ class LengthBuckets:
             all pairs are too long.
     """
 
-    varying_shapes = True  # for `Batches`
-
     def __init__(
         self,
         sources: Sequence[np.ndarray],

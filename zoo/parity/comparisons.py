@@ -264,8 +264,8 @@ def state(measurements: Measurements) -> Iterator[Row]:
             owner = owners.get(path, "")
             tolerance = measurements.float64
             if precision == "float32":
-                measured = 16 * rounding_by_path.get(owner, 0.0)
-                tolerance = max(8 * U[precision] * growth.get(owner, 8.0), measured)
+                rounding_limit = 16 * rounding_by_path.get(owner, 0.0)
+                tolerance = max(8 * U[precision] * growth.get(owner, 8.0), rounding_limit)
             common = path in first and path in second
             relative = distance(first[path], second[path]) if common else math.inf
             result.append(Measurement(path, relative, tolerance, 100 * tolerance))

@@ -13,10 +13,7 @@ from zoo.validation import check_sizes
 
 
 class Indexable(Protocol):
-    """Examples that are read when they are wanted, such as windows of a text on the disk.
-
-    If batches differ in more than their first axis, an attribute `varying_shapes` must be True.
-    """
+    """Examples that are read when they are wanted, such as windows of a text on the disk."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -77,11 +74,6 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def num_batches(self) -> int | None:
         """Number of batches; None with a seed, since the stream does not end."""
         return self._steps_per_pass if self.seed is None else None
-
-    @property
-    def varying_shapes(self) -> bool:
-        """Whether batches differ in more than their first axis."""
-        return bool(getattr(self.examples, "varying_shapes", False))
 
     def from_step(self, step: int) -> Self:
         """The same stream from the batch of this number on."""

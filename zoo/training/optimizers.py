@@ -97,6 +97,15 @@ class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, n
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name, **kwargs
         )
         self.l2 = l2
+        # Step size and epsilon by dtype. The variables of a step share them.
+        self.bias_corrections: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Updates the variables, as `keras.optimizers.Optimizer.apply` does."""
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self.bias_corrections.clear()
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)

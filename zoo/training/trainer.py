@@ -66,9 +66,14 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         if shuffled:
             options.setdefault("steps_per_epoch", stream.steps_per_epoch)
             options["shuffle"] = False
-        options["validation_data"] = _as_dataset(options.get("validation_data"))
+        class_weight = options.get("class_weight")
+        if isinstance(stream, Batches):
+            # Variables that are made while TensorFlow traces the step make it trace the step twice,
+            # and a checkpoint restores those of the metrics.
+            self._symbolic_build(data_batch=stream[0])
+        options["validation_data"] = self._as_dataset(options.get("validation_data"))
         if checkpoint is None:
-            history = super().fit(**{**options, "x": _as_dataset(stream)})
+            history = super().fit(**{**options, "x": self._as_dataset(stream, class_weight)})
             self._separate_averages()
             return history
         if not shuffled:
@@ -79,14 +84,12 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         epochs, steps = options.pop("epochs", 1), options["steps_per_epoch"]
         options.pop("initial_epoch", None)  # the checkpoint knows
         state = checkpoint.restore(self)
-        if state.metric_sums:
-            self._symbolic_build(data_batch=stream[0])  # `fit` on TensorFlow builds metrics later
         callbacks = keras.tree.flatten(options.get("callbacks") or [])
         history = ContinuedHistory(state, callbacks)
         options["callbacks"] = [*callbacks, history, checkpoint]
 
         def train(epoch: int, epochs: int, steps: int) -> None:
-            options["x"] = _as_dataset(stream.from_step(state.step))
+            options["x"] = self._as_dataset(stream.from_step(state.step), class_weight)
             options["steps_per_epoch"] = steps
             super(Trainer, self).fit(**options, initial_epoch=epoch, epochs=epochs)
 
@@ -116,11 +119,14 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The loss and metrics on data, as `keras.Model.evaluate` gives them."""
-        return super().evaluate(_as_dataset(x), *args, **kwargs)
+        return super().evaluate(self._as_dataset(x), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, as `keras.Model.predict` gives them."""
-        return super().predict(_as_dataset(x), *args, **kwargs)
+        return super().predict(self._as_dataset(x), *args, **kwargs)
+
+    def _as_dataset(self, data: Any, class_weight: Any = None) -> Any:
+        return backend.as_dataset(self, data, class_weight) if isinstance(data, Batches) else data
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
@@ -135,7 +141,3 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         deserialize = keras.saving.deserialize_keras_object
         network, preprocessing = map(deserialize, (config["network"], config["preprocessing"]))
         return cls(network, preprocessing, config["name"])
-
-
-def _as_dataset(data: Any) -> Any:
-    return backend.as_dataset(data) if isinstance(data, Batches) else data

@@ -1,0 +1,121 @@
+"""Training on PyTorch: the step of `fit`, its batches, and optimizers with fused kernels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import torch
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from torch.optim.adam import adam
+
+from zoo.backends import common
+
+Tensor = Any
+
+
+def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
+    return _BatchesAdapter(batches, class_weight)
+
+
+class _BatchesAdapter(PyDatasetAdapter):  # type: ignore[misc]
+    """Batches as tensors. A PyTorch `DataLoader` without workers does no more, but takes longer."""
+
+    def get_torch_dataloader(self) -> common.TensorBatches:
+        return common.TensorBatches(self.get_numpy_iterator)
+
+
+class TrainerMixin:
+    """Base class of `zoo.Trainer`: a training step that walks over the weights once.
+
+    The step is eager, since compiling would ask the user for a C++ compiler. A weight that the
+    loss does not depend on has the gradient 0, as under JAX.
+    """
+
+    def train_step(self: Any, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        predictions = self(x, training=True)
+        loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
+        variables = self.trainable_variables
+        weights = [variable.value for variable in variables]
+        scaled = self.optimizer.scale_loss(loss)
+        gradients = torch.autograd.grad(scaled, weights, allow_unused=True)
+        gradients = [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(gradients, weights)
+        ]
+        with torch.no_grad():
+            self.optimizer.apply(gradients, variables)
+            common.update_loss_metric(self, loss, len(keras.tree.flatten(x)[0]))
+            return self.compute_metrics(x, y, predictions, sample_weight)
+
+
+# ------------------------------------------------------------------ optimizers
+# With one operation for each of some hundred weights, Python's overhead exceeds the computation.
+
+
+class ForeachMixin:
+    """Base class of optimizers that clips, updates and averages all weights in a few calls."""
+
+    def _clip_gradients(self: Any, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        limit = self.global_clipnorm
+        if not limit or self.clipnorm:
+            return super()._clip_gradients(gradients)  # type: ignore[misc, no-any-return]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # `norm - norm` makes the scale NaN if the norm is not finite, as in Keras.
+        scale = limit * torch.clamp(1 / norm, max=1 / limit) + (norm - norm)
+        return torch._foreach_mul(gradients, scale)  # type: ignore[no-any-return]
+
+    def _backend_update_step(
+        self: Any, gradients: Sequence[Tensor], variables: Sequence[Any], learning_rate: Tensor
+    ) -> None:
+        indices = [self._get_variable_index(variable) for variable in variables]
+        momentums = [self._momentums[index] for index in indices]
+        velocities = [self._velocities[index] for index in indices]
+        _adam(self, gradients, variables, momentums, velocities, learning_rate)
+
+    def _update_model_variables_moving_average(self: Any, variables: Sequence[Any]) -> None:
+        weight = 1 - self.ema_momentum if int(self.iterations) else 1.0
+        averages = [average.value for average in self._model_variables_moving_average]
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, [variable.value for variable in variables], weight)
+
+
+def adam_update(
+    optimizer: Any,
+    gradient: Tensor,
+    variable: Any,
+    momentum: Any,
+    velocity: Any,
+    learning_rate: Tensor,
+) -> None:
+    _adam(optimizer, [gradient], [variable], [momentum], [velocity], learning_rate)
+
+
+def _adam(
+    optimizer: Any,
+    gradients: Sequence[Tensor],
+    variables: Sequence[Any],
+    momentums: Sequence[Any],
+    velocities: Sequence[Any],
+    learning_rate: Tensor,
+) -> None:
+    weights = [variable.value for variable in variables]
+    steps = torch.full((len(weights),), float(optimizer.iterations))  # the kernel adds 1
+    with torch.no_grad():
+        adam(
+            weights,
+            # The kernel ignores strides: it assumes the same memory layout of all four lists.
+            [g.to(weight.dtype).contiguous() for g, weight in zip(gradients, weights)],
+            [momentum.value for momentum in momentums],
+            [velocity.value for velocity in velocities],
+            [],
+            list(steps.to(weights[0].device).unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=optimizer.beta_1,
+            beta2=optimizer.beta_2,
+            lr=float(learning_rate),
+            weight_decay=optimizer.l2,
+            eps=optimizer.epsilon,
+            maximize=False,
+        )
