@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import zoo
 
 PACKAGE = Path(zoo.__file__).parent
@@ -154,19 +152,3 @@ def test_zoo_exports_callables() -> None:
     for name in zoo.__all__:
         assert callable(getattr(zoo, name))
     assert zoo.__version__
-
-
-def test_import_zoo_rejects_unknown_backend() -> None:
-    result = run_python("import zoo", KERAS_BACKEND="theano")
-    assert result.returncode
-    assert "KERAS_BACKEND=theano. Installed here: " in result.stderr
-    assert zoo.backends.name in result.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize("name", zoo.backends.NAMES)
-def test_import_zoo_rejects_missing_backend(name: str) -> None:
-    if name in zoo.backends.installed():
-        pytest.skip(f"{name} is installed")
-    result = run_python("import zoo", KERAS_BACKEND=name)
-    assert result.returncode
-    assert f'pip install "keras-zoo[{name}]"' in result.stderr.splitlines()[-1]

@@ -162,19 +162,6 @@ def test_main_rejects_other_configuration(
 # ------------------------------------------------------------------ the command line
 
 
-@pytest.mark.parametrize(
-    ("choice", "text"), [("theano", "Installed here: "), (None, "The backend tensorflow is not")]
-)
-def test_command_line_names_missing_backend(tmp_path: Path, choice: str | None, text: str) -> None:
-    """Unset, Keras takes its own default, which may not be installed."""
-    if choice is None and "tensorflow" in zoo.backends.installed():
-        pytest.skip("tensorflow is installed here")
-    chosen = {**environment(), "KERAS_BACKEND": choice or "", "KERAS_HOME": str(tmp_path)}
-    result = subprocess.run(command("--help"), env=chosen, capture_output=True, text=True)
-    assert result.returncode
-    assert text in result.stderr
-
-
 @pytest.mark.once
 def test_help_explains_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     text = recipe.help_of(mnist.Config, capsys)

@@ -5,8 +5,6 @@ module provides and what the rest of the package may rely on.
 """
 
 import importlib
-import importlib.util
-import os
 import types
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +12,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-NAMES = ("tensorflow", "torch", "jax")
+from zoo.backends.selection import NAMES as NAMES
+from zoo.backends.selection import check_backend, select
+from zoo.backends.selection import installed as installed
 
 Tensor = Any
 CellStep = Callable[..., tuple[Tensor, ...]]
@@ -232,6 +232,10 @@ class Backend(Protocol):
         """Base class of `zoo.Trainer`, with a training step where Keras' own is not enough."""
         ...
 
+    def create_variables(self, trainer: Any, batch: Any) -> None:
+        """Creates all variables that the training of a `zoo.Trainer` on such batches needs."""
+        ...
+
     def as_dataset(self, trainer: Any, batches: Any, class_weight: Any = None) -> Any:
         """The form of `zoo.training.Batches` that `fit`, `evaluate` and `predict` read.
 
@@ -260,38 +264,12 @@ class Backend(Protocol):
         ...
 
 
-def installed() -> list[str]:
-    """Returns the names of the installed backends."""
-    return [name for name in NAMES if importlib.util.find_spec(name)]
+select()
 
-
-def _check_backend(name: str) -> None:
-    """Raises a readable error early, where Keras would fail deep inside an import."""
-    if name not in NAMES:
-        raise ValueError(
-            f"`KERAS_BACKEND` must be one of {', '.join(NAMES)}. Received: KERAS_BACKEND={name}. "
-            f"Installed here: {', '.join(installed()) or 'none'}"
-        )
-    if name not in installed():
-        raise ImportError(
-            f"The backend {name} is not installed. Installed here: "
-            f"{', '.join(installed()) or 'none'}. Install it with "
-            f'`pip install "keras-zoo[{name}]"`, or set `KERAS_BACKEND` to one that is installed'
-        )
-
-
-if os.environ.get("KERAS_BACKEND"):
-    _check_backend(os.environ["KERAS_BACKEND"])
-
-try:
-    import keras
-except ModuleNotFoundError as error:  # Keras' configuration file names a missing backend
-    if error.name in NAMES:
-        _check_backend(str(error.name))
-    raise
+import keras  # noqa: E402 (Keras reads the selection when it is imported)
 
 name: str = keras.config.backend()
-_check_backend(name)
+check_backend(name)
 backend = cast(Backend, importlib.import_module(f"zoo.backends.{name}"))
 
 

@@ -209,6 +209,11 @@ class TrainerMixin:
     """Base class of `zoo.Trainer`. Keras' own training step is used."""
 
 
+def create_variables(trainer: Any, batch: Any) -> None:
+    """Creates the variables of model, optimizer and metrics before a checkpoint restores them."""
+    trainer._symbolic_build(data_batch=batch)
+
+
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
     """Form of `zoo.training.Batches` that `fit` reads: the batches themselves."""
     return batches

@@ -69,6 +69,12 @@ def _jit_compile() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+def create_variables(trainer: Any, batch: Any) -> None:
+    # A step that creates variables while it is traced would be traced a second time.
+    with trainer.distribute_strategy.scope():
+        common.create_variables(trainer, batch)
+
+
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
     with trainer.distribute_strategy.scope():
         distributed = tf.distribute.has_strategy()

@@ -9,6 +9,7 @@ import keras
 import torch
 
 from zoo.backends import common
+from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages

@@ -68,9 +68,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             options["shuffle"] = False
         class_weight = options.get("class_weight")
         if isinstance(stream, Batches):
-            # Variables that are made while TensorFlow traces the step make it trace the step twice,
-            # and a checkpoint restores those of the metrics.
-            self._symbolic_build(data_batch=stream[0])
+            backend.create_variables(self, stream[0])
         options["validation_data"] = self._as_dataset(options.get("validation_data"))
         if checkpoint is None:
             history = super().fit(**{**options, "x": self._as_dataset(stream, class_weight)})

@@ -1,0 +1,108 @@
+"""Tests of the choice of a backend: what `KERAS_BACKEND` and Keras' configuration may hold."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.backends import selection
+
+IMPORT = "import zoo; print(zoo.backends.name)"
+ALIAS = {"tensorflow": "tf", "torch": "PyTorch", "jax": "JAX"}[zoo.backends.name]
+
+
+def run_python(*arguments: str, home: Path, choice: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with a choice of the backend and a folder of Keras' configuration."""
+    environment = {**os.environ, "KERAS_BACKEND": choice, "KERAS_HOME": str(home)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_import_zoo_understands_other_names_of_its_backend(tmp_path: Path) -> None:
+    result = run_python("-c", IMPORT, home=tmp_path, choice=ALIAS)
+    assert result.stdout == f"{zoo.backends.name}\n"
+    assert "keras-zoo runs on" not in result.stderr
+
+
+def test_import_zoo_takes_an_installed_backend_if_none_is_named(tmp_path: Path) -> None:
+    """TensorFlow, Keras' own default, without a word; else another, which is said."""
+    result = run_python("-c", IMPORT, home=tmp_path, choice="")
+    default = "tensorflow" in selection.installed()
+    assert result.stdout == f"{'tensorflow' if default else zoo.backends.name}\n"
+    assert ("keras-zoo runs on" in result.stderr) == (not default)
+
+
+@pytest.mark.parametrize("command", [["-c", "import zoo"], ["-m", "zoo", "list"]])
+def test_unknown_backend_ends_with_one_line(tmp_path: Path, command: list[str]) -> None:
+    result = run_python(*command, home=tmp_path, choice="theano")
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "error: `KERAS_BACKEND` must be one of tensorflow, torch, jax. Received: "
+        "KERAS_BACKEND=theano. Installed here: "
+    )
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", selection.NAMES)
+def test_missing_backend_ends_with_one_line(tmp_path: Path, name: str) -> None:
+    if name in selection.installed():
+        pytest.skip(f"{name} is installed")
+    result = run_python("-m", "zoo", "list", home=tmp_path, choice=name)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: The backend {name} is not installed. Installed here: ")
+    assert f'pip install "keras-zoo[{name}]"' in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
+    code = "try:\n    import zoo\nexcept ValueError:\n    1 / 0"
+    result = run_python("-c", code, home=tmp_path, choice="theano")
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("installed", "configuration", "expected", "text"),
+    [
+        (["jax"], None, "jax", "runs on jax, as `KERAS_BACKEND` is not set\n"),
+        (["torch", "jax"], None, "jax", "is not set; installed, too: torch, jax\n"),
+        (["torch", "jax"], '{"backend": "torch"}', None, ""),
+        (["torch", "jax"], '{"backend": "theano"}', "jax", "runs on jax"),
+        (["torch"], '["no settings"]', "torch", "runs on torch"),
+        (["torch"], "no JSON", "torch", "runs on torch"),
+        (["tensorflow", "torch"], None, None, ""),
+    ],
+)
+def test_select_prefers_what_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    installed: list[str],
+    configuration: str | None,
+    expected: str | None,
+    text: str,
+) -> None:
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.setattr(selection, "installed", lambda: installed)
+    if configuration is not None:
+        (tmp_path / "keras.json").write_text(configuration)
+    selection.select()
+    assert os.environ.get("KERAS_BACKEND") == expected
+    assert text in capsys.readouterr().err
+    assert bool(text) == (expected is not None)
+
+
+@pytest.mark.once
+def test_select_says_that_no_backend_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the error sets it
+    monkeypatch.setattr(selection, "installed", list)
+    with pytest.raises(ImportError, match=r"No backend is installed.*keras-zoo\[jax\]"):
+        selection.select()
