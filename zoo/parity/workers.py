@@ -173,9 +173,13 @@ class Workers:
                     f"{', '.join(installed)}. Received: backends={', '.join(chosen)}"
                 )
         if len(chosen) < min_backends:
+            missing = [name for name in backends.NAMES if name not in installed]
+            way_out = (
+                f"install {' or '.join(missing)}" if len(installed) < 2 else "name another one"
+            )
             raise ValueError(
-                "`backends` must be two or three of tensorflow, torch, jax; install another one, "
-                f'such as `pip install "keras-zoo[jax]"`. Received: backends={", ".join(chosen)}'
+                f"`backends` must be two or three of tensorflow, torch, jax; {way_out}. "
+                f"Received: backends={', '.join(chosen)}"
             )
         if not time_limit > 0:
             raise ValueError(f"`time_limit` must be above 0. Received: time_limit={time_limit}")
