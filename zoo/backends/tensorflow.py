@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
@@ -78,19 +77,7 @@ def create_variables(trainer: Any, batch: Any) -> None:
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
     with trainer.distribute_strategy.scope():
         distributed = tf.distribute.has_strategy()
-    return batches if distributed else _BatchesAdapter(batches, class_weight)
-
-
-class _BatchesAdapter(PyDatasetAdapter):  # type: ignore[misc]
-    """Batches as tensors, which Keras' `fit` accepts as it accepts a `tf.data.Dataset`.
-
-    Keras' own adapter makes a dataset from a Python generator: while such a dataset exists, every
-    step of a recurrent network takes 6 % longer, `fit` can wait for seconds at the beginning, and
-    batches must not differ in more than their first axis.
-    """
-
-    def get_tf_dataset(self) -> common.TensorBatches:
-        return common.TensorBatches(self.get_numpy_iterator)
+    return batches if distributed else common.BatchesAdapter(batches, class_weight)
 
 
 class TrainerMixin:

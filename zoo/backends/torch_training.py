@@ -5,7 +5,6 @@ from typing import Any
 
 import keras
 import torch
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from torch.optim.adam import adam
 
 from zoo.backends import common
@@ -14,14 +13,7 @@ Tensor = Any
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    return _BatchesAdapter(batches, class_weight)
-
-
-class _BatchesAdapter(PyDatasetAdapter):  # type: ignore[misc]
-    """Batches as tensors. A PyTorch `DataLoader` without workers does no more, but takes longer."""
-
-    def get_torch_dataloader(self) -> common.TensorBatches:
-        return common.TensorBatches(self.get_numpy_iterator)
+    return common.BatchesAdapter(batches, class_weight)
 
 
 class TrainerMixin:
