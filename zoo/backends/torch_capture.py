@@ -7,7 +7,8 @@ compiler.
 
 import contextvars
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -48,6 +49,16 @@ def is_capturing() -> bool:
     return _capturing.get()
 
 
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Context manager in which operations are being captured."""
+    token = _capturing.set(True)
+    try:
+        yield
+    finally:
+        _capturing.reset(token)
+
+
 def captured(
     model: Any, function: Callable[..., Any], mode: Callable[[], Any] = torch.inference_mode
 ) -> Callable[..., Any]:
@@ -84,13 +95,9 @@ def captured(
             key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
             if key in programs:
                 return programs[key](*tensors)
-            token = _capturing.set(True)
-            try:
-                weights = [variable.value for variable in model.variables]
-                with _Capture(weights, tensors) as capture:
-                    outputs = function(*inputs)
-            finally:
-                _capturing.reset(token)
+            weights = [variable.value for variable in model.variables]
+            with capturing(), _Capture(weights, tensors) as capture:
+                outputs = function(*inputs)
             programs[key] = capture.program(outputs)
             return outputs
 

@@ -239,10 +239,11 @@ def optimizer_steps(case: Case, folder: Path) -> list[str]:
     arrays = {}
     for name, make in choices.items():
         subject.load()
-        trainer = _GivenGradients(subject.model)
-        trainer.compile(make())
+        optimizer = make()
+        optimizer.build(weights)
         for gradients_of_step in steps:
-            trainer.train_on_batch([gradient[None] for gradient in gradients_of_step])
+            given = [ops.convert_to_tensor(g, w.dtype) for g, w in zip(gradients_of_step, weights)]
+            optimizer.apply(given)
         for path, weight in zip(subject.trainable, weights):
             arrays[f"{name}: {path}"] = subsample(to_numpy(weight.value))
     _write(folder, "optimizers", arrays)
@@ -261,15 +262,6 @@ class _LossTrainer(Trainer):
         training: bool = True,
     ) -> Tensor:
         return y_pred
-
-
-class _GivenGradients(_LossTrainer):
-    """Trainer whose loss has the gradients that `fit` is given for the weights."""
-
-    def call(self, inputs: Sequence[Tensor], training: bool = False) -> Tensor:
-        weights = self.network.trainable_variables
-        # A sum of products has these gradients.
-        return sum(ops.sum(ops.cast(g[0], w.dtype) * w) for g, w in zip(inputs, weights))
 
 
 class _CheckTrainer(_LossTrainer):
