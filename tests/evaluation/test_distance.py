@@ -30,6 +30,24 @@ def test_distance(a: list, b: list, expected: float) -> None:
     assert distance(np.array(a), np.array(b)) == expected
 
 
+@pytest.mark.parametrize("mask", [-1e9, -65504.0, 1e30, -3e38])
+def test_distance_compares_masked_scores_apart_from_others(mask: float) -> None:
+    a = np.array([[mask, 2.0, 1.0], [mask, mask, 4.0]], np.float32)
+    b = a * np.where(abs(a) < 100, 1.001, 1).astype(np.float32)
+    assert distance(a, b) == pytest.approx(1e-3, rel=1e-2)
+    assert distance(a, a) == 0
+    b = a * np.where(abs(a) < 100, 1, 1.001).astype(np.float32)
+    assert distance(a, b) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_distance_takes_the_rounding_of_large_sums_for_rounding() -> None:
+    """Beside numbers of 1e6 to 3e6, 0.1 may be what is left of a sum of such numbers."""
+    a = np.array([1e6, 2e6, 3e6, 0.1], np.float32)
+    b = np.array([1e6, 2e6, 3e6, 0.2], np.float32)
+    assert distance(a, b) < 1e-7
+    assert distance(a.astype(float), b.astype(float)) == pytest.approx(0.5, rel=1e-6)
+
+
 def test_distance_min_scale() -> None:
     """Values that are zero except for rounding are not compared with themselves."""
     a, b = np.array([1e-17]), np.array([-1e-17])

@@ -42,6 +42,25 @@ def two_inputs(dropout: bool = False) -> keras.Model:
     return keras.Model({"image": image, "tokens": tokens}, layers.Dense(4, name="last")(x))
 
 
+def two_named_inputs() -> keras.Model:
+    left, right = keras.Input((4,), name="left"), keras.Input((6,), name="right")
+    x = layers.Concatenate(name="both")([left, right])
+    return keras.Model({"left": left, "right": right}, layers.Dense(2, name="head")(x))
+
+
+class TwoTexts(keras.Model):
+    """Subclass that reads token ids from a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = layers.Embedding(50, 4, name="embed")
+        self.head = layers.Dense(2, name="head")
+
+    def call(self, texts: dict[str, Tensor]) -> Tensor:
+        means = [ops.mean(self.embed(texts[name]), axis=1) for name in ("a", "b")]
+        return self.head(ops.concatenate(means, axis=-1))
+
+
 def one_input() -> keras.Model:
     image = keras.Input((12, 12, 3), name="image")
     x = layers.Normalization(name="normal")(image)

@@ -299,3 +299,11 @@ def test_keras_file_round_trip(training: Training, tmp_path: Path) -> None:
 def test_fit_with_checkpoint_requires_seeded_batches(tmp_path: Path, data: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         trainer().fit(data, checkpoint=StepCheckpoint(tmp_path))
+
+
+def test_fit_of_a_model_without_weights() -> None:
+    """Nothing is learnt, and the loss is computed."""
+    model = Trainer(keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(2.0)]))
+    model.compile(Adam(1e-3), "mse")
+    ones = np.ones((4, 2), np.float32)
+    assert model.fit(ones, ones, verbose=0).history["loss"] == pytest.approx([1.0])

@@ -131,7 +131,8 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     def compiled(values: Any, other_values: Any, arrays: Any) -> Any:
         def loss_of(values: Any) -> Any:
             mapping = [*zip(trainable, values), *zip(others, other_values)]
-            with keras.StatelessScope(state_mapping=mapping):
+            # Without `collect_losses` the losses that layers add would be lost.
+            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
                 return function(*arrays)
 
         return jax.value_and_grad(loss_of)(values)

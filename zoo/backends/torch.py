@@ -20,6 +20,7 @@ from zoo.backends.torch_training import ForeachMixin as ForeachMixin
 from zoo.backends.torch_training import TrainerMixin as TrainerMixin
 from zoo.backends.torch_training import adam_update as adam_update
 from zoo.backends.torch_training import as_dataset as as_dataset
+from zoo.backends.torch_training import gradients_of
 
 Tensor = Any
 
@@ -56,9 +57,7 @@ def gradients(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     def with_gradients(*arrays: Any) -> Any:
         loss = function(*arrays)
         weights = [variable.value for variable in model.trainable_variables]
-        if not loss.requires_grad:  # the loss depends on no weight
-            return loss, [None] * len(weights)
-        return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
+        return loss.detach(), gradients_of(loss, weights)
 
     return with_gradients
 

@@ -16,6 +16,13 @@ def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
     return common.BatchesAdapter(batches, class_weight)
 
 
+def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Gradients of the weights, None for a weight that the loss does not depend on."""
+    if not weights or not loss.requires_grad:
+        return [None] * len(weights)
+    return torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[no-any-return]
+
+
 class TrainerMixin:
     """Base class of `zoo.Trainer`: a training step that walks over the weights once.
 
@@ -30,10 +37,9 @@ class TrainerMixin:
         variables = self.trainable_variables
         weights = [variable.value for variable in variables]
         scaled = self.optimizer.scale_loss(loss)
-        gradients = torch.autograd.grad(scaled, weights, allow_unused=True)
         gradients = [
             torch.zeros_like(weight) if gradient is None else gradient
-            for gradient, weight in zip(gradients, weights)
+            for gradient, weight in zip(gradients_of(scaled, weights), weights)
         ]
         with torch.no_grad():
             self.optimizer.apply(gradients, variables)

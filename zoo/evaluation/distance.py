@@ -2,12 +2,16 @@
 
 import numpy as np
 
+_HUGE = 1e4  # smallest magnitude of numbers that are compared apart from far smaller ones
+_GAP = 1e3  # smallest ratio between the two
+
 
 def distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:
     """Relative maximum distance of two arrays.
 
     The largest absolute difference is divided by the largest absolute value in the two arrays.
-    Differences are computed in float64. Non-finite values are compared by position.
+    Numbers such as -1e9 in a mask are compared apart from the others, which are a thousand times
+    smaller. Differences are computed in float64. Non-finite values are compared by position.
 
     Args:
         a: First array, of any shape.
@@ -33,9 +37,34 @@ def distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:
         a, b = a[finite], b[finite]
         if a.size == 0:  # two arrays of NaNs do not count as agreement
             return float("inf")
-    difference = np.abs(a.astype(np.float64) - b)
-    scale = max(np.abs(a).max(), np.abs(b).max(), min_scale)
-    return float(difference.max() / scale) if scale else 0.0
+    difference = np.abs(a.astype(np.float64) - b).ravel()
+    magnitude = np.maximum(np.abs(a), np.abs(b)).astype(np.float64).ravel()
+    return _relative(difference, magnitude, min_scale, float(np.finfo(a.dtype).eps))
+
+
+def _relative(
+    difference: np.ndarray, magnitude: np.ndarray, min_scale: float, epsilon: float
+) -> float:
+    """Largest difference relative to the largest magnitude, of huge numbers and others apart."""
+    largest = magnitude.max()
+    scale = max(largest, min_scale)
+    if scale == 0:
+        return 0.0
+    relative = float(difference.max() / scale)
+    ordered = np.sort(magnitude) if largest >= _HUGE else magnitude[:1]
+    gaps = np.flatnonzero((ordered[1:] >= _HUGE) & (ordered[1:] > _GAP * ordered[:-1]))
+    if not gaps.size:
+        return relative
+    border = ordered[gaps[-1] + 1]
+    others = magnitude < border
+    is_mask = border > 0.999 * largest
+    # Small numbers beside huge ones that vary may be the rounding of their sums.
+    if not is_mask and magnitude[others].max() <= 64 * epsilon * largest:
+        return relative
+    return max(
+        float(difference[~others].max() / scale),
+        _relative(difference[others], magnitude[others], min_scale, epsilon),
+    )
 
 
 def typical_distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:

@@ -12,6 +12,7 @@ results to files. `RUNGS` lists the comparisons and their tolerances.
 from zoo.parity.case import Case as Case
 from zoo.parity.check import assert_backends_agree as assert_backends_agree
 from zoo.parity.check import check as check
+from zoo.parity.inputs import InputSpec as InputSpec
 from zoo.parity.report import Report as Report
 from zoo.parity.rungs import RUNGS as RUNGS
 from zoo.parity.workers import Worker as Worker
@@ -21,6 +22,7 @@ from zoo.parity.workers import Workers as Workers
 __all__ = [
     "RUNGS",
     "Case",
+    "InputSpec",
     "Report",
     "Worker",
     "WorkerError",

@@ -7,8 +7,11 @@ from functools import partial
 from typing import Any, Literal
 
 import keras
+from keras import ops, tree
 
 from zoo import registry
+from zoo.parity.diagnosis import recorded_sources
+from zoo.parity.inputs import InputSpec, input_specs
 from zoo.parity.samples import SAMPLES
 
 Loss = Literal["mean_squared_error", "cross_entropy"]
@@ -22,8 +25,9 @@ class Case:
         build: Builder of the model: a function without arguments, or "package.module:function".
         name: Name of the model in the report.
         input_shape: Shape of one example, for a model that does not define its input shape.
-        inputs: Input arrays, nested as the model takes them; their first axis is the batch. By
-            default random inputs are generated from the model's input specifications.
+        inputs: Input arrays, nested as the model takes them; their first axis is the batch. Or an
+            `InputSpec` of each, also a dict by the names of the inputs that the model defines, for
+            random inputs. By default these are as the model defines them.
         loss: Loss function: "mean_squared_error" with random targets, "cross_entropy" of logits
             with random labels, or a function of (targets, outputs).
         optimizer: Function that makes the optimizer; by default `zoo.training.optimizers.Adam`
@@ -115,6 +119,27 @@ class Case:
         return locate(self.build) if isinstance(self.build, str) else self.build
 
 
+def build_model(case: Case) -> tuple[keras.Model, Any]:
+    """Returns the model with its weights, and its inputs: arrays, or an `InputSpec` of each."""
+    with recorded_sources():
+        model = case.builder()()
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`build` must return a keras.Model. Received: {model!r}")
+    specs = case.inputs
+    if specs is None or any(isinstance(spec, InputSpec) for spec in tree.flatten(specs)):
+        specs = input_specs(model, specs, case.input_shape)
+    if not (model.built and hasattr(model, "inputs")):
+        # `build` of a subclass without a `build` of its own creates no weights.
+        model(tree.map_structure(lambda spec: _example(case, spec), specs))
+    return model, specs
+
+
+def _example(case: Case, spec: Any) -> Any:
+    if isinstance(spec, InputSpec):
+        return ops.zeros(spec.full_shape(case.examples, case.length), spec.dtype)
+    return ops.convert_to_tensor(spec)
+
+
 def _build(address: str, arguments: Mapping[str, Any]) -> keras.Model:
     return locate(address)(**arguments)
 
@@ -123,17 +148,36 @@ def locate(address: str) -> Callable[..., Any]:
     """Imports the function at the address "package.module:function".
 
     Raises:
-        ImportError: If the module cannot be imported.
-        ValueError: If the module has no such attribute or the attribute is not callable.
+        ImportError: If the module imports one that is missing.
+        ValueError: If there is no such module, if it has no such attribute or if the attribute is
+            not callable.
     """
     module_name, _, name = address.partition(":")
-    function = importlib.import_module(module_name)
+    try:
+        function: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"There is no module {error.name} in this folder or among the installed packages. "
+            f"Received: {address}"
+        ) from None
     for attribute in name.split("."):
         if not hasattr(function, attribute):
-            raise ValueError(f"There is no {name} in {module_name}. Received: {address}")
+            functions = [
+                key
+                for key, value in vars(function).items()
+                if callable(value)
+                and not key.startswith("_")
+                and getattr(value, "__module__", "") == module_name
+            ]
+            raise ValueError(
+                f"There is no {attribute} in {function.__name__}, which has "
+                f"{', '.join(functions) or 'no functions'}. Received: {address}"
+            )
         function = getattr(function, attribute)
     if not callable(function):
         raise ValueError(
             f"{address} must be a function that builds a model. Received: {function!r}"
         )
-    return function
+    return function  # type: ignore[no-any-return]

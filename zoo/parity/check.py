@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from zoo.parity import comparisons, tasks
+from zoo.parity import comparisons, data, diagnosis, tasks
 from zoo.parity.case import Case
 from zoo.parity.measurements import Measurements
 from zoo.parity.report import Report, Row, RungReport
@@ -151,6 +151,7 @@ class _Check:
                 for key, value in _settings(measurements.case).items()
                 if key in ("examples", "length", "steps", "seed", "loss")
             },
+            explanation=tuple(self._explanation(reports)),
             notes=tuple(self._notes()),
             rungs=tuple(reports),
             layers=self._layers(),
@@ -163,7 +164,7 @@ class _Check:
     def _prepare(self) -> bool:
         """Creates the shared weights and data on the first backend where this succeeds."""
         for name in self._measurements.names:
-            self._run_task(name, self._measurements.precisions[0], tasks.prepare)
+            self._run_task(name, self._measurements.precisions[0], data.prepare)
             if self._measurements.done("prepare", self._measurements.precisions[0]):
                 return True
         return False
@@ -268,8 +269,11 @@ class _Check:
             yield Row("generated", measurements.names, "", "ruled out", detail=detail)
             return
         if not measurements.results:
+            by_error: dict[tuple[str, str, str], list[str]] = {}
             for (task, name, precision), error in measurements.errors.items():
-                yield Row(task, (name,), precision, "failed", detail=error)
+                by_error.setdefault((task, precision, error), []).append(name)
+            for (task, precision, error), names in by_error.items():
+                yield Row(task, tuple(names), precision, "failed", detail=error)
             return
         in_inference = self._described("random_in_inference")
         in_training = self._described("random_in_training")
@@ -291,6 +295,12 @@ class _Check:
             if task == "describe":
                 paths |= dict.fromkeys(result[key])
         return list(paths)
+
+    def _explanation(self, reports: Sequence[RungReport]) -> list[str]:
+        described = self._measurements.any_result("describe") or {"layers": {}, "owners": {}}
+        calls = (self._measurements.any_result("outputs") or {}).get("inference", [])
+        paths = [call.path for call in calls]
+        return diagnosis.explain(reports, described["layers"], described["owners"], paths)
 
     def _notes(self) -> Iterator[str]:
         source = "random numbers come from the backend's own generator"

@@ -15,7 +15,9 @@ from rich.spinner import Spinner
 
 from zoo import cli, registry
 from zoo.parity import html
+from zoo.parity.case import locate
 from zoo.parity.check import Progress, check, parse_rungs
+from zoo.parity.inputs import InputSpec
 from zoo.parity.report import Report, RungReport, read_json, rung_table, write_json
 from zoo.parity.workers import Workers
 
@@ -37,8 +39,12 @@ class Check:
     """Numbers of the rungs, such as 1-6 or 2,4: 1 parameters; 2 and 3 outputs of every layer in
     float32 and float64; 4 gradients; 5 optimizer steps; 6 training; 7 state; 8 generated tokens
     and images; 9 checkpoints; 10 compiled, and bfloat16."""
-    input_shape: str | None = None
-    """Shape of one example, such as 32,32,3, for a model that does not define its input shape."""
+    input_shape: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Shape of one example, such as 32,32,3, for a model that does not define its input shape.
+    Once for each input, in order or by name: left=4."""
+    input: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Dtype, range and shape of an input, such as int32[0,1000):16 for a model that reads tokens.
+    Once for each input, in order or by name: ids:int32[0,1000):16."""
     arguments: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """Keyword arguments of the function that builds the model, such as '{"num_classes": 10}'."""
     loss: Literal["mean_squared_error", "cross_entropy"] | None = None
@@ -87,6 +93,9 @@ def run_check(config: Check) -> int:
     options = _options(config)
     parse_rungs(config.rungs)
     backends = config.backends.split(",") if config.backends else None
+    for name in names:
+        if ":" in name:
+            locate(name)  # before a worker starts, which takes seconds
     console = cli.console()
     reports: list[Report] = []
     with Workers(backends, config.time_limit) as workers:
@@ -135,15 +144,29 @@ def _options(config: Check) -> dict[str, Any]:
             "`arguments` must be a JSON object of the builder's arguments. "
             f"Received: arguments={config.arguments}"
         )
-    if config.input_shape is not None:
-        try:
-            options["input_shape"] = tuple(int(size) for size in config.input_shape.split(","))
-        except ValueError:
-            raise ValueError(
-                "`input_shape` must be whole numbers with commas between them, such as 32,32,3. "
-                f"Received: input_shape={config.input_shape}"
-            ) from None
+    inputs = [*map(_named_shape, config.input_shape), *map(InputSpec.parse, config.input)]
+    names = [name for name, _ in inputs if name]
+    if names and len({*names}) < len(inputs):
+        raise ValueError(
+            "Either all inputs have a name of their own, or none has. "
+            f"Received: {' '.join([*config.input_shape, *config.input])}"
+        )
+    if inputs:
+        specs = [spec for _, spec in inputs]
+        options["inputs"] = dict(inputs) if names else specs if len(specs) > 1 else specs[0]
     return options
+
+
+def _named_shape(text: str) -> tuple[str, InputSpec]:
+    """Parses "32,32,3" and "name=32,32,3"."""
+    name, _, sizes = text.rpartition("=")
+    try:
+        return name, InputSpec(tuple(int(size) for size in sizes.split(",")))
+    except ValueError:
+        raise ValueError(
+            "`input_shape` must be whole numbers with commas between them, such as 32,32,3. "
+            f"Received: input_shape={text}"
+        ) from None
 
 
 @contextmanager

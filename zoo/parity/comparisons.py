@@ -39,11 +39,14 @@ def parameters(measurements: Measurements) -> Iterator[Row]:
             break
         else:
             count = f"{len(ours)} variables, {described[a]['parameters']:,} parameters"
-            yield Row("variables", (a, b), precision, "agrees", detail=count)
+            outcome: Status = "agrees" if ours else "ruled out"
+            yield Row("variables", (a, b), precision, outcome, detail=count)
         digests, other_digests = described[a]["digests"], described[b]["digests"]
         unequal = [path for path in digests if digests[path] != other_digests.get(path)]
         comparison = "initial weights"
-        if not unequal:
+        if not digests:
+            yield Row(comparison, (a, b), precision, "ruled out", detail="nothing to compare")
+        elif not unequal:
             yield Row(comparison, (a, b), precision, "agrees", detail="the same bits")
         elif measurements.case.portable:
             detail = "different bits, although the model is registered as portable"
@@ -65,11 +68,16 @@ def outputs(precision: str) -> Callable[[Measurements], Iterator[Row]]:
     """Creates the comparison of all layer outputs, in the order of the calls."""
 
     def compare(measurements: Measurements) -> Iterator[Row]:
+        in_float64 = measurements.done("outputs", "float64")
         for mode in ("inference", "training"):
             for a, b in combinations(measurements.done("outputs", precision), 2):
                 distances = layer_distances(measurements, mode, a, b, precision)
+                agrees_in_float64 = {a, b} <= {*in_float64} and all(
+                    measurement.distance <= measurement.tolerance
+                    for measurement in layer_distances(measurements, mode, a, b, "float64")
+                )
                 # The tolerance includes the measured rounding, so there is no second limit.
-                yield summarize(f"{mode} mode", (a, b), precision, distances)
+                yield summarize(f"{mode} mode", (a, b), precision, distances, agrees_in_float64)
 
     return compare
 
@@ -191,7 +199,7 @@ def _backward_order(measurements: Measurements, paths: list[str]) -> tuple[list[
             owner = owner.rpartition("/")[0]
         return -call_numbers.get(owner, 0)
 
-    positions = max((positions for *_, positions in layer_calls), default=1)
+    positions = max((call.positions for call in layer_calls), default=1)
     growth = error_growth(layer_calls)[-1] if layer_calls else 8.0
     return ["loss", *sorted(weights, key=position)], positions, growth
 

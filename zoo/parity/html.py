@@ -61,7 +61,7 @@ def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
         axis.set_yscale("log")
         axis.set_title(precision)
         axis.set_ylabel("relative distance")
-        axis.legend(fontsize=8)
+        _legend(axis)
     return _svg(figure, f"{report.model}: distance by layer in {mode} mode")
 
 
@@ -76,7 +76,7 @@ def _curves_plot(report: Report) -> markupsafe.Markup:
             steps, losses, styles[name], color=BACKEND_COLOURS[name], label=name, linewidth=2.5
         )
     left.set(xlabel="step", ylabel="loss", title=precision)
-    left.legend(fontsize=8)
+    _legend(left)
     for kind, style in (("float32", "-"), ("float64", ":")):
         curves = list(report.curves.get(kind, {}).items())
         first, *others = curves or [("", [])]
@@ -89,7 +89,7 @@ def _curves_plot(report: Report) -> markupsafe.Markup:
             colour = BACKEND_COLOURS[name]
             right.plot(steps, distances, style, marker=".", color=colour, label=label)
     right.set(xlabel="step", ylabel="relative distance", yscale="log", title="distance")
-    right.legend(fontsize=8)
+    _legend(right)
     return _svg(figure, f"{report.model}: losses by backend")
 
 
@@ -129,6 +129,11 @@ def _figure(columns: int, height: float) -> tuple[Any, Any]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)
     return figure, axes
+
+
+def _legend(axis: Any) -> None:
+    """Places the legend beside the lines, not over them."""
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _svg(figure: Any, label: str) -> markupsafe.Markup:

@@ -11,7 +11,7 @@ status of the row is "rounding".
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,7 @@ from zoo.parity.case import Case
 from zoo.parity.report import STATUSES, Row, Status
 
 U = {"float32": 2.0**-24, "float64": 2.0**-53}
+LARGEST_TOLERANCE = 0.5  # beyond, a mistake of the size of the numbers would be within
 FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training steps
 
 
@@ -64,12 +65,23 @@ class Measurements:
 
     @property
     def float32_layers(self) -> list[str]:
-        """Paths of the layers that compute in float32 in a float64 model."""
-        paths: dict[str, None] = {}
+        """Layers that compute in float32 in a float64 model, wholly or on a backend that is named.
+
+        A layer whose outputs are float32 numbers on some backends only computes in float32 there.
+        """
+        layers: dict[str, None] = {}
         for (task, _, precision), result in self.results.items():
             if task == "describe" and precision == "float64":
-                paths |= dict.fromkeys(result["float32_layers"])
-        return list(paths)
+                layers |= dict.fromkeys(result["float32_layers"])
+        names = self.done("outputs", "float64")
+        by_mode = [self.results["outputs", name, "float64"]["inference"] for name in names]
+        previous: list[str] = []  # a layer may only pass on what it is given
+        for calls in zip(*by_mode):
+            rounding = [name for name, call in zip(names, calls) if call.in_float32]
+            if 0 < len(rounding) < len(names) and rounding != previous:
+                layers[f"{calls[0].path} on {' and '.join(rounding)}"] = None
+            previous = rounding
+        return list(layers)
 
     @property
     def float64(self) -> float:
@@ -122,31 +134,37 @@ def summarize(
 
     def status(measurement: Measurement) -> Status:
         if measurement.distance <= measurement.tolerance:
-            return "agrees"
+            if measurement.tolerance < LARGEST_TOLERANCE:
+                return "agrees"
+            return "rounding" if agrees_in_float64 else "ruled out"
         typical = measurement.distance if measurement.typical is None else measurement.typical
         if agrees_in_float64 and typical <= measurement.rounding_limit:
             return "rounding"
         return "differs"
 
     if not distances:
-        return Row(comparison, between, precision, "agrees", detail="nothing to compare")
+        return Row(comparison, between, precision, "ruled out", detail="nothing to compare")
     statuses = [status(measurement) for measurement in distances]
     worst = max(statuses, key=STATUSES.index)
-    if worst == "agrees":
+    if worst == "agrees" and "ruled out" not in statuses:
         shown = max(distances, key=lambda m: m.distance / m.tolerance if m.tolerance else 0.0)
     else:
+        worst = "ruled out" if worst == "agrees" else worst
         shown = distances[statuses.index(worst)]
-    return Row(comparison, between, precision, worst, shown.distance, shown.tolerance, shown.where)
+    detail = "rounding is as large as the numbers" if worst == "ruled out" else ""
+    return Row(
+        comparison, between, precision, worst, shown.distance, shown.tolerance, shown.where, detail
+    )
 
 
-def error_growth(layer_calls: list[tuple[str, int, int]]) -> list[float]:
+def error_growth(layer_calls: Sequence[tasks.LayerCall]) -> list[float]:
     """Computes the error growth of each layer: the square root of all terms summed up to the layer.
 
     Args:
-        layer_calls: Path, number of summed terms and number of positions of each called layer.
+        layer_calls: Calls of the layers, in order.
     """
     total, result = 64, []
-    for _, terms, _ in layer_calls:
-        total += terms
+    for call in layer_calls:
+        total += call.terms
         result.append(math.sqrt(total))
     return result

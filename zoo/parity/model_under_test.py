@@ -15,7 +15,8 @@ from keras import ops, tree
 
 from zoo import random
 from zoo.datasets.augmentation import ImageAugmentation
-from zoo.parity.case import Case
+from zoo.parity.case import Case, build_model
+from zoo.parity.inputs import InputSpec
 from zoo.training.checkpoints import finalize_layer_state
 
 Tensor = Any
@@ -74,13 +75,15 @@ class ModelUnderTest:
         keras.config.set_dtype_policy(policy or keras.config.floatx())
         self.case = case
         self.folder = folder
-        self.model = _build_model(case)
-        self.specs = _specs(case, self.model)
-        self.images = image_inputs(case, self.specs)
-        shapes = [spec.shape for spec in tree.flatten(self.specs)]
+        self.model, self.specs = build_model(case)
+        self.images = {  # indices of the inputs that are augmented
+            i: spec.shape
+            for i, spec in enumerate(tree.flatten(self.specs))
+            if isinstance(spec, InputSpec) and spec.is_image
+        }
         self._augmentations = {  # only square images are rotated
-            i: ImageAugmentation((0.5,), (0.25,), 10.0 * (shapes[i][1] == shapes[i][2]))
-            for i in self.images
+            i: ImageAugmentation((0.5,), (0.25,), 10.0 * (height == width))
+            for i, (height, width, _) in self.images.items()
         }
         self.layer_records = _layer_records(self.model)
         self.variables: dict[str, keras.Variable] = {}
@@ -233,32 +236,6 @@ class ModelUnderTest:
         return arrays
 
 
-def _build_model(case: Case) -> keras.Model:
-    model = case.builder()()
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`build` must return a keras.Model. Received: {model!r}")
-    if not model.built and case.input_shape is not None:
-        model.build((case.examples, *case.input_shape))
-    if not model.built and case.inputs is not None:
-        model(case.inputs)
-    return model
-
-
-def _specs(case: Case, model: keras.Model) -> Any:
-    if case.inputs is not None:
-        return case.inputs
-    if isinstance(model, keras.Sequential) and model.built:
-        return model.inputs[0]
-    if hasattr(model, "input"):
-        return model.input
-    if case.input_shape is not None:
-        return keras.KerasTensor((None, *case.input_shape))
-    raise ValueError(
-        "The model does not define its inputs. Give `input_shape`, the shape of one example, "
-        f"or `inputs`, arrays. Received: {model.name} without either"
-    )
-
-
 def _layer_records(model: keras.Model) -> list[LayerRecord]:
     """Returns the records of all layers by depth-first search, and of the model itself."""
     records: dict[int, LayerRecord] = {}
@@ -275,7 +252,7 @@ def _layer_records(model: keras.Model) -> list[LayerRecord]:
 
 
 @contextlib.contextmanager
-def _call_wrapped(record: LayerRecord, around: Callable[..., Any]) -> Iterator[None]:
+def call_wrapped(record: LayerRecord, around: Callable[..., Any]) -> Iterator[None]:
     """Wraps a layer's `call` in a function; Keras looks `call` up on the instance."""
     instance_call = record.layer.__dict__.get("call")
     call = record.layer.call
@@ -302,7 +279,7 @@ def _outputs_recorded(record: LayerRecord, calls: list[tuple[str, int, Any]]) ->
         calls.append((record.path, _terms(record, args), outputs))
         return outputs
 
-    with _call_wrapped(record, call_and_append):
+    with call_wrapped(record, call_and_append):
         yield
 
 
@@ -317,7 +294,7 @@ def _on_stack(record: LayerRecord, stack: list[LayerRecord]) -> Iterator[None]:
         finally:
             stack.pop()
 
-    with _call_wrapped(record, call_on_stack):
+    with call_wrapped(record, call_on_stack):
         yield
 
 
@@ -384,16 +361,3 @@ def _concrete(output: Any) -> np.ndarray | None:
         return to_numpy(output) if keras.ops.is_tensor(output) else None
     except Exception:  # the error of a tracer depends on the backend
         return None
-
-
-def image_inputs(case: Case, specs: Any) -> set[int]:
-    """Returns the indices of image inputs: float, with shape (B, H, W, 1) or (B, H, W, 3)."""
-    if case.inputs is not None:
-        return set()
-    return {
-        i
-        for i, spec in enumerate(tree.flatten(specs))
-        if len(spec.shape) == 4
-        and spec.shape[-1] in (1, 3)
-        and "float" in keras.backend.standardize_dtype(spec.dtype)
-    }

@@ -96,6 +96,7 @@ class Report:
         layers: Path, distance and tolerance of the layers, for each mode, precision and pair of
             backends, such as "inference mode, float32, torch and jax".
         curves: Training losses by precision and backend.
+        explanation: Sentences that explain the first difference; empty if the backends agree.
         accuracy: Result of `compare_accuracies` for trained models; empty if not measured.
         seconds: Duration of the check, in seconds.
     """
@@ -107,6 +108,7 @@ class Report:
     rungs: tuple[RungReport, ...]
     layers: Mapping[str, Sequence[tuple[str, float, float]]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    explanation: tuple[str, ...] = ()
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -117,31 +119,45 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether no row differs and no row failed."""
+        """Whether something was compared, no row differs and no row failed."""
         return self.exit_status == 0
 
     @property
     def exit_status(self) -> int:
-        """0 if the backends agree, 1 if a row differs, 2 if a comparison could not be made."""
+        """Exit status of the command `check`.
+
+        0 if the backends agree, 1 if a row differs, 2 if a comparison, or any, could not be made.
+        """
         statuses = {row.status for row in self.rows}
-        return 1 if "differs" in statuses else 2 if "failed" in statuses else 0
+        if "differs" in statuses:
+            return 1
+        return 2 if "failed" in statuses or statuses <= {"ruled out"} else 0
 
     @property
     def verdict(self) -> str:
         """Result of the check in words."""
+        if all(row.status == "ruled out" for row in self.rows):
+            return "could not be compared"
         if self.exit_status == 2:
             return "could not be checked wholly"
         return ("agrees", "differs")[self.exit_status]
 
     @property
     def failures(self) -> list[str]:
-        """One line for each row that differs or failed."""
-        return [
-            f"rung {rung.number} ({rung.title}): {row}"
-            for rung in self.rungs
-            for row in rung.rows
-            if row.status in ("differs", "failed")
-        ]
+        """One line for each row that differs or failed, and for each failure that others share."""
+        return [f"rung {rung.number} ({rung.title}): {row}" for rung, row in self._failed_rows()]
+
+    def _failed_rows(self) -> list[tuple[RungReport, Row]]:
+        rows: list[tuple[RungReport, Row]] = []
+        failures = set()
+        for rung in self.rungs:
+            for row in rung.rows:
+                if row.status == "differs":
+                    rows.append((rung, row))
+                elif row.status == "failed" and row.detail not in failures:
+                    failures.add(row.detail)
+                    rows.append((rung, row))
+        return rows
 
     def as_dict(self) -> dict[str, Any]:
         """Converts the report to types that JSON supports; infinite distances become strings."""
@@ -174,22 +190,20 @@ class Report:
             precision: {name: [float(loss) for loss in losses] for name, losses in curve.items()}
             for precision, curve in data["curves"].items()
         }
-        notes = tuple(data["notes"])
-        return Report(
-            **{**data, "rungs": tuple(rungs), "layers": layers, "curves": curves, "notes": notes}
-        )
+        texts = {key: tuple(data.get(key, ())) for key in ("notes", "explanation")}
+        lists = {"rungs": tuple(rungs), "layers": layers, "curves": curves}
+        return Report(**{**data, **lists, **texts})
 
     def __rich__(self) -> Group:
-        return Group(rung_table(self.model, self.rungs), *self._remarks())
+        sentences = [Text(sentence, style="red") for sentence in self.explanation]
+        return Group(*sentences, rung_table(self.model, self.rungs), *self._remarks())
 
     def _remarks(self) -> list[Text]:
         remarks = [Text(note, style="dim") for note in self.notes]
         style = {"differs": "red", "failed": "magenta"}
         remarks += [
             Text(f"rung {rung.number}: {row}", style=style[row.status])
-            for rung in self.rungs
-            for row in rung.rows
-            if row.status in style
+            for rung, row in self._failed_rows()
         ]
         return remarks
 

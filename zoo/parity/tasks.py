@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -19,6 +19,7 @@ from zoo import backends, random
 from zoo.backends import backend
 from zoo.evaluation.distance import distance
 from zoo.parity.case import Case
+from zoo.parity.diagnosis import LayerInfo
 from zoo.parity.model_under_test import BATCHES, ModelUnderTest, subsample, to_numpy
 from zoo.training import Batches, StepCheckpoint, Trainer, optimizers
 from zoo.training.run_directory import environment
@@ -51,81 +52,6 @@ def _subject(
     return subject, randomness
 
 
-# ------------------------------------------------------------------ shared weights and data
-
-
-def prepare(case: Case, folder: Path) -> None:
-    """Writes the weights and data that every backend reads.
-
-    Weights are the model's own initial ones; tensors of one number throughout (biases, scales,
-    statistics) are moved by up to 0.1, so that every element counts.
-    """
-    subject = ModelUnderTest(case, folder)
-    weights = {}
-    for path, value in subject.initial.items():
-        if value.dtype.kind == "f" and value.size and (value == value.flat[0]).all():
-            key = random.key(case.seed, "weights", path)
-            move = random.uniform(key, value.shape, -0.1, 0.1)
-            # A statistic such as a variance is not to fall below 0.
-            value = value + (move if path in subject.trainable else abs(move))
-        weights[path] = value
-    np.savez(folder / "weights.npz", allow_pickle=False, **weights)
-
-    inputs = _inputs(subject)
-    data = {f"input {i}": array for i, array in enumerate(inputs)}
-    first = [array[: len(array) // BATCHES] for array in inputs]
-    outputs = tree.flatten(subject.model(subject.inputs(first), training=False))
-    for i, output in enumerate(outputs):
-        data[f"target {i}"] = _targets(case, i, output.shape)
-    np.savez(folder / "data.npz", allow_pickle=False, **data)
-
-
-def _inputs(subject: ModelUnderTest) -> list[np.ndarray]:
-    case = subject.case
-    if case.inputs is not None:
-        return [np.concatenate([np.asarray(x)] * BATCHES) for x in tree.flatten(case.inputs)]
-    arrays = []
-    for i, spec in enumerate(tree.flatten(subject.specs)):
-        key = random.key(case.seed, "input", i)
-        rows = (spec.shape[0] or case.examples) * BATCHES
-        shape = (rows, *(size or case.length for size in spec.shape[1:]))
-        dtype = keras.backend.standardize_dtype(spec.dtype)
-        if dtype == "bool" or "int" in dtype:
-            limit = _vocabulary_size(subject.model, spec)
-            ids = np.floor(random.uniform(key, shape) * limit).astype(np.int32)
-            if limit == 2 and len(shape) > 1:
-                ids[:, 0] = 1  # a padding mask never hides everything
-            arrays.append(ids.astype(dtype))
-        elif i in subject.images:
-            arrays.append((random.bits(key, shape) & 255).astype(np.uint8))
-        else:
-            arrays.append(random.normal(key, shape))
-    return arrays
-
-
-def _vocabulary_size(model: keras.Model, spec: keras.KerasTensor) -> int:
-    """The rows of the smallest embedding that the input goes straight into, else 2."""
-    sizes = [
-        layer.input_dim
-        for operation in getattr(getattr(model, "_functional", model), "operations", [])
-        for node in operation._inbound_nodes
-        if any(tensor is spec for tensor in node.input_tensors)
-        and isinstance(operation, keras.layers.Layer)
-        for layer in operation._flatten_layers(include_self=True)
-        if isinstance(layer, keras.layers.Embedding)
-    ]
-    return min(sizes, default=2)
-
-
-def _targets(case: Case, number: int, shape: Sequence[int]) -> np.ndarray:
-    key = random.key(case.seed, "target", number)
-    rows = (shape[0] * BATCHES, *shape[1:])
-    if case.loss == "cross_entropy":
-        labels = np.floor(random.uniform(key, rows[:-1]) * shape[-1])
-        return np.asarray(labels, np.int32)
-    return np.asarray(random.normal(key, rows))
-
-
 # ------------------------------------------------------------------ variables, outputs, gradients
 
 
@@ -145,6 +71,7 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
             for path, variable in subject.variables.items()
         },
         "owners": subject.owners,
+        "layers": {record.path: LayerInfo.of(record.layer) for record in subject.layer_records},
         "digests": {
             path: hashlib.sha256(value.tobytes()).hexdigest()
             for path, value in subject.initial.items()
@@ -163,12 +90,27 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
+class LayerCall(NamedTuple):
+    """A call of a layer.
+
+    Attributes:
+        path: Path of the layer.
+        terms: Number of terms that are summed in each element of the output.
+        positions: Number of positions at which each weight is used.
+        in_float32: Whether all numbers of a float64 output are float32 numbers.
+    """
+
+    path: str
+    terms: int
+    positions: int
+    in_float32: bool
+
+
+def outputs(case: Case, folder: Path) -> dict[str, list[LayerCall]]:
     """Outputs of every layer in inference and training mode, and the state after training mode.
 
     Returns:
-        For each mode the layers in the order of their calls, with the number of terms of their sums
-        and the number of positions that each weight is used at.
+        For each mode the calls of the layers, in order.
     """
     subject, _ = _subject(case, folder)
     called = {}
@@ -177,11 +119,17 @@ def outputs(case: Case, folder: Path) -> dict[str, list[tuple[str, int, int]]]:
         records = subject.layer_outputs(training=mode == "training")
         _write(folder, mode, {str(i): subsample(array) for i, (_, _, array) in enumerate(records)})
         called[mode] = [
-            (path, terms, math.prod(array.shape[:-1])) for path, terms, array in records
+            LayerCall(path, terms, math.prod(array.shape[:-1]), _is_float32(array))
+            for path, terms, array in records
         ]
     values = subject.values()
     _write(folder, "state", {path: values[path] for path in subject.state_paths})
     return called
+
+
+def _is_float32(array: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return array.dtype == np.float64 and bool((array == array.astype(np.float32)).all())
 
 
 def gradients(case: Case, folder: Path) -> None:

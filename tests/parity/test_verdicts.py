@@ -1,0 +1,62 @@
+"""The check reaches the right verdict on models as users write them."""
+
+import pytest
+
+from tests.parity.verdicts import VERDICTS
+from zoo.parity import Workers, check
+
+pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_check_reaches_the_right_verdict(name: str, all_backends: Workers) -> None:
+    verdict = VERDICTS[name]
+    options = {"rungs": "1-7,9", **verdict.options}
+    report = check(verdict.build, workers=all_backends, **options)
+    assert report.exit_status == verdict.exit_status, report.failures
+    if verdict.exit_status == 1:
+        assert {row.where for row in report.rows if row.status == "differs"} == {verdict.where}
+    assert not any(row.tolerance and row.tolerance >= 0.5 for row in report.rows)
+
+
+EXPLANATIONS = {
+    "with_unequal_added_losses": [
+        "jax is the odd one: tensorflow and torch agree with each other.",
+        "Rounding is excluded, since it is float64 that differs.",
+        "Likeliest cause: a gradient that is stopped",
+    ],
+    "beside_a_mask": [
+        "torch is the odd one: tensorflow and jax agree with each other.",
+        "The first difference is in inference mode at scores (Masked, created in tests/parity/",
+        "The 1 layers that are called before agree.",
+        "Rounding is not excluded: float64 was not compared.",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EXPLANATIONS)
+def test_report_explains_a_difference(name: str, all_backends: Workers) -> None:
+    verdict = VERDICTS[name]
+    report = check(verdict.build, workers=all_backends, **verdict.options)
+    for beginning in EXPLANATIONS[name]:
+        assert any(text.startswith(beginning) for text in report.explanation), report.explanation
+
+
+def test_check_compares_the_weights_of_a_subclass(all_backends: Workers) -> None:
+    verdict = VERDICTS["subclass"]
+    report = check(verdict.build, workers=all_backends, rungs="1", **verdict.options)
+    assert "4 variables, 154 parameters" in report.rows[0].detail
+    assert not report.notes
+
+
+def test_report_names_the_backend_that_computes_in_float32(all_backends: Workers) -> None:
+    report = check(VERDICTS["bilinear_upsampling"].build, workers=all_backends, rungs="3")
+    (note,) = report.notes
+    assert note.startswith("up on tensorflow: computed in float32 in a float64 model")
+
+
+def test_check_of_nothing_does_not_agree(all_backends: Workers) -> None:
+    report = check(VERDICTS["without_state"].build, workers=all_backends, rungs="7")
+    assert not report.agrees
+    assert report.verdict == "could not be compared"
+    assert {row.detail for row in report.rows} == {"nothing to compare"}
