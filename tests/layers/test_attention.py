@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import gpt
+from zoo import backends, gpt
 from zoo.evaluation.attention_maps import attention_maps, plot_attention
 from zoo.layers.attention import Attention, Positions, rotary_tables, rotate, sinusoidal_table
 
@@ -64,6 +64,36 @@ def test_attention_matches_the_formula_in_masked_cross_attention() -> None:
     expected, _ = attention_by_formula(layer, X, CONTEXT, attention_mask)
     outputs = layer(X, CONTEXT, padding_mask=ops.convert_to_tensor(MASK))
     np.testing.assert_allclose(ops.convert_to_numpy(outputs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_query_without_a_key_attends_as_if_none_was_masked(causal: bool) -> None:
+    """Outputs and gradients are those of the unmasked sequence, on every backend."""
+    layer = make_attention(causal=causal)
+    x = keras.Input((5, 8))
+    mask = keras.Input((5,), dtype="bool")
+    model = keras.Model([x, mask], layer(x, padding_mask=mask))
+
+    def loss(x: Any, mask: Any) -> Any:
+        return ops.mean(ops.square(model([x, mask])))
+
+    masks = np.ones((2, 5), bool), np.array([[True] * 5, [False] * 5])
+    (whole, whole_gradients), (masked, gradients) = (
+        backends.loss_and_gradients(model, loss, X, mask) for mask in masks
+    )
+    np.testing.assert_allclose(*map(ops.convert_to_numpy, (masked, whole)), rtol=1e-6)
+    for path, gradient in gradients.items():
+        expected = ops.convert_to_numpy(whole_gradients[path])
+        np.testing.assert_allclose(ops.convert_to_numpy(gradient), expected, atol=1e-6)
+
+
+def test_padding_on_the_left_hides_no_key_from_the_first_queries() -> None:
+    layer = make_attention(causal=True)
+    mask = np.array([[False, False, True, True, True]] * 2)
+    outputs = ops.convert_to_numpy(layer(X, padding_mask=ops.convert_to_tensor(mask)))
+    unmasked = ops.convert_to_numpy(layer(X))
+    np.testing.assert_allclose(outputs[:, :2], unmasked[:, :2], atol=1e-6)
+    assert np.abs(outputs[:, 2:] - unmasked[:, 2:]).max() > 1e-3
 
 
 def test_sinusoidal_table_matches_the_paper() -> None:

@@ -163,7 +163,7 @@ class Backend(Protocol):
             values: Values, (B, S, kv_heads, head_dim).
             attention_mask: Boolean mask that broadcasts to (B, heads, T, S), true where a query
                 attends to a key. Each query must attend to at least one key.
-            causal: Whether query t attends to no key beyond t.
+            causal: Whether query t attends to no key beyond t; not together with a mask.
             scale: Factor of the dot products.
 
         Returns:

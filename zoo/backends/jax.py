@@ -215,7 +215,7 @@ def attention(
     A block omits the keys beyond its last query, and the blocks run in parallel.
     """
     length = query.shape[1]
-    if not causal or attention_mask is not None or length < _QUERY_BLOCKS or device() != "cpu":
+    if not causal or length < _QUERY_BLOCKS or device() != "cpu":
         return common.attention(query, keys, values, attention_mask, causal, scale)
     group = query.shape[2] // keys.shape[2]
     query = (query * scale).swapaxes(1, 2)

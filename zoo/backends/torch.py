@@ -216,13 +216,8 @@ def attention(
     scale: float,
 ) -> Tensor:
     """Attention without Keras' copies of queries, keys and values."""
-    if causal and attention_mask is not None:  # the kernel accepts only one of the two
-        shape = query.shape[1], keys.shape[1]
-        attention_mask = (
-            attention_mask & torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-        )
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    return _attention(query, keys, values, attention_mask, scale, causal and attention_mask is None)
+    return _attention(query, keys, values, attention_mask, scale, causal)
 
 
 def cached_attention(

@@ -162,6 +162,22 @@ def check_length(length: int | None, max_length: int, layer: str) -> None:
 # ------------------------------------------------------------------ attention
 
 
+def _without_empty_rows(
+    attention_mask: Tensor, query: Tensor, keys: Tensor, causal: bool
+) -> Tensor:
+    """Mask in which a query whose keys are all masked attends as if none was.
+
+    The backends return zeros, a mean or NaN for such a query, and PyTorch's fused kernel a wrong
+    gradient where the mask is a huge number.
+    """
+    if causal:
+        allowed = ops.tril(ops.ones((ops.shape(query)[1], ops.shape(keys)[1]), "bool"))
+        attention_mask = ops.logical_and(attention_mask, allowed)
+    is_empty = ops.logical_not(ops.any(attention_mask, axis=-1, keepdims=True))
+    unmasked = ops.logical_and(is_empty, allowed) if causal else is_empty
+    return ops.logical_or(attention_mask, unmasked)
+
+
 @keras.saving.register_keras_serializable("zoo")
 class Attention(keras.layers.Layer):  # type: ignore[misc]
     """Multi-head attention by the backend's fused kernel; keeps (B, T, hidden_dim).
@@ -264,12 +280,16 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             query: Queries, (B, T, num_heads, head_dim).
             keys: Keys, (B, S, num_kv_heads, head_dim).
             values: Values, (B, S, num_kv_heads, head_dim).
-            attention_mask: Boolean mask, broadcastable to (B, num_heads, T, S).
+            attention_mask: Boolean mask, broadcastable to (B, num_heads, T, S). A query whose keys
+                are all masked attends as if none was.
             causal: Whether a position attends only to itself and earlier positions.
 
         Returns:
             Attention output, (B, T, hidden_dim).
         """
+        if attention_mask is not None:
+            attention_mask = _without_empty_rows(attention_mask, query, keys, causal)
+            causal = False
         maps = collected_attention_maps.get()
         if maps is not None:
             maps[self.path] = self._attention_weights(query, keys, attention_mask, causal)
@@ -324,11 +344,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         keys = ops.repeat(keys, self.num_heads // self.num_kv_heads, axis=2)
         scores = ops.einsum("btnh,bsnh->bnts", query, keys) * self.head_dim**-0.5
         if causal:
-            causal_mask = ops.tril(ops.ones(scores.shape[-2:], "bool"))
-            if attention_mask is None:
-                attention_mask = causal_mask
-            else:
-                attention_mask = ops.logical_and(attention_mask, causal_mask)
+            attention_mask = ops.tril(ops.ones(scores.shape[-2:], "bool"))
         if attention_mask is not None:
             scores = ops.where(attention_mask, scores, ops.full_like(scores, -math.inf))
         # Computed by hand, since Keras' softmax warns about an axis of size 1 (a single key).
