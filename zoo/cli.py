@@ -23,7 +23,7 @@ def run(command: Callable[[], Any]) -> int:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:
         return _complain(str(error) or "Stopped", 130)
-    except Diverged as error:
+    except (Diverged, FloatingPointError) as error:
         return _complain(str(error), 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""

@@ -10,12 +10,14 @@ from keras import ops
 
 from zoo import gpt, registry
 from zoo.backends import backend
+from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding import decoder_for
-from zoo.generation.sampling import generate, stream
+from zoo.generation.sampling import check_logits, generate, stream
 from zoo.models.gpt import CONFIGURATIONS
 
 SIZES = {"vocabulary_size": 50, "max_length": 96, "num_layers": 2, "hidden_dim": 32}
 WIDTH = 80
+NAN, INF = float("nan"), float("inf")
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama", "sinusoidal"])
 
@@ -161,6 +163,28 @@ def test_decode_function_rejects_a_step_that_depends_on_tensor_values() -> None:
     )
     with pytest.raises(TypeError, match=r"must not depend on its tensors' values.*`__int__`"):
         step((np.int32(3),), [])
+
+
+@pytest.mark.parametrize("row", [[1, NAN, 2], [1, INF, 2], [-INF, -INF, -INF]])
+def test_check_logits_names_token_and_prompt(row: list[float]) -> None:
+    logits = np.array([[1, 2, 3], [-INF, 0, -INF], row, row])
+    np.testing.assert_array_equal(check_logits(logits[:2], 0), logits[:2])
+    with pytest.raises(FloatingPointError, match="not finite at token 8 after prompt 3"):
+        check_logits(logits, 7)
+    with pytest.raises(FloatingPointError, match="not finite at token 1 after prompt 2"):
+        check_logits(logits, 0, rows_per_prompt=2)
+
+
+def test_generation_ends_where_logits_are_not_finite() -> None:
+    model = make_model()
+    embedding = model.get_layer("embedding")
+    embedding.set_weights([np.full_like(embedding.get_weights()[0], np.nan)])
+    text = "logits are not finite at token 1 after prompt 1. Its weights may have diverged"
+    for temperature in (0, 1):
+        with pytest.raises(FloatingPointError, match=text):
+            generate(model, PROMPTS, 8, temperature=temperature)
+    with pytest.raises(FloatingPointError, match=text):
+        beam_search(model, PROMPTS, 8, num_beams=2)
 
 
 @pytest.mark.parametrize(

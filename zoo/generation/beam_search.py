@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from scipy.special import log_softmax
 
-from zoo.generation.sampling import prepare_generation
+from zoo.generation.sampling import check_logits, prepare_generation
 from zoo.validation import check_sizes
 
 
@@ -71,18 +71,21 @@ def beam_search(
     logits = decoder.prefill(
         repeat(ids), max_new_tokens, None if source_ids is None else repeat(source_ids)
     )
+    num_new_tokens = 0
     while True:
-        log_probabilities = log_softmax(ops.convert_to_numpy(logits).astype(np.float64), axis=-1)
+        scores = check_logits(ops.convert_to_numpy(logits), num_new_tokens, num_beams)
+        log_probabilities = log_softmax(scores.astype(np.float64), axis=-1)
         rows = np.concatenate(
             [
-                search.advance(beams) + num_beams * index
-                for index, (search, beams) in enumerate(
+                search.advance(beams) + num_beams * number
+                for number, (search, beams) in enumerate(
                     zip(searches, np.split(log_probabilities, len(ids)))
                 )
             ]
         )
         if all(search.result is not None for search in searches):
             return [search.result for search in searches]
+        num_new_tokens += 1
         decoder.reorder(rows)
         logits = decoder.decode(np.concatenate([search.tokens for search in searches])[:, None])
 

@@ -18,6 +18,7 @@ from scipy.special import log_softmax
 from zoo.backends import backend
 from zoo.datasets.tokenizer import Tokenizer, check_ids
 from zoo.generation import decoding
+from zoo.generation.sampling import check_logits
 
 Tensor = Any
 Ids = tuple[int, ...]
@@ -69,7 +70,8 @@ def next_token(model: keras.Model) -> Predict:
         )
         for row, ids in enumerate(sequences):
             cache[ids] = [state[row] for state in new_states]
-        return np.asarray(log_softmax(logits[: len(sequences), -1].astype(np.float64), axis=-1))
+        last = check_logits(logits[: len(sequences), -1], 0)
+        return np.asarray(log_softmax(last.astype(np.float64), axis=-1))
 
     def predict(sequences: Sequence[Ids]) -> np.ndarray:
         for ids in sequences:

@@ -60,6 +60,7 @@ def stream(
             outside the vocabulary, `sources` do not fit the model and the prompts,
             `max_new_tokens` or `top_k` is below 1, `temperature` is below 0, or `top_p` is outside
             (0, 1].
+        FloatingPointError: In the iteration, if the logits of a token are not finite.
 
     Source: Fan et al., "Hierarchical Neural Story Generation", 2018 (top-k); Holtzman et al., "The
     Curious Case of Neural Text Degeneration", 2020 (top-p).
@@ -81,7 +82,8 @@ def stream(
             uniform = np.zeros(len(ids))
             if temperature:
                 uniform = random.uniform(random.fold_in(key, index), len(ids))
-            tokens = sample_tokens(ops.convert_to_numpy(logits), uniform, temperature, top_k, top_p)
+            scores = check_logits(ops.convert_to_numpy(logits), index)
+            tokens = sample_tokens(scores, uniform, temperature, top_k, top_p)
             yield np.where(running, tokens, -1).astype(np.int32)
             running &= ~np.isin(tokens, list(stop_tokens))
             if not running.any() or index + 1 == max_new_tokens:
@@ -173,6 +175,27 @@ def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np
                 f"Received: id {invalid[0]} at index {index}"
             )
     return [ids.astype(np.int32) for ids in arrays]
+
+
+def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np.ndarray:
+    """Returns logits after checking that a token can be chosen from each row.
+
+    Args:
+        logits: Logits of the next token, (B, V). A token with -infinity is never chosen.
+        index: Number of tokens that have been generated.
+        rows_per_prompt: Number of rows that continue the same prompt.
+
+    Raises:
+        FloatingPointError: If a row has NaN, infinity or nothing but -infinity.
+    """
+    is_valid = np.isfinite(logits.max(-1))  # the maximum of a row with NaN is NaN
+    if not is_valid.all():
+        prompt = int(is_valid.argmin()) // rows_per_prompt
+        raise FloatingPointError(
+            f"The model's logits are not finite at token {index + 1} after prompt {prompt + 1}. "
+            "Its weights may have diverged in training, or are too large for its dtype"
+        )
+    return logits
 
 
 def sample_tokens(
