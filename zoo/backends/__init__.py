@@ -181,8 +181,11 @@ class Backend(Protocol):
         """Cross-entropy of integer labels (...) and logits (..., classes), of shape (...)."""
         ...
 
-    def check_token_ids(self, ids: Tensor, size: int, layer: str) -> Tensor:
-        """Returns the ids, or raises an error that names the layer if one is not in [0, size)."""
+    def check_range(self, integers: Tensor, size: int, rule: str) -> Tensor:
+        """Returns the integers, or raises an error if one is not in [0, size).
+
+        The error's text is the rule with this integer behind it.
+        """
         ...
 
     def recurrent(

@@ -57,14 +57,11 @@ def float64() -> Iterator[None]:
         keras.config.set_floatx(default)
 
 
-def check_range(low: int, high: int, size: int, layer: str) -> None:
-    """Raises ValueError if the lowest or the highest id is not in [0, size)."""
+def check_limits(low: int, high: int, size: int, rule: str) -> None:
+    """Raises ValueError with the rule if the lowest or the highest integer is not in [0, size)."""
     low, high = int(low), int(high)
     if low < 0 or high >= size:
-        raise ValueError(
-            f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. "
-            f"Received: id {low if low < 0 else high}"
-        )
+        raise ValueError(f"{rule} {low if low < 0 else high}")
 
 
 def dense(layer: Any, inputs: Tensor) -> Tensor:

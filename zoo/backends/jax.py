@@ -23,7 +23,7 @@ from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
 from zoo.backends.jax_training import TrainerMixin as TrainerMixin
-from zoo.backends.jax_training import check_token_ids as check_token_ids
+from zoo.backends.jax_training import check_range as check_range
 
 Tensor = Any
 

@@ -1,4 +1,4 @@
-"""JAX: training steps that check token ids and keep the model's weights after an error."""
+"""JAX: training steps that check ids and labels and keep the model's weights after an error."""
 
 import dataclasses
 from collections import deque
@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.backends import common
 
@@ -29,17 +30,17 @@ _STATES = {  # parts of the state of a step that predicts, tests and trains
 
 
 class _Recorder:
-    """Ranges of the token ids of a step that is traced.
+    """Ranges of the integers that a traced step checks.
 
     Attributes:
         trace: JAX's trace of the step. The values of a loop within it cannot leave the loop.
-        vocabularies: Size and name of each layer that has looked up ids.
-        ranges: Lowest and highest of these ids, (2,).
+        limits: Size and rule of each call of `check_range`.
+        ranges: Lowest and highest integer of each call, (2,).
     """
 
     def __init__(self, trace: Any):
         self.trace = trace
-        self.vocabularies: list[tuple[int, str]] = []
+        self.limits: list[tuple[int, str]] = []
         self.ranges: list[Tensor] = []
 
 
@@ -55,46 +56,44 @@ def _recorder(trace: Any) -> Iterator[_Recorder]:
         _recorders.pop()
 
 
-def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
-    if not ids.size:
-        return ids
-    low, high = ids.min(), ids.max()
-    if not isinstance(ids, jax.core.Tracer):
-        common.check_range(low, high, size, layer)
-    elif _recorders and ids._trace is _recorders[-1].trace:
-        _recorders[-1].vocabularies.append((size, layer))
-        _recorders[-1].ranges.append(jnp.stack([low, high]))
-        return jnp.clip(ids, 0, size - 1)
+def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
+    if not integers.size:
+        return integers
+    low, high = integers.min(), integers.max()
+    if not isinstance(integers, jax.core.Tracer):
+        common.check_limits(low, high, size, rule)
+    elif _recorders and integers._trace is _recorders[-1].trace:
+        _recorders[-1].limits.append((size, rule))
+        _recorders[-1].ranges.append(jnp.stack([low, high]).astype("int32"))
+        return jnp.clip(integers, 0, size - 1)
     else:
-        jax.debug.callback(partial(common.check_range, size=size, layer=layer), low, high)
-    return ids
+        jax.debug.callback(partial(common.check_limits, size=size, rule=rule), low, high)
+    return integers
 
 
 @partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["outputs", "ranges"],
-    meta_fields=["vocabularies"],
+    jax.tree_util.register_dataclass, data_fields=["outputs", "ranges"], meta_fields=["limits"]
 )
 @dataclass(frozen=True)
 class _Checked:
-    """Outputs of a step and the ranges of its token ids, as `_Recorder` holds them."""
+    """Outputs of a step and what `_Recorder` has recorded; the ranges are (calls, 2)."""
 
     outputs: Any
-    ranges: list[Tensor]
-    vocabularies: tuple[tuple[int, str], ...]
+    ranges: Tensor
+    limits: tuple[tuple[int, str], ...]
 
     def raise_if_invalid(self) -> None:
-        for (low, high), vocabulary in zip(self.ranges, self.vocabularies):
-            common.check_range(low, high, *vocabulary)
+        for (low, high), (size, rule) in zip(np.asarray(self.ranges), self.limits):
+            common.check_limits(low, high, size, rule)
 
 
 class TrainerMixin:
     """Base class of `zoo.Trainer`: after an error in a step the model still has its weights.
 
     Keras' steps receive the values of the model's variables and delete them. An error within a
-    compiled step would leave none, so a step replaces an id outside the vocabulary by the nearest
-    one within. The error is raised before the next step but one, so that the host need not wait for
-    each step, or when the values return to the model, as they do before they are saved.
+    compiled step would leave none, so a step replaces an id or label that does not exist by the
+    nearest one. The error is raised before the next step but one, so that the host need not wait
+    for each step, or when the values return to the model, as they do before they are saved.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -118,7 +117,7 @@ class TrainerMixin:
             outputs, new_state = step(state, data)
         if not recorder.ranges:
             return outputs, new_state
-        return _Checked(outputs, recorder.ranges, tuple(recorder.vocabularies)), new_state
+        return _Checked(outputs, jnp.stack(recorder.ranges), tuple(recorder.limits)), new_state
 
     def _make_function(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def step_with_outputs(state: State, data: Any) -> Any:

@@ -170,18 +170,17 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
-def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
-    low, high = tf.reduce_min(ids), tf.reduce_max(ids)
+def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
+    low, high = tf.reduce_min(integers), tf.reduce_max(integers)
     if tf.executing_eagerly():
-        if tf.size(ids):
-            common.check_range(low, high, size, layer)
-        return ids
-    valid = tf.logical_or(tf.equal(tf.size(ids), 0), tf.logical_and(low >= 0, high < size))
-    message = f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. Received: id"
+        if tf.size(integers):
+            common.check_limits(low, high, size, rule)
+        return integers
+    valid = tf.logical_or(tf.equal(tf.size(integers), 0), tf.logical_and(low >= 0, high < size))
     with tf.control_dependencies(
-        [tf.debugging.Assert(valid, [message, tf.where(low < 0, low, high)])]
+        [tf.debugging.Assert(valid, [rule, tf.where(low < 0, low, high)])]
     ):
-        return tf.identity(ids)
+        return tf.identity(integers)
 
 
 # ------------------------------------------------------------------ recurrent layers

@@ -255,13 +255,13 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return losses.reshape(labels.shape)
 
 
-def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
     # Keras infers shapes with tensors on the device "meta", which have no values.
-    is_symbolic = ids.device.type == "meta" or torch.compiler.is_compiling() or is_capturing()
-    if ids.numel() and not is_symbolic:
-        low, high = torch.aminmax(ids)
-        common.check_range(int(low), int(high), size, layer)
-    return ids
+    is_symbolic = integers.device.type == "meta" or torch.compiler.is_compiling() or is_capturing()
+    if integers.numel() and not is_symbolic:
+        low, high = torch.aminmax(integers)
+        common.check_limits(int(low), int(high), size, rule)
+    return integers
 
 
 # ------------------------------------------------------------------ recurrent layers

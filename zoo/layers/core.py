@@ -11,6 +11,7 @@ from keras import ops
 
 from zoo import initializers
 from zoo.backends import backend
+from zoo.validation import check_token_ids
 
 Tensor = Any
 
@@ -95,7 +96,7 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         if not reverse:
-            inputs = backend.check_token_ids(inputs, self.input_dim, self.name)
+            inputs = check_token_ids(inputs, self.input_dim, self.name)
         return ops.cast(super().call(inputs, reverse=reverse), self.compute_dtype)
 
     def embed_unchecked(self, ids: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from zoo.backends import backend
 from zoo.layers.attention import sinusoidal_table
+from zoo.validation import check_token_ids
 
 Tensor = Any
 
@@ -31,7 +31,7 @@ class TimeEmbedding(keras.layers.Layer):  # type: ignore[misc]
         self._table = sinusoidal_table(num_steps, dim)
 
     def call(self, time: Tensor) -> Tensor:
-        time = backend.check_token_ids(time, self.num_steps, self.name)
+        time = check_token_ids(time, self.num_steps, self.name)
         return ops.take(ops.convert_to_tensor(self._table, dtype=self.compute_dtype), time, axis=0)
 
     def compute_output_spec(self, time: Tensor) -> Any:

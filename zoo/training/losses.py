@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from zoo.backends import backend
+from zoo.validation import check_labels
 
 Tensor = Any
 
@@ -24,7 +25,8 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
         name: Name of the loss.
 
     Raises:
-        ValueError: If `label_smoothing` is outside [0, 1).
+        ValueError: If `label_smoothing` is outside [0, 1). When called with a label outside the
+            classes; compiled code raises the backend's own error with the same text.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture", 2016, section 7.
     """
@@ -54,7 +56,8 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
 def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each label, in nats: labels (...) and logits (..., classes) to (...)."""
     logits = at_least_float32(logits)
-    losses = backend.cross_entropy(ops.cast(labels, "int32"), logits)
+    labels = check_labels(ops.cast(labels, "int32"), logits.shape[-1])
+    losses = backend.cross_entropy(labels, logits)
     if not label_smoothing:
         return losses
     even = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)

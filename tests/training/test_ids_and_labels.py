@@ -1,4 +1,4 @@
-"""An id outside the vocabulary is an error of `fit`, `evaluate`, `predict` and ruins nothing."""
+"""An id outside the vocabulary or a label outside the classes is an error that ruins nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import rnn_language_model
+from zoo import mlp, rnn_language_model
 from zoo.training import Adam, Batches, CrossEntropy, StepCheckpoint, Trainer
 
 IDS = np.arange(40, dtype=np.int32).reshape(10, 4) % 20
@@ -83,3 +83,25 @@ def test_training_goes_on_from_the_checkpoint_before_the_invalid_id(tmp_path: Pa
     assert loss_after_error == loss
     for value, wanted in zip(values_after_error, values, strict=True):
         np.testing.assert_array_equal(value, wanted)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+@pytest.mark.parametrize("call", ["fit", "train_on_batch", "evaluate"])
+def test_error_names_the_label_and_the_model_still_works(call: str, label: int) -> None:
+    trainer = Trainer(mlp((4,), 3, hidden_units=(5,)))
+    trainer.compile(Adam(1e-2), CrossEntropy())
+    x, labels = np.ones((10, 4), np.float32), np.arange(10, dtype=np.int32) % 3
+    wrong = np.where(np.arange(10) == 7, label, labels)
+    text = rf"Labels must lie in \[0, 3\), the classes of the logits. Received: label.*{label}"
+    options = {} if call == "train_on_batch" else {"batch_size": 2, "verbose": 0}
+    with pytest.raises(Exception, match=text):
+        getattr(trainer, call)(x, wrong, **options)
+    assert all(np.isfinite(value).all() for value in weights(trainer))
+    assert np.isfinite(trainer.train_on_batch(x, labels))
+
+
+@pytest.mark.parametrize("label", [5, -1])
+def test_cross_entropy_rejects_a_label_without_a_class(label: int) -> None:
+    logits = np.zeros((2, 5), np.float32)
+    with pytest.raises(ValueError, match=rf"Labels must lie in \[0, 5\).*label {label}"):
+        CrossEntropy()(np.array([0, label]), logits)
