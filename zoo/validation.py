@@ -4,10 +4,6 @@ from typing import Any
 
 import keras
 
-from zoo.backends import backend
-
-Tensor = Any
-
 
 def check_activation(name: str) -> str:
     """Returns the name of a Keras activation after checking it.
@@ -47,18 +43,3 @@ def check_dropout(dropout: float) -> None:
     """Raises ValueError unless a dropout rate lies in [0, 1)."""
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` must lie in [0, 1). Received: dropout={dropout}")
-
-
-def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
-    """Returns the ids, or raises an error that names the layer if one is not in [0, size).
-
-    In a compiled step the error is of the backend's own kind and may follow the step.
-    """
-    rule = f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. Received: id"
-    return backend.check_range(ids, size, rule)
-
-
-def check_labels(labels: Tensor, classes: int) -> Tensor:
-    """Returns the labels, or raises an error if one is not in [0, classes)."""
-    rule = f"Labels must lie in [0, {classes}), the classes of the logits. Received: label"
-    return backend.check_range(labels, classes, rule)

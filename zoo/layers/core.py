@@ -11,9 +11,17 @@ from keras import ops
 
 from zoo import initializers
 from zoo.backends import backend
-from zoo.validation import check_token_ids
 
 Tensor = Any
+
+
+def check_token_ids(ids: Tensor, size: int, layer: str) -> Tensor:
+    """Returns the ids, or raises an error that names the layer if one is not in [0, size).
+
+    In a compiled step the error is of the backend's own kind and may follow the step.
+    """
+    rule = f"Ids must lie in [0, {size}), the vocabulary of the layer {layer}. Received: id"
+    return backend.check_range(ids, size, rule)
 
 
 @keras.saving.register_keras_serializable("zoo")

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from zoo.layers.attention import sinusoidal_table
-from zoo.validation import check_token_ids
+from zoo.layers.core import check_token_ids
 
 Tensor = Any
 

@@ -6,7 +6,6 @@ import keras
 from keras import ops
 
 from zoo.backends import backend
-from zoo.validation import check_labels
 
 Tensor = Any
 
@@ -56,7 +55,7 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
 def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each label, in nats: labels (...) and logits (..., classes) to (...)."""
     logits = at_least_float32(logits)
-    labels = check_labels(ops.cast(labels, "int32"), logits.shape[-1])
+    labels = _check_labels(ops.cast(labels, "int32"), logits.shape[-1])
     losses = backend.cross_entropy(labels, logits)
     if not label_smoothing:
         return losses
@@ -69,3 +68,9 @@ def at_least_float32(x: Tensor) -> Tensor:
     if keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16"):
         return ops.cast(x, "float32")
     return x
+
+
+def _check_labels(labels: Tensor, classes: int) -> Tensor:
+    """Returns the labels, or raises an error if one is not in [0, classes)."""
+    rule = f"Labels must lie in [0, {classes}), the classes of the logits. Received: label"
+    return backend.check_range(labels, classes, rule)
