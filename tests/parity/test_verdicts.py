@@ -28,7 +28,7 @@ EXPLANATIONS = {
     "beside_a_mask": [
         "torch is the odd one: tensorflow and jax agree with each other.",
         "The first difference is in inference mode at scores (Masked, created in tests/parity/",
-        "The 1 layers that are called before agree.",
+        "All layer calls before it agree: 1.",
         "Rounding is not excluded: float64 was not compared.",
     ],
 }

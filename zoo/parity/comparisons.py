@@ -68,7 +68,7 @@ def outputs(precision: str) -> Callable[[Measurements], Iterator[Row]]:
     """Creates the comparison of all layer outputs, in the order of the calls."""
 
     def compare(measurements: Measurements) -> Iterator[Row]:
-        in_float64 = measurements.done("outputs", "float64")
+        in_float64 = measurements.done("outputs", "float64") if precision == "float32" else []
         for mode in ("inference", "training"):
             for a, b in combinations(measurements.done("outputs", precision), 2):
                 distances = layer_distances(measurements, mode, a, b, precision)

@@ -172,7 +172,7 @@ def explain(
     )
     sentences = [_odd_one(rung, row), _place(row, difference.layer)]
     if rung.number in (2, 3) and path in calls and calls.index(path):
-        sentences.append(f"The {calls.index(path)} layers that are called before agree.")
+        sentences.append(f"All layer calls before it agree: {calls.index(path)}.")
     sentences += _rounding(rungs, rung, row)
     cause = next(text for applies, text in CAUSES if applies(difference))
     return [*sentences, f"Likeliest cause: {cause}."]
