@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from threadpoolctl import threadpool_limits
 
 from zoo.random import key, normal, uniform
 
@@ -86,8 +87,11 @@ class Orthogonal(keras.initializers.Initializer):  # type: ignore[misc]
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
         rows, columns = shape
         matrices = normal(key(self.seed, "weights", self.stream), (columns // rows, rows, rows))
-        # In float64: rounding differences between libraries vanish in the cast to float32.
-        q, r = np.linalg.qr(matrices.astype(np.float64))
+        # In float64: rounding differences between libraries vanish in the cast to float32. In one
+        # thread: OpenBLAS' threads wait by spinning, so beside two other processes on two cores,
+        # four matrices of size 128 took 1.1 s instead of 5 ms.
+        with threadpool_limits(1, "blas"):
+            q, r = np.linalg.qr(matrices.astype(np.float64))
         blocks = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None]
         values = np.concatenate(list(blocks), axis=1).astype(np.float32)
         return ops.convert_to_tensor(values, dtype=dtype)
