@@ -15,7 +15,7 @@ from zoo.backends import name
 
 ROOT = Path(__file__).parents[2]
 # PyTorch's environment also has the code that the zoo is compared with.
-JOBS = tuple(gpu.JOBS) if name == "torch" else ("parameters", "check")
+JOBS = tuple(gpu.JOBS) if name == "torch" else ("parameters",)
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_gpu_benchmark_runs_jobs_within_its_time(
     done = {job["job"]: job["result"] for job in content["jobs"] if job["status"] == "done"}
     assert done["parameters"]["parameters"]["cnn_48x48"] == zoo.cnn_48x48().count_params()
     assert all("reason" in job for job in content["jobs"] if job["job"] not in done)
-    if "check" in done:
+    if name == "torch":
         assert done["check"]["mlp"]["verdict"] == "agrees"
     if "document_setting" in done:
         first, second = done["document_setting"]["history"]
