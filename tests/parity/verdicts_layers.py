@@ -28,7 +28,7 @@ def attention_layers() -> keras.Model:
     outputs = [
         layers.Attention(use_scale=True, name="dot")([query, value]),
         layers.AdditiveAttention(name="additive")([query, value]),
-        layers.MultiHeadAttention(2, 3, value_dim=5, name="heads")(query, value),
+        layers.MultiHeadAttention(2, 3, name="heads")(query, value),
         layers.MultiHeadAttention(2, 3, name="causal")(query, query, use_causal_mask=True),
     ]
     return keras.Model([query, value], outputs, name="model")
@@ -44,7 +44,7 @@ def einsum_dense() -> keras.Model:
 def recurrent_options() -> keras.Model:
     """Stateful, backwards, with other gates, with dropout, with the states of another layer."""
     sequence = keras.Input(batch_shape=(4, 5, 3))
-    x = layers.GRU(4, stateful=True, return_sequences=True, name="stateful")(sequence)
+    x = layers.SimpleRNN(4, stateful=True, return_sequences=True, name="stateful")(sequence)
     x = layers.GRU(4, reset_after=False, return_sequences=True, name="before")(x)
     x, *states = layers.LSTM(4, dropout=0.2, return_sequences=True, return_state=True, name="lstm")(
         x
@@ -165,6 +165,17 @@ def control_flow() -> keras.Model:
     return functional(layers.Dense(4, name="dense"), Apply(loops, name="loops"))
 
 
+def statistics(x: Tensor) -> Tensor:
+    """Numbers of Python are constants in float64, too."""
+    grey = ops.sum(x * ops.convert_to_tensor([0.299, 0.587, 0.114, 0.0]), axis=-1)
+    return ops.stack([grey, ops.quantile(x, 0.3, axis=-1), ops.std(x, axis=-1)], axis=-1)
+
+
+@verdict(0)
+def constants() -> keras.Model:
+    return functional(layers.Dense(4, name="dense"), Apply(statistics, name="statistics"))
+
+
 @verdict(0)
 def sorted_numbers() -> keras.Model:
     """Ties in a sort, an argsort and an argmax."""
@@ -175,7 +186,7 @@ def sorted_numbers() -> keras.Model:
         Apply(lambda x: ops.argsort(ops.sign(x)), name="argsort")(x),
         Apply(lambda x: ops.argmax(ops.sign(x), axis=-1), name="argmax")(x),
     ]
-    return keras.Model(inputs, outputs[0], name="model")
+    return keras.Model(inputs, outputs, name="model")
 
 
 @verdict(0)

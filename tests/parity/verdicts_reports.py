@@ -84,6 +84,21 @@ def spectral_normalization() -> keras.Model:
     return functional(layers.SpectralNormalization(dense, name="norm"))
 
 
+@verdict(1, "dense/kernel", rungs="4", says="tensorflow is the odd one")
+def unit_normalization_of_zeros() -> keras.Model:
+    """Its gradient is finite on TensorFlow only."""
+    dense = layers.Dense(4, use_bias=False, name="dense")
+    zeros = layers.Rescaling(0.0, name="zeros")
+    return functional(dense, zeros, layers.UnitNormalization(name="unit"))
+
+
+@verdict(2, rungs="4")
+def stateful_gru() -> keras.Model:
+    """PyTorch cannot compute its gradient."""
+    sequence = keras.Input(batch_shape=(4, 5, 3))
+    return keras.Model(sequence, layers.GRU(4, stateful=True, name="gru")(sequence), name="model")
+
+
 # ------------------------------------------------------------------ mistakes of users
 
 

@@ -141,16 +141,16 @@ CAUSES: tuple[tuple[Callable[[_Difference], bool], str], ...] = (
         "rows that are masked wholly, through which PyTorch's fused attention has another gradient",
     ),
     (
+        lambda d: d.rung in (2, 3, 4) and d.row.distance == math.inf,
+        "numbers that are not finite on one backend only, or unequal integers, as by ties in an "
+        "argmax, a sort or a top_k",
+    ),
+    (
         lambda d: d.rung == 4,
         "a gradient that is stopped or has a formula of its own, or ties in a maximum, which share "
         "their gradient differently",
     ),
     (lambda d: d.rung in (7, 9), "a state that is not saved, or saved in another form"),
-    (
-        lambda d: d.row.distance == math.inf,
-        "numbers that are not finite on one backend only, or unequal integers, as by ties in an "
-        "argmax, a sort or a top_k",
-    ),
     (lambda d: d.is_kind("AveragePooling"), "padding that counts in an average"),
     (
         _is_strided_same,
@@ -262,6 +262,8 @@ def _odd_one(rung: RungReport, row: Row) -> str:
             until = f" up to {other.where}" if other.status == "differs" else ""
             pair = " and ".join(other.between)
             return f"{name} is the odd one: {pair} agree with each other{until}."
+    if len(here) > 1 and len(odd) == 1:  # the others could not be compared
+        return f"{odd.pop()} is the odd one."
     if len(row.between) == 1:
         return f"{row.between[0]} differs from what is expected."
     if len(here) == 1:
