@@ -113,13 +113,6 @@ def noise_of_numpy() -> keras.Model:
     return functional(layers.Dense(6, name="dense"), Apply(noisy, name="noise"))
 
 
-@verdict(1, "rolled", rungs="2", says="numbers that differ in each process")
-def hash_of_a_text() -> keras.Model:
-    """Python's hash of a text is another one in each process."""
-    rolled = Apply(lambda x: x + hash("a text") % 97, name="rolled")
-    return functional(layers.Dense(7, name="dense"), rolled)
-
-
 @verdict(1, "dense/kernel", rungs="1", says="the builder depends on the backend")
 def random_width() -> keras.Model:
     width = int.from_bytes(os.urandom(2), "little") + 1

@@ -165,8 +165,7 @@ class ModelUnderTest:
         return total
 
     def _losses(self, target: Tensor, output: Tensor) -> Tensor:
-        if not keras.backend.is_float_dtype(output.dtype):
-            output = ops.cast(output, keras.config.floatx())
+        output = ops.cast(output, keras.config.floatx())  # integers, or layers of another dtype
         if callable(self.case.loss):
             return self.case.loss(target, output)
         if self.case.loss == "cross_entropy":
