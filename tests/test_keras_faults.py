@@ -159,3 +159,17 @@ def test_gradient_of_a_stateful_gru() -> None:
 def test_attention_to_values_of_another_width_than_the_keys() -> None:
     x = np.ones((1, 4, 6), np.float32)
     assert layers.MultiHeadAttention(2, 3, value_dim=5)(x, x).shape == (1, 4, 6)
+
+
+@fault("tensorflow")
+def test_leaky_relu_computes_in_the_dtype_of_its_input() -> None:
+    with backend.float64():
+        output = ops.leaky_relu(ops.convert_to_tensor([-1.0], "float64"), 0.2)
+    assert float(output[0]) == pytest.approx(-0.2, rel=1e-12)
+
+
+@fault("tensorflow")
+def test_constants_have_the_default_dtype() -> None:
+    with backend.float64():
+        constant = ops.convert_to_tensor([0.1])
+    assert keras.backend.standardize_dtype(constant.dtype) == "float64"
