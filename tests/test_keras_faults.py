@@ -87,3 +87,89 @@ def test_gradient_through_wholly_masked_attention() -> None:
     _, gradients = backends.loss_and_gradients(model, loss, *x)
     bias = ops.convert_to_numpy(gradients["shift/bias"])
     np.testing.assert_allclose(bias, [0.5, 0.5], rtol=1e-4)
+
+
+@fault("torch")
+def test_average_pooling_counts_no_padding() -> None:
+    """https://github.com/keras-team/keras/pull/23233: PyTorch repeats the number at the edge."""
+    x = np.array([10.0, 20.0], np.float32).reshape(1, 2, 1)
+    outputs = ops.average_pool(x, 3, strides=2, padding="same")
+    assert float(outputs[0, 0, 0]) == pytest.approx(15.0)
+
+
+@fault("torch")
+def test_top_k_returns_the_first_of_equal_numbers() -> None:
+    """https://github.com/keras-team/keras/pull/23367"""
+    indices = ops.convert_to_numpy(ops.top_k(np.ones((1, 50), np.float32), 5)[1])
+    np.testing.assert_array_equal(indices, [np.arange(5)])
+
+
+@fault("torch")
+def test_moments_of_numbers_far_from_zero() -> None:
+    """PyTorch subtracts the squared mean from the mean of squares, which loses the digits."""
+    variance = ops.moments(np.array([9999.0, 10001.0], np.float32), axes=[0])[1]
+    assert float(variance) == pytest.approx(1.0, rel=1e-3)
+
+
+@fault("torch")
+def test_bicubic_upsampling_uses_the_kernel_of_keys() -> None:
+    """The cubic convolution kernel with a = -0.5; PyTorch's has a = -0.75, which gives 0.8789."""
+    image = np.zeros((1, 8, 8, 1), np.float32)
+    image[:, :, 4] = 1
+    outputs = layers.UpSampling2D(2, interpolation="bicubic")(image)
+    assert float(outputs[0, 8, 8, 0]) == pytest.approx(0.8671875, rel=1e-4)
+
+
+@fault("tensorflow", "torch")
+def test_gradient_of_spectral_normalization() -> None:
+    """A kernel of one number is normalized to 1 or -1 whatever it is, so its gradient is 0."""
+    layer = layers.SpectralNormalization(layers.Dense(1, use_bias=False, name="dense"))
+    x = np.ones((1, 1), np.float32)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    _, gradients = backends.loss_and_gradients(
+        model, lambda x: ops.mean(model(x, training=True)), x
+    )
+    (kernel,) = gradients.values()
+    assert float(kernel[0, 0]) == pytest.approx(0.0, abs=1e-6)
+
+
+@fault("torch", "jax")
+def test_gradient_of_unit_normalization_of_zeros() -> None:
+    """https://github.com/keras-team/keras/issues/23075: the gradient is NaN."""
+    dense = layers.Dense(2, kernel_initializer="zeros", name="dense")
+    model = keras.Sequential([keras.Input((2,)), dense, layers.UnitNormalization()])
+    _, gradients = backends.loss_and_gradients(
+        model, lambda x: ops.mean(model(x)), np.ones((1, 2), np.float32)
+    )
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@fault("torch")
+def test_gradient_of_a_stateful_gru() -> None:
+    """https://github.com/keras-team/keras/issues/23462: PyTorch writes over the first state."""
+    sequence = keras.Input(batch_shape=(1, 3, 2))
+    model = keras.Model(sequence, layers.GRU(2, stateful=True, name="gru")(sequence))
+    loss, _ = backends.loss_and_gradients(
+        model, lambda x: ops.mean(model(x)), np.ones((1, 3, 2), np.float32)
+    )
+    assert np.isfinite(loss)
+
+
+@fault("jax")
+def test_attention_to_values_of_another_width_than_the_keys() -> None:
+    x = np.ones((1, 4, 6), np.float32)
+    assert layers.MultiHeadAttention(2, 3, value_dim=5)(x, x).shape == (1, 4, 6)
+
+
+@fault("tensorflow")
+def test_leaky_relu_computes_in_the_dtype_of_its_input() -> None:
+    with backend.float64():
+        output = ops.leaky_relu(ops.convert_to_tensor([-1.0], "float64"), 0.2)
+    assert float(output[0]) == pytest.approx(-0.2, rel=1e-12)
+
+
+@fault("tensorflow")
+def test_constants_have_the_default_dtype() -> None:
+    with backend.float64():
+        constant = ops.convert_to_tensor([0.1])
+    assert keras.backend.standardize_dtype(constant.dtype) == "float64"

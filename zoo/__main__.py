@@ -189,8 +189,7 @@ def main(arguments: Sequence[str]) -> int | None:
 
 
 def entry_point() -> int:
-    """The console command `zoo`."""
-    sys.path.insert(0, "")  # as `python -m zoo` does, so that `check` finds the user's modules
+    """Runs a command and returns its exit status, for `python -m zoo` and `zoo_command`."""
     return cli.run(lambda: main(sys.argv[1:]))
 
 

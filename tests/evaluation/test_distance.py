@@ -19,7 +19,8 @@ NAN, INF = float("nan"), float("inf")
         ([1.0, NAN, -INF], [1.0, NAN, -INF], 0.0),
         ([1.0, NAN], [1.0, 2.0], INF),
         ([1.0, INF], [1.0, -INF], INF),
-        ([NAN], [NAN], INF),  # nothing to compare
+        ([NAN], [NAN], NAN),  # nothing to compare
+        ([NAN, INF], [NAN, INF], NAN),
         ([[1.0, 2.0]], [1.0, 2.0], INF),  # different shapes
         ([1, 2], [1, 2], 0.0),
         ([1, 2], [1, 3], INF),
@@ -27,7 +28,7 @@ NAN, INF = float("nan"), float("inf")
     ],
 )
 def test_distance(a: list, b: list, expected: float) -> None:
-    assert distance(np.array(a), np.array(b)) == expected
+    assert distance(np.array(a), np.array(b)) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("mask", [-1e9, -65504.0, 1e30, -3e38])

@@ -72,7 +72,7 @@ def test_check_of_unusual_layers(workers: Workers) -> None:
     assert "own generator in inference mode, too" in report.notes[0]
     assert report.notes[0].startswith("sampling: random numbers come from the backend's")
     report = check(models.stacked_cells, workers=workers, rungs="2,6")
-    assert report.verdict == "could not be compared"
+    assert [rung.status for rung in report.rungs] == ["agrees", "ruled out"]
     assert report.rungs[1].rows[0].where == "stacked"
     report = check(models.in_float32_at_the_end, workers=workers, rungs="3-4")
     assert report.agrees, report.failures
@@ -86,8 +86,9 @@ def test_check_of_very_different_models(workers: Workers) -> None:
     assert report.exit_status == 1
     assert report.rungs[0].rows[0].detail == "only on torch"
     report = check(models.not_a_number, workers=workers, rungs="2-4")
-    assert report.exit_status == 1
+    assert report.verdict == "could not be checked wholly"
     assert report.rungs[0].rows[0].where == "nan"
+    assert report.rungs[0].rows[0].detail == "no number is finite, on either backend"
 
 
 def test_worker_reports_a_result_that_cannot_be_unpickled(workers: Workers) -> None:
@@ -209,6 +210,11 @@ def test_check_reports_a_failing_builder(build: object, text: str, workers: Work
     report = check(build, workers=workers, rungs="1-2")
     assert report.exit_status == 2
     assert text in report.rows[0].detail
+
+
+def test_check_starts_no_third_backend_for_an_error_of_the_model(all_backends: Workers) -> None:
+    report = check(models.not_a_model, workers=all_backends, rungs="1-2")
+    assert [row.between for row in report.rows] == [("tensorflow", "torch")] * len(report.rows)
 
 
 def test_worker_calls_any_function(workers: Workers) -> None:

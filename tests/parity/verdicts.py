@@ -1,4 +1,7 @@
-"""Models as users write them, each with the verdict that the check must reach."""
+"""Models as users write them, each with the verdict that the check must reach.
+
+`verdicts_models.py`, `verdicts_layers.py` and `verdicts_reports.py` have more.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,23 +20,27 @@ class Verdict(NamedTuple):
         build: Builder of the model.
         exit_status: 0 if the backends agree, 1 if they differ, 2 if nothing can be compared.
         where: Layer, weight or value of the first difference.
-        options: Arguments of `check`.
+        says: Part of the explanation or of a note.
+        options: Arguments of `check`; by default, rungs 1 to 4 are checked.
     """
 
     build: Callable[[], keras.Model]
     exit_status: int
     where: str
+    says: str
     options: dict[str, Any]
 
 
 VERDICTS: dict[str, Verdict] = {}
 
 
-def verdict(exit_status: int, where: str = "", **options: Any) -> Callable[..., Any]:
+def verdict(
+    exit_status: int, where: str = "", says: str = "", **options: Any
+) -> Callable[..., Any]:
     """Registers a builder in `VERDICTS`."""
 
     def register(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-        VERDICTS[build.__name__] = Verdict(build, exit_status, where, options)
+        VERDICTS[build.__name__] = Verdict(build, exit_status, where, says, options)
         return build
 
     return register
@@ -61,7 +68,7 @@ class Subclass(keras.Model):
         return self.head(self.hidden(x))
 
 
-@verdict(0, input_shape=(16,))
+@verdict(0, rungs="1-7,9", input_shape=(16,))
 def subclass() -> keras.Model:
     return Subclass()
 
@@ -106,13 +113,13 @@ class Penalty(layers.Layer):
         return x
 
 
-@verdict(0)
+@verdict(0, rungs="1-4,6")
 def with_added_loss() -> keras.Model:
     hidden = layers.Dense(16, activation="relu", name="hidden")
     return functional(hidden, Penalty(name="penalty"), layers.Dense(3, name="head"))
 
 
-@verdict(0)
+@verdict(0, rungs="1-4,6")
 def with_activity_regularizer() -> keras.Model:
     penalty = keras.regularizers.L2(0.05)
     hidden = layers.Dense(16, activity_regularizer=penalty, name="hidden")
@@ -126,7 +133,7 @@ class UnequalPenalty(layers.Layer):
         return x
 
 
-@verdict(1, "loss", rungs="1-4")
+@verdict(1, "loss")
 def with_unequal_added_losses() -> keras.Model:
     return functional(layers.Dense(3, name="head"), UnequalPenalty(name="penalty"))
 
@@ -178,7 +185,7 @@ def with_columns_of_different_units() -> keras.Model:
 # ------------------------------------------------------------------ float32 on one backend
 
 
-@verdict(0, rungs="1-4")
+@verdict(0)
 def bilinear_upsampling() -> keras.Model:
     """TensorFlow resizes in float32."""
     return functional(

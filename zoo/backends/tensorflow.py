@@ -49,18 +49,30 @@ def disable_tf32() -> None:
 
 
 def keep_float64() -> None:
-    """Makes casts of Python numbers to float64 exact, such as 0.9 in optimizers and GELU.
+    """Keeps numbers of Python exact, such as 0.9 in optimizers, GELU, leaky ReLU and constants.
 
     TensorFlow rounds such a number to float32 first.
     """
-    cast = tf.cast
+    cast, convert = tf.cast, tf.convert_to_tensor
 
     def exact_cast(x: Any, dtype: Any, name: str | None = None) -> Any:
         if isinstance(x, float):
             return tf.constant(x, dtype, name=name)
         return cast(x, dtype, name)
 
+    def exact_convert(value: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if dtype is None and isinstance(value, float | list | tuple):
+            kinds = {type(number) for number in tf.nest.flatten(value)}
+            dtype = tf.float64 if float in kinds and kinds <= {float, int} else None
+        return convert(value, dtype, *args, **kwargs)
+
+    def exact_leaky_relu(features: Any, alpha: float = 0.2, name: str | None = None) -> Any:
+        scaled = tf.constant(alpha, features.dtype) * features
+        return tf.where(features > 0, features, scaled, name=name)
+
     tf.cast = math_ops.cast = exact_cast
+    tf.convert_to_tensor = exact_convert
+    tf.nn.leaky_relu = exact_leaky_relu
 
 
 def _jit_compile() -> bool:

@@ -12,7 +12,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from zoo.backends import common
 from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import float64 as float64
-from zoo.backends.common import keep_float64 as keep_float64
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.torch_capture import captured, capturing, is_capturing
@@ -31,6 +30,23 @@ def version() -> str:
 
 def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def keep_float64() -> None:
+    """As `common.keep_float64`; and convolutions in float64 get contiguous kernels.
+
+    With others PyTorch cannot compute the gradient of a kernel of one filter.
+    """
+    common.keep_float64()
+    functional = torch.nn.functional
+
+    def with_contiguous_kernel(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, kernel, *args, **kwargs: convolution(
+            x, kernel.contiguous(), *args, **kwargs
+        )
+
+    for name in ("conv1d", "conv2d", "conv3d"):
+        setattr(functional, name, with_contiguous_kernel(getattr(functional, name)))
 
 
 def on_device(array: Any) -> Tensor:

@@ -21,8 +21,8 @@ def distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:
 
     Returns:
         The distance. It is 0 for equal integers and for empty arrays; infinities and NaNs at the
-        same positions are ignored. It is infinite for different shapes, for unequal integers, for
-        non-finite values that differ, and for arrays without a finite value.
+        same positions are ignored. It is infinite for different shapes, for unequal integers and
+        for non-finite values that differ, and NaN for equal arrays without a finite value.
     """
     if a.shape != b.shape:
         return float("inf")
@@ -36,7 +36,7 @@ def distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:
             return float("inf")
         a, b = a[finite], b[finite]
         if a.size == 0:  # two arrays of NaNs do not count as agreement
-            return float("inf")
+            return float("nan")
     difference = np.abs(a.astype(np.float64) - b).ravel()
     magnitude = np.maximum(np.abs(a), np.abs(b)).astype(np.float64).ravel()
     return _relative(difference, magnitude, min_scale, float(np.finfo(a.dtype).eps))

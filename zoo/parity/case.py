@@ -13,6 +13,7 @@ from zoo import registry
 from zoo.parity.diagnosis import recorded_sources
 from zoo.parity.inputs import InputSpec, input_specs
 from zoo.parity.samples import SAMPLES
+from zoo_command import missing_attribute, missing_module
 
 Loss = Literal["mean_squared_error", "cross_entropy"]
 
@@ -158,23 +159,15 @@ def locate(address: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(
-            f"There is no module {error.name} in this folder or among the installed packages. "
-            f"Received: {address}"
-        ) from None
+        raise missing_module(str(error.name), address) from None
     for attribute in name.split("."):
         if not hasattr(function, attribute):
             functions = [
                 key
                 for key, value in vars(function).items()
-                if callable(value)
-                and not key.startswith("_")
-                and getattr(value, "__module__", "") == module_name
+                if callable(value) and getattr(value, "__module__", "") == module_name
             ]
-            raise ValueError(
-                f"There is no {attribute} in {function.__name__}, which has "
-                f"{', '.join(functions) or 'no functions'}. Received: {address}"
-            )
+            raise missing_attribute(attribute, function.__name__, functions, address)
         function = getattr(function, attribute)
     if not callable(function):
         raise ValueError(

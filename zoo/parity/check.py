@@ -162,11 +162,18 @@ class _Check:
     # -------------------------------------------------------------- tasks
 
     def _prepare(self) -> bool:
-        """Creates the shared weights and data on the first backend where this succeeds."""
-        for name in self._measurements.names:
-            self._run_task(name, self._measurements.precisions[0], data.prepare)
-            if self._measurements.done("prepare", self._measurements.precisions[0]):
+        """Creates the shared weights and data on the first backend where this succeeds.
+
+        An error that two backends have alike is the model's, and no third backend is started.
+        """
+        measurements, precision = self._measurements, self._measurements.precisions[0]
+        for name in measurements.names:
+            self._run_task(name, precision, data.prepare)
+            if measurements.done("prepare", precision):
                 return True
+            errors = list(measurements.errors.values())
+            if len(errors) > len({*errors}):
+                return False
         return False
 
     def _tasks(self, exclude: Sequence[Any] = ()) -> list[Any]:
@@ -316,6 +323,16 @@ class _Check:
                 f"{', '.join(in_inference)}: {source} in inference mode, too, so only rungs 1 and "
                 "5 can be compared. `zoo.random` draws the same numbers on every backend."
             )
+        own_training = self._described("own training")
+        if own_training and any(rung.number in (6, 9) for rung in self._rungs):
+            yield (
+                f"{' and '.join(own_training)} of the model: not called, since rungs 6 and 9 train "
+                "with the loss of the check, so what these methods compute is not compared."
+            )
+        for dtype in sorted({*self._measurements.half_precision_layers.values()}):
+            layers = self._measurements.half_precision_layers.items()
+            paths = ", ".join(path for path, layer_dtype in layers if layer_dtype == dtype)
+            yield f"{paths}: computed in {dtype}, so the tolerances behind are those of {dtype}."
         if float32_layers := self._measurements.float32_layers:
             yield (
                 f"{', '.join(float32_layers)}: computed in float32 in a float64 model, so float64 "

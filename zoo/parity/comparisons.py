@@ -11,7 +11,16 @@ import numpy as np
 
 from zoo.evaluation.distance import distance, typical_distance
 from zoo.parity import tasks
-from zoo.parity.measurements import Measurement, Measurements, U, error_growth, summarize
+from zoo.parity.measurements import (
+    U16,
+    Measurement,
+    Measurements,
+    U,
+    error_growth,
+    float64_tolerance,
+    half_precision_errors,
+    summarize,
+)
 from zoo.parity.report import Row, Status
 
 
@@ -103,14 +112,27 @@ def layer_distances(
         return [Measurement(f"{path} (layers are called in another order)", math.inf, 0.0, 0.0)]
     first, second = (measurements.arrays(mode, name, precision) for name in (a, b))
     rounding = _rounding_errors(measurements, mode) if precision == "float32" else {}
+    in_float32 = _float32_distances(measurements, "outputs", mode, a, b, precision)
     distances = []
-    for i, ((path, *_), growth) in enumerate(zip(layer_calls, error_growth(layer_calls))):
-        tolerance = measurements.float64
+    growths, errors = error_growth(layer_calls), half_precision_errors(layer_calls)
+    for i, ((path, *_), growth, error) in enumerate(zip(layer_calls, growths, errors)):
+        tolerance = float64_tolerance(measurements, in_float32.get(str(i)))
         if precision == "float32":
             tolerance = max(8 * U[precision] * growth, 16 * rounding.get(str(i), 0.0))
+        tolerance = max(tolerance, error)
         relative = distance(first[str(i)], second[str(i)])
         distances.append(Measurement(path, relative, tolerance, tolerance))
     return distances
+
+
+def _float32_distances(
+    measurements: Measurements, task: str, kind: str, a: str, b: str, precision: str
+) -> dict[str, float]:
+    """Distances in float32 of the arrays that are compared in float64; else none."""
+    if precision == "float32" or not {a, b} <= {*measurements.done(task, "float32")}:
+        return {}
+    first, second = (measurements.arrays(kind, name, "float32") for name in (a, b))
+    return {key: distance(first[key], second[key]) for key in first.keys() & second.keys()}
 
 
 def _rounding_errors(measurements: Measurements, kind: str) -> dict[str, float]:
@@ -138,9 +160,10 @@ def _compare_pairs(
 ) -> Iterator[Row]:
     """Yields a row for each pair and precision; float64 decides whether float32 is rounding."""
     agrees: dict[tuple[str, str], bool] = {}
+    unknown = None if "float64" in measurements.precisions else False
     for a, b, precision in sorted(measurements.pairs(task), key=lambda pair: pair[2], reverse=True):
         row = summarize(
-            comparison, (a, b), precision, distances(a, b, precision), agrees.get((a, b), False)
+            comparison, (a, b), precision, distances(a, b, precision), agrees.get((a, b), unknown)
         )
         if precision == "float64":
             agrees[a, b] = row.status == "agrees"
@@ -153,12 +176,14 @@ def gradients(measurements: Measurements) -> Iterator[Row]:
     def distances(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (measurements.arrays("gradients", name, precision) for name in (a, b))
         order, positions, growth = _backward_order(measurements, list(first))
-        tolerance = measurements.float64
-        if precision == "float32":
-            tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + positions)
+        in_float32 = _float32_distances(measurements, "gradients", "gradients", a, b, precision)
         min_scale = _min_gradient_scale(first)
         result = []
         for path in order:
+            tolerance = float64_tolerance(measurements, in_float32.get(path))
+            if precision == "float32":
+                tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + positions)
+            tolerance = max(tolerance, 4 * measurements.half_precision)
             if path not in second:  # rung 1 reports it
                 result.append(Measurement(path, math.inf, tolerance, tolerance))
                 continue
@@ -246,6 +271,7 @@ def training(measurements: Measurements) -> Iterator[Row]:
             tolerance = min(1e-6 * 2**step, 1e-2)
             if precision == "float64":
                 tolerance = max(measurements.float64, min(U["float64"] * 2**step, 1e-2))
+            tolerance = max(tolerance, 4 * measurements.half_precision)
             relative = distance(np.atleast_1d(x), np.atleast_1d(y))
             rounding_limit = min(100 * tolerance, 0.1)
             result.append(Measurement(f"step {step}", relative, tolerance, rounding_limit))
@@ -274,6 +300,7 @@ def state(measurements: Measurements) -> Iterator[Row]:
             if precision == "float32":
                 rounding_limit = 16 * rounding_by_path.get(owner, 0.0)
                 tolerance = max(8 * U[precision] * growth.get(owner, 8.0), rounding_limit)
+            tolerance = max(tolerance, measurements.half_precision)
             common = path in first and path in second
             relative = distance(first[path], second[path]) if common else math.inf
             result.append(Measurement(path, relative, tolerance, 100 * tolerance))
@@ -324,6 +351,7 @@ def checkpoints(measurements: Measurements) -> Iterator[Row]:
                     tolerance, limit = limits[where.partition(" ")[0]]
                     if precision == "float64":
                         tolerance = limit = measurements.float64
+                    tolerance = max(tolerance, 4 * measurements.half_precision)
                     distances.append(Measurement(where, relative, tolerance, limit))
                 row = summarize(
                     f"saved on {source}, resumed on {target}",
@@ -346,7 +374,7 @@ def variants(measurements: Measurements) -> Iterator[Row]:
         rounding = 8 * U["float32"] * error_growth(layer_calls)[-1]
         tolerances = {
             "compiled": rounding,
-            "bfloat16": 4 * 2.0**-9 * math.sqrt(len(layer_calls)),
+            "bfloat16": 2 * U16["bfloat16"] * math.sqrt(len(layer_calls)),
             "CPU": rounding,
         }
         for variant, tolerance in tolerances.items():

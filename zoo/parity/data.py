@@ -13,7 +13,8 @@ from keras import ops, tree
 from zoo import random
 from zoo.parity.case import Case
 from zoo.parity.inputs import InputSpec
-from zoo.parity.model_under_test import BATCHES, LayerRecord, ModelUnderTest, call_wrapped
+from zoo.parity.layer_calls import LayerRecord, call_wrapped
+from zoo.parity.model_under_test import BATCHES, ModelUnderTest
 
 
 def prepare(case: Case, folder: Path) -> None:
@@ -38,8 +39,8 @@ def prepare(case: Case, folder: Path) -> None:
     first = [array[: len(array) // BATCHES] for array in inputs]
     looked_up: list[LayerRecord] = []
     with contextlib.ExitStack() as stack:
-        for record in subject.layer_records:
-            if isinstance(record.layer, keras.layers.Embedding) and _draws_floats(subject):
+        for record in subject.layer_records if _draws_floats(subject) else ():
+            if isinstance(record.layer, keras.layers.Embedding):
                 stack.enter_context(call_wrapped(record, partial(_note_floats, looked_up, record)))
         outputs = tree.flatten(subject.model(subject.inputs(first), training=False))
     if looked_up:

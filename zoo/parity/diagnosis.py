@@ -1,7 +1,9 @@
 """Explanation of a difference in words: odd backend, layer, rounding, likeliest cause."""
 
 import inspect
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ import keras
 from zoo.parity.report import Row, RungReport, format_number
 
 _LIBRARY = Path(keras.__file__).parent
+_NO_TWO_AGREE = "No two backends agree."
+_CALL = re.compile(r"( \(call \d+\))?(\[\d+\])?$")  # what `layer_outputs` adds to a layer's path
 _CONFIG = ("padding", "strides", "interpolation", "activation")  # what `CAUSES` look at
 
 
@@ -72,15 +76,36 @@ def _is_method_of(frame: FrameType, layer: keras.layers.Layer) -> bool:
 
 @dataclass(frozen=True)
 class _Difference:
-    """First difference of a check, for `CAUSES`."""
+    """First difference of a check, for `CAUSES`.
+
+    Attributes:
+        rung: Number of the rung.
+        row: Row of the report.
+        layer: Layer at which the difference begins.
+        kinds: Names of the classes of this layer and of the layers that contain it.
+        model_kinds: Names of the classes of all layers.
+        float64_agrees: Whether the same comparison agrees in float64.
+        no_two_agree: Whether three backends differ in three ways.
+    """
 
     rung: int
     row: Row
     layer: LayerInfo
-    only_in_training: bool
+    kinds: Sequence[str]
+    model_kinds: Sequence[str]
+    float64_agrees: bool
+    no_two_agree: bool
+
+    @property
+    def is_output(self) -> bool:
+        return self.rung in (2, 3)
+
+    @property
+    def only_in_training(self) -> bool:
+        return self.row.comparison == "training mode"
 
     def is_kind(self, *words: str) -> bool:
-        return any(word in self.layer.kind for word in words)
+        return any(word in kind for word in words for kind in self.kinds)
 
 
 def _is_strided_same(difference: _Difference) -> bool:
@@ -94,12 +119,31 @@ CAUSES: tuple[tuple[Callable[[_Difference], bool], str], ...] = (
     (lambda d: d.rung == 1, "the builder depends on the backend, for a name, a shape or a count"),
     (lambda d: d.rung == 5, "an optimizer's epsilon, its decay or its bias correction"),
     (
+        lambda d: d.float64_agrees,
+        "a formula that loses digits, such as a variance from the mean of squares, or numbers near "
+        "a jump of a function, such as a tie or the border of a cast",
+    ),
+    (
         lambda d: d.only_in_training and d.is_kind("BatchNormalization"),
         "batch statistics: a biased or an unbiased variance, or the momentum",
     ),
     (
+        lambda d: d.rung == 6 and "Embedding" in d.model_kinds,
+        "ids that occur more than once in a batch, whose gradients an optimizer of Keras does not "
+        "sum on TensorFlow; else statistics or random numbers of training",
+    ),
+    (
         lambda d: d.only_in_training or d.rung == 6,
         "random numbers, masks or statistics that only training uses; unseeded numbers differ",
+    ),
+    (
+        lambda d: d.rung == 4 and d.is_kind("Attention"),
+        "rows that are masked wholly, through which PyTorch's fused attention has another gradient",
+    ),
+    (
+        lambda d: d.rung in (2, 3, 4) and d.row.distance == math.inf,
+        "numbers that are not finite on one backend only, or unequal integers, as by ties in an "
+        "argmax, a sort or a top_k",
     ),
     (
         lambda d: d.rung == 4,
@@ -107,6 +151,7 @@ CAUSES: tuple[tuple[Callable[[_Difference], bool], str], ...] = (
         "their gradient differently",
     ),
     (lambda d: d.rung in (7, 9), "a state that is not saved, or saved in another form"),
+    (lambda d: d.is_kind("AveragePooling"), "padding that counts in an average"),
     (
         _is_strided_same,
         "padding: with a stride, 'same' pads one more on the right, where PyTorch's own layers pad "
@@ -132,8 +177,11 @@ CAUSES: tuple[tuple[Callable[[_Difference], bool], str], ...] = (
         lambda d: d.is_kind("Embedding"),
         "ids outside the vocabulary, which raise an error, give NaN or another row",
     ),
-    (lambda d: d.is_kind("Pooling"), "padding that counts in an average, or ties in a maximum"),
     (lambda d: d.layer.config.get("activation") == "gelu", "GELU, exact or by its tanh formula"),
+    (
+        lambda d: d.is_output and d.no_two_agree and not d.only_in_training,
+        "numbers that differ in each process: unseeded ones, such as NumPy's, or hash() of a text",
+    ),
     (
         lambda d: True,
         "code that depends on the backend: a default, a dtype, an axis, or the order of an "
@@ -162,40 +210,65 @@ def explain(
     rung = next((rung for rung in rungs if rung.status == "differs"), None)
     if rung is None:
         return []
-    row = next(row for row in rung.rows if row.status == "differs")
-    path = owners.get(row.where, row.where)
+    row = _first_difference(rung, calls)
+    path = owners.get(row.where, _CALL.sub("", row.where))
+    in_float64 = _in_float64(rungs, rung, row)
+    odd_one = _odd_one(rung, row)
     difference = _Difference(
         rung.number,
         row,
         layers.get(path, LayerInfo("")),
-        only_in_training=row.comparison == "training mode",
+        kinds=[layers[name].kind for name in _enclosing(path) if name in layers],
+        model_kinds=[layer.kind for layer in layers.values()],
+        float64_agrees=bool(in_float64) and all(other.status == "agrees" for other in in_float64),
+        no_two_agree=odd_one == _NO_TWO_AGREE,
     )
-    sentences = [_odd_one(rung, row), _place(row, difference.layer)]
-    if rung.number in (2, 3) and path in calls and calls.index(path):
-        sentences.append(f"All layer calls before it agree: {calls.index(path)}.")
-    sentences += _rounding(rungs, rung, row)
+    sentences = [odd_one, _place(row, difference.layer)]
+    if difference.is_output and row.where in calls and calls.index(row.where):
+        sentences.append(f"All layer calls before it agree: {calls.index(row.where)}.")
+    sentences += _rounding(row, in_float64)
     cause = next(text for applies, text in CAUSES if applies(difference))
     return [*sentences, f"Likeliest cause: {cause}."]
 
 
+def _enclosing(path: str) -> list[str]:
+    """The path of a layer, and those of the layers that contain it."""
+    return ["/".join(path.split("/")[:end]) for end in range(path.count("/") + 1, 0, -1)]
+
+
+def _first_difference(rung: RungReport, calls: Sequence[str]) -> Row:
+    """The row of the pair that differs in the earliest layer; other rungs are in order already."""
+    rows = [row for row in rung.rows if row.status == "differs"]
+    rows = [row for row in rows if row.comparison == rows[0].comparison]
+    return min(
+        (row for row in rows if row.precision == rows[0].precision),
+        key=lambda row: calls.index(row.where) if row.where in calls else 0,
+    )
+
+
 def _odd_one(rung: RungReport, row: Row) -> str:
+    """Says which backend differs where the row does; other pairs may differ later."""
     alike = [
         other
         for other in rung.rows
         if (other.comparison, other.precision) == (row.comparison, row.precision)
+        and other.status in ("agrees", "rounding", "differs")
     ]
-    differing = [{*other.between} for other in alike if other.status == "differs"]
-    agreeing = [other.between for other in alike if other.status in ("agrees", "rounding")]
-    odd = set.intersection(*differing)
-    for pair in agreeing:
-        if len(odd - {*pair}) == 1 and len(differing) > 1:
-            (name,) = odd - {*pair}
-            return f"{name} is the odd one: {' and '.join(pair)} agree with each other."
+    here = [other for other in alike if other.status == "differs" and other.where == row.where]
+    odd = set.intersection(*({*other.between} for other in here))
+    for other in alike:
+        if other not in here and len(odd - {*other.between}) == 1 and len(here) > 1:
+            (name,) = odd - {*other.between}
+            until = f" up to {other.where}" if other.status == "differs" else ""
+            pair = " and ".join(other.between)
+            return f"{name} is the odd one: {pair} agree with each other{until}."
+    if len(here) > 1 and len(odd) == 1:  # the others could not be compared
+        return f"{odd.pop()} is the odd one."
     if len(row.between) == 1:
         return f"{row.between[0]} differs from what is expected."
-    if len(differing) == 1:
+    if len(here) == 1:
         return f"{' and '.join(row.between)} differ."
-    return "No two backends agree."
+    return _NO_TWO_AGREE
 
 
 def _place(row: Row, layer: LayerInfo) -> str:
@@ -210,20 +283,26 @@ def _place(row: Row, layer: LayerInfo) -> str:
     )
 
 
-def _rounding(rungs: Sequence[RungReport], rung: RungReport, row: Row) -> list[str]:
+def _in_float64(rungs: Sequence[RungReport], rung: RungReport, row: Row) -> list[Row]:
+    """The rows of the same comparison or layer in float64, if the row is in float32."""
     if row.precision == "float64":
-        return ["Rounding is excluded, since it is float64 that differs."]
-    if row.distance is None:
         return []
-    in_float64 = [
+    return [
         other
         for candidate in rungs
         if candidate is rung or candidate.number == 3
         for other in candidate.rows
         if other.precision == "float64"
-        and other.between == row.between
         and other.comparison == row.comparison
+        and (other.between == row.between or (other.status, other.where) == ("differs", row.where))
     ]
+
+
+def _rounding(row: Row, in_float64: Sequence[Row]) -> list[str]:
+    if row.precision == "float64":
+        return ["Rounding is excluded, since it is float64 that differs."]
+    if row.distance is None:
+        return []
     if not in_float64:
         return ["Rounding is not excluded: float64 was not compared."]
     if any(other.status == "differs" for other in in_float64):

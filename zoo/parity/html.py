@@ -47,14 +47,15 @@ def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
     figure, axes = _figure(len(precisions), height=3.6)
     for axis, precision in zip(axes, precisions):
         titles = [t for t in report.layers if t.startswith(f"{mode} mode, {precision}")]
-        for colour, title in zip(PAIR_COLOURS, titles):
+        # Different line styles keep equal distances visible.
+        for colour, style, title in zip(PAIR_COLOURS, ("-", "--", ":"), titles):
             points = report.layers[title]
             numbers = [max(_drawable(distance), _SMALLEST) for _, distance, _ in points]
             pair = title.split(", ")[2]
-            axis.plot(numbers, marker=".", color=colour, label=pair)
+            axis.plot(numbers, style, marker=".", color=colour, label=pair, linewidth=2)
         points = report.layers[titles[0]]
         tolerances = [tolerance for *_, tolerance in points]
-        axis.plot(tolerances, color="#888888", linestyle="--", label="tolerance")
+        axis.plot(tolerances, color="#888888", linestyle="-.", label="tolerance")
         step = max(1, len(points) // 24)
         ticks = range(0, len(points), step)
         axis.set_xticks(ticks, [points[i][0] for i in ticks], rotation=60, ha="right", fontsize=7)

@@ -7,7 +7,8 @@ Libraries also compute functions such as exp with errors of some u, as if 64 mor
 
 float64 distinguishes rounding from a mistake: rounding errors shrink by 2**-29, a mistake does not.
 If a float32 distance exceeds its tolerance moderately and the same arrays agree in float64, the
-status of the row is "rounding".
+status of the row is "rounding". A layer with a 16-bit dtype policy rounds to 16 bits in both; the
+tolerances behind it are those of 16 bits.
 """
 
 import math
@@ -24,6 +25,7 @@ from zoo.parity.case import Case
 from zoo.parity.report import STATUSES, Row, Status
 
 U = {"float32": 2.0**-24, "float64": 2.0**-53}
+U16 = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # of layers with a dtype policy of their own
 LARGEST_TOLERANCE = 0.5  # beyond, a mistake of the size of the numbers would be within
 FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training steps
 
@@ -72,7 +74,8 @@ class Measurements:
         layers: dict[str, None] = {}
         for (task, _, precision), result in self.results.items():
             if task == "describe" and precision == "float64":
-                layers |= dict.fromkeys(result["float32_layers"])
+                dtypes = result["dtypes"].items()
+                layers |= dict.fromkeys(path for path, dtype in dtypes if dtype == "float32")
         names = self.done("outputs", "float64")
         by_mode = [self.results["outputs", name, "float64"]["inference"] for name in names]
         previous: list[str] = []  # a layer may only pass on what it is given
@@ -82,6 +85,17 @@ class Measurements:
                 layers[f"{calls[0].path} on {' and '.join(rounding)}"] = None
             previous = rounding
         return list(layers)
+
+    @property
+    def half_precision_layers(self) -> dict[str, str]:
+        """Layers that compute in 16 bits, with their dtypes."""
+        described = self.any_result("describe") or {"dtypes": {}}
+        return {path: dtype for path, dtype in described["dtypes"].items() if dtype in U16}
+
+    @property
+    def half_precision(self) -> float:
+        """Rounding error of the model's layers in 16 bits, 0 without such layers."""
+        return 4 * math.hypot(*(U16[dtype] for dtype in self.half_precision_layers.values()))
 
     @property
     def float64(self) -> float:
@@ -116,7 +130,7 @@ def summarize(
     between: tuple[str, ...],
     precision: str,
     distances: Iterable[Measurement],
-    agrees_in_float64: bool = False,
+    agrees_in_float64: bool | None = False,
 ) -> Row:
     """Summarizes several distances in one row of the report.
 
@@ -128,19 +142,21 @@ def summarize(
         between: Names of the backends that are compared.
         precision: Precision of the compared arrays.
         distances: Distances of the layers, weights or steps, in order.
-        agrees_in_float64: Whether the same comparison agrees in float64.
+        agrees_in_float64: Whether the same comparison agrees in float64; None if float64 failed.
     """
     distances = list(distances)
 
     def status(measurement: Measurement) -> Status:
+        if math.isnan(measurement.distance):
+            return "failed"
         if measurement.distance <= measurement.tolerance:
             if measurement.tolerance < LARGEST_TOLERANCE:
                 return "agrees"
             return "rounding" if agrees_in_float64 else "ruled out"
         typical = measurement.distance if measurement.typical is None else measurement.typical
-        if agrees_in_float64 and typical <= measurement.rounding_limit:
-            return "rounding"
-        return "differs"
+        if agrees_in_float64 is False or typical > measurement.rounding_limit:
+            return "differs"
+        return "rounding" if agrees_in_float64 else "ruled out"
 
     if not distances:
         return Row(comparison, between, precision, "ruled out", detail="nothing to compare")
@@ -151,10 +167,39 @@ def summarize(
     else:
         worst = "ruled out" if worst == "agrees" else worst
         shown = distances[statuses.index(worst)]
-    detail = "rounding is as large as the numbers" if worst == "ruled out" else ""
+    detail = ""
+    if worst == "failed":
+        detail = "no number is finite, on either backend"
+    elif worst == "ruled out" and shown.tolerance >= LARGEST_TOLERANCE:
+        detail = "rounding is as large as the numbers"
+    elif worst == "ruled out":
+        detail = "may be rounding: float64, which would tell, failed"
     return Row(
         comparison, between, precision, worst, shown.distance, shown.tolerance, shown.where, detail
     )
+
+
+def half_precision_errors(layer_calls: Sequence[tasks.LayerCall]) -> list[float]:
+    """Computes the rounding error of the layers in 16 bits up to each layer: 4·u·sqrt(layers).
+
+    Products of 16-bit numbers are summed in float32, so a layer rounds its inputs, its weights and
+    its outputs only.
+    """
+    total, result = 0.0, []
+    for call in layer_calls:
+        total += U16.get(call.dtype, 0.0) ** 2
+        result.append(4 * math.sqrt(total))
+    return result
+
+
+def float64_tolerance(measurements: Measurements, float32_distance: float | None) -> float:
+    """Tolerance of a distance in float64, from the distance of the same numbers in float32.
+
+    An ill-conditioned computation amplifies rounding in float64, too, and then far more in float32.
+    """
+    if float32_distance is None or not math.isfinite(float32_distance):
+        return measurements.float64
+    return max(measurements.float64, 16 * float32_distance * U["float64"] / U["float32"])
 
 
 def error_growth(layer_calls: Sequence[tasks.LayerCall]) -> list[float]:

@@ -1,13 +1,10 @@
 """Model under test on one backend: layers and variables by path, inputs, losses, layer outputs."""
 
 import contextlib
-import functools
 import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,6 +14,14 @@ from zoo import random
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.parity.case import Case, build_model
 from zoo.parity.inputs import InputSpec
+from zoo.parity.layer_calls import (
+    LayerRecord,
+    in_inference_mode,
+    layer_records,
+    observed_draws,
+    on_stack,
+    outputs_recorded,
+)
 from zoo.training.checkpoints import finalize_layer_state
 
 Tensor = Any
@@ -26,39 +31,22 @@ ELEMENTS = 2**18  # saved from each layer's output, so that large models fit on 
 BATCHES = 4  # different batches; training repeats them
 
 
-@dataclass(frozen=True)
-class LayerRecord:
-    """Layer of the model, or the model itself, with its path.
+class LayerOutput(NamedTuple):
+    """Output of a call of a layer.
 
     Attributes:
-        path: Names of the enclosing layers and of the layer, separated by slashes.
-        layer: Keras layer.
-        in_loop: Whether the layer is a recurrent cell, whose loop over time may be compiled.
+        path: Path of the layer, with the number of the call and of the output if not the first.
+        layer: Path of the layer.
+        terms: Number of terms that are summed in each element.
+        dtype: Dtype in which the layer computes.
+        array: Values of the output.
     """
 
     path: str
-    layer: keras.layers.Layer
-    in_loop: bool
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """Variables of the layer without those of its sublayers."""
-        layer = self.layer
-        generators = [generator.state for generator in layer._seed_generators]
-        return [*layer._trainable_variables, *layer._non_trainable_variables, *generators]
-
-    @property
-    def untracked_variables(self) -> list[keras.Variable]:
-        """Variables missing from `Layer.variables`, such as the states of a recurrent layer."""
-        tracked = {id(variable) for variable in self.layer.variables}
-        attributes = [
-            value
-            for name, attribute in vars(self.layer).items()
-            if not name.startswith("_")
-            for value in tree.flatten(attribute)
-            if isinstance(value, keras.Variable)
-        ]
-        return [variable for variable in attributes if id(variable) not in tracked]
+    layer: str
+    terms: int
+    dtype: str
+    array: np.ndarray
 
 
 class ModelUnderTest:
@@ -85,7 +73,7 @@ class ModelUnderTest:
             i: ImageAugmentation((0.5,), (0.25,), 10.0 * (height == width))
             for i, (height, width, _) in self.images.items()
         }
-        self.layer_records = _layer_records(self.model)
+        self.layer_records = layer_records(self.model)
         self.variables: dict[str, keras.Variable] = {}
         self.owners: dict[str, str] = {}  # paths of the layers by variable path
         owner = {id(v): record.path for record in self.layer_records for v in record.variables}
@@ -177,6 +165,7 @@ class ModelUnderTest:
         return total
 
     def _losses(self, target: Tensor, output: Tensor) -> Tensor:
+        output = ops.cast(output, keras.config.floatx())  # integers, or layers of another dtype
         if callable(self.case.loss):
             return self.case.loss(target, output)
         if self.case.loss == "cross_entropy":
@@ -195,10 +184,10 @@ class ModelUnderTest:
         random_layers = self._random_layers()
         for record in random_layers:
             if "training" in inspect.signature(record.layer.call).parameters:
-                record.layer.__dict__["call"] = _in_inference_mode(record.layer.call)
-        in_inference = self._random_layers()
-        in_training = [record.path for record in random_layers if record not in in_inference]
-        return in_training, [record.path for record in in_inference]
+                record.layer.__dict__["call"] = in_inference_mode(record.layer.call)
+        in_inference = self._depend_on_draws(self._random_layers())
+        in_training = [record.path for record in random_layers if record.path not in in_inference]
+        return in_training, in_inference
 
     def _random_layers(self) -> list[LayerRecord]:
         """Returns the layers that use the backend's random generator in training mode."""
@@ -207,139 +196,53 @@ class ModelUnderTest:
         with contextlib.ExitStack() as contexts:
             for record in self.layer_records:
                 if not record.in_loop:
-                    contexts.enter_context(_on_stack(record, stack))
-            contexts.enter_context(_observed_draws(lambda: random_layers.append(stack[-1])))
+                    contexts.enter_context(on_stack(record, stack))
+            contexts.enter_context(observed_draws(lambda: random_layers.append(stack[-1])))
             self.outputs(training=True)
         return [record for record in self.layer_records if record in random_layers]
 
-    def layer_outputs(self, training: bool) -> list[tuple[str, int, np.ndarray]]:
-        """Computes every layer's output for the first batch, in the order of computation.
+    def _depend_on_draws(self, records: list[LayerRecord]) -> list[str]:
+        """Returns the paths of the layers whose outputs are others with zeros for random numbers.
 
-        Returns:
-            For each output its layer's path, the number of terms summed in each element, the array.
+        Keras' recurrent layers draw the masks of their dropout in inference mode, too, unused.
         """
-        calls: list[tuple[str, int, Any]] = []
+        if not records:
+            return []
+        outputs = []
+        for zeros in (False, True):
+            self.load()
+            with observed_draws(lambda: None, zeros):
+                outputs.append(self.layer_outputs(training=True))
+        return [
+            record.path
+            for record in records
+            if any(
+                not np.array_equal(drawn.array, zeroed.array, equal_nan=True)
+                for drawn, zeroed in zip(*outputs)
+                if drawn.layer == record.path
+            )
+        ]
+
+    def layer_outputs(self, training: bool) -> list[LayerOutput]:
+        """Computes every layer's output for the first batch, in the order of computation."""
+        calls: list[tuple[LayerRecord, int, Any]] = []
         with contextlib.ExitStack() as stack:
             for record in self.layer_records:
                 if not record.in_loop:
-                    stack.enter_context(_outputs_recorded(record, calls))
+                    stack.enter_context(outputs_recorded(record, calls))
             self.outputs(training)
-        arrays: list[tuple[str, int, np.ndarray]] = []
+        result: list[LayerOutput] = []
         call_counts: dict[str, int] = {}
-        for path, terms, outputs in calls:
-            count = call_counts[path] = call_counts.get(path, 0) + 1
-            name = path if count == 1 else f"{path} (call {count})"
+        for record, terms, outputs in calls:
+            count = call_counts[record.path] = call_counts.get(record.path, 0) + 1
+            name = record.path if count == 1 else f"{record.path} (call {count})"
             for number, output in enumerate(tree.flatten(outputs)):
                 array = _concrete(output)
                 if array is not None:
-                    arrays.append((name if number == 0 else f"{name}[{number}]", terms, array))
-        return arrays
-
-
-def _layer_records(model: keras.Model) -> list[LayerRecord]:
-    """Returns the records of all layers by depth-first search, and of the model itself."""
-    records: dict[int, LayerRecord] = {}
-
-    def walk(layer: keras.layers.Layer, prefix: str, in_loop: bool) -> None:
-        for child in layer._flatten_layers(include_self=False, recursive=False):
-            if id(child) not in records and not isinstance(child, keras.layers.InputLayer):
-                records[id(child)] = LayerRecord(prefix + child.name, child, in_loop)
-                recurrent = isinstance(child, keras.layers.RNN)
-                walk(child, f"{prefix}{child.name}/", in_loop or recurrent)
-
-    walk(model, "", False)
-    return [*records.values(), LayerRecord(model.name, model, False)]
-
-
-@contextlib.contextmanager
-def call_wrapped(record: LayerRecord, around: Callable[..., Any]) -> Iterator[None]:
-    """Wraps a layer's `call` in a function; Keras looks `call` up on the instance."""
-    instance_call = record.layer.__dict__.get("call")
-    call = record.layer.call
-
-    @functools.wraps(call)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return around(call, *args, **kwargs)
-
-    record.layer.__dict__["call"] = wrapped
-    try:
-        yield
-    finally:
-        del record.layer.__dict__["call"]
-        if instance_call is not None:
-            record.layer.__dict__["call"] = instance_call
-
-
-@contextlib.contextmanager
-def _outputs_recorded(record: LayerRecord, calls: list[tuple[str, int, Any]]) -> Iterator[None]:
-    """Appends path, summed terms and outputs of each call of a layer to `calls`."""
-
-    def call_and_append(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        outputs = call(*args, **kwargs)
-        calls.append((record.path, _terms(record, args), outputs))
-        return outputs
-
-    with call_wrapped(record, call_and_append):
-        yield
-
-
-@contextlib.contextmanager
-def _on_stack(record: LayerRecord, stack: list[LayerRecord]) -> Iterator[None]:
-    """Keeps the layer on top of the stack during its calls."""
-
-    def call_on_stack(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        stack.append(record)
-        try:
-            return call(*args, **kwargs)
-        finally:
-            stack.pop()
-
-    with call_wrapped(record, call_on_stack):
-        yield
-
-
-@contextlib.contextmanager
-def _observed_draws(on_draw: Callable[[], None]) -> Iterator[None]:
-    """Calls `on_draw` for each use of the backend's random functions, which Keras' layers share."""
-    module = keras.src.backend.random
-    kinds = "normal uniform categorical randint truncated_normal dropout shuffle gamma binomial"
-    functions = {name: getattr(module, name) for name in [*kinds.split(), "beta"]}
-
-    def observed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        on_draw()
-        return function(*args, **kwargs)
-
-    for name, function in functions.items():
-        setattr(module, name, functools.partial(observed, function))
-    try:
-        yield
-    finally:
-        for name, function in functions.items():
-            setattr(module, name, function)
-
-
-def _in_inference_mode(call: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(call)
-
-    @functools.wraps(call)
-    def inference_call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.arguments["training"] = False
-        return call(*bound.args, **bound.kwargs)
-
-    return inference_call
-
-
-def _terms(record: LayerRecord, args: Sequence[Any]) -> int:
-    """Returns the number of terms that are summed in each element of a layer's output."""
-    recurrent = isinstance(record.layer, keras.layers.RNN)
-    weights = record.layer.weights if recurrent else record.variables
-    fan_in = max((math.prod(weight.shape[:-1]) for weight in weights), default=1)
-    shapes = [x.shape for x in tree.flatten(args) if hasattr(x, "shape") and len(x.shape) > 1]
-    if recurrent and shapes:
-        return int(fan_in * shapes[0][1])
-    # Layers such as normalization and softmax sum along an axis.
-    return int(max(fan_in, *(shape[-1] for shape in shapes), 1))
+                    path = name if number == 0 else f"{name}[{number}]"
+                    dtype = record.layer.compute_dtype
+                    result.append(LayerOutput(path, record.path, terms, dtype, array))
+        return result
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -49,8 +49,8 @@ RUNGS = {
             "outputs of every layer, float32",
             "8·u·sqrt(64 + all terms summed up to the layer), or 16 times the distance between "
             "float32 and float64 on the backend with the smallest distance, which measures the "
-            "layer's conditioning. At most 262,144 elements of an output are compared, sampled at "
-            "random.",
+            "layer's conditioning. Behind layers in 16 bits at least 4·u·sqrt(these layers), with "
+            "their u. At most 262,144 elements of an output are compared, sampled at random.",
             (tasks.outputs,),
             _SINGLE,
             comparisons.outputs("float32"),
@@ -59,7 +59,8 @@ RUNGS = {
             3,
             "outputs of every layer, float64",
             "1e-10: rounding is below 1e-12 even where the float32 error is 1e-3; a mistake does "
-            "not shrink. 1e-5 if a layer computes in float32 in a float64 model.",
+            "not shrink; 16·2^-29 of the distance in float32, if that is larger. 1e-5 if a layer "
+            "computes in float32 in a float64 model.",
             (tasks.outputs,),
             _DOUBLE,
             comparisons.outputs("float64"),
@@ -127,7 +128,7 @@ RUNGS = {
             "compiled, bfloat16",
             "Against eager float32 on the same backend. Compiled, and on the CPU where the model "
             "runs elsewhere: 8·u·sqrt(64 + all terms summed in the model), as for rung 2. "
-            "bfloat16: 4·2^-9·sqrt(layers), since its unit roundoff is 2^-9.",
+            "bfloat16: 2·2^-8·sqrt(layers), since its unit roundoff is 2^-8.",
             (tasks.outputs, tasks.variants),
             _SINGLE,
             comparisons.variants,

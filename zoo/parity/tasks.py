@@ -41,13 +41,28 @@ def _write(folder: Path, content: str, arrays: Mapping[str, Any]) -> None:
     )
 
 
-def _subject(
-    case: Case, folder: Path, policy: str = ""
-) -> tuple[ModelUnderTest, tuple[list[str], list[str]]]:
+Randomness = tuple[list[str], list[str]]
+
+_last: list[tuple[Any, ModelUnderTest, Randomness]] = []  # at most one; see `_subject`
+
+
+def _build(case: Case, folder: Path, policy: str = "") -> tuple[ModelUnderTest, Randomness]:
     """The model with the shared initial weights, and the layers without portable randomness."""
+    _last.clear()
     subject = ModelUnderTest(case, folder, policy)
     subject.load()
     randomness = subject.disable_backend_randomness()
+    subject.load()
+    return subject, randomness
+
+
+def _subject(case: Case, folder: Path) -> tuple[ModelUnderTest, Randomness]:
+    """As `_build`; the tasks of one check follow each other, and the model is built once."""
+    check = folder, (folder / "weights.npz").stat().st_mtime_ns
+    if not _last or _last[0][0] != check:
+        built = _build(case, folder)
+        _last.append((check, *built))
+    _, subject, randomness = _last[0]
     subject.load()
     return subject, randomness
 
@@ -80,13 +95,18 @@ def describe(case: Case, folder: Path) -> dict[str, Any]:
         "generators": sorted(subject.generators),
         "random_in_training": random_in_training,
         "random_in_inference": random_in_inference,
-        "float32_layers": [
-            record.path
+        "dtypes": {
+            record.path: record.layer.compute_dtype
             for record in subject.layer_records
             if record.layer.compute_dtype != keras.config.floatx()
             and not isinstance(record.layer, keras.Model)
-        ],
+        },
         "shared streams": [paths for paths in keys.values() if len(paths) > 1],
+        "own training": [
+            name
+            for name in ("train_step", "compute_loss")
+            if not getattr(type(subject.model), name).__module__.startswith("keras.")
+        ],
     }
 
 
@@ -98,12 +118,14 @@ class LayerCall(NamedTuple):
         terms: Number of terms that are summed in each element of the output.
         positions: Number of positions at which each weight is used.
         in_float32: Whether all numbers of a float64 output are float32 numbers.
+        dtype: Dtype in which the layer computes.
     """
 
     path: str
     terms: int
     positions: int
     in_float32: bool
+    dtype: str
 
 
 def outputs(case: Case, folder: Path) -> dict[str, list[LayerCall]]:
@@ -117,10 +139,11 @@ def outputs(case: Case, folder: Path) -> dict[str, list[LayerCall]]:
     for mode in ("inference", "training"):
         subject.load()
         records = subject.layer_outputs(training=mode == "training")
-        _write(folder, mode, {str(i): subsample(array) for i, (_, _, array) in enumerate(records)})
+        arrays = {str(i): subsample(record.array) for i, record in enumerate(records)}
+        _write(folder, mode, arrays)
         called[mode] = [
-            LayerCall(path, terms, math.prod(array.shape[:-1]), _is_float32(array))
-            for path, terms, array in records
+            LayerCall(path, terms, math.prod(array.shape[:-1]), _is_float32(array), dtype)
+            for path, _, terms, dtype, array in records
         ]
     values = subject.values()
     _write(folder, "state", {path: values[path] for path in subject.state_paths})
@@ -246,7 +269,7 @@ class _Training:
     """Training of the model under test, from the shared weights on, by `zoo.Trainer.fit`."""
 
     def __init__(self, case: Case, folder: Path):
-        self.subject, _ = _subject(case, folder)
+        self.subject, _ = _build(case, folder)
         make = case.optimizer or (lambda: optimizers.Adam(1e-3, l2=1e-4))
         self._trainer = _CheckTrainer(self.subject, case.seed)
         self._trainer.compile(make())
@@ -304,8 +327,8 @@ def _after_a_step(subject: ModelUnderTest, loss: float) -> Arrays:
         for path, value in subject.values().items()
         if path not in subject.generators
     }
-    for path, _, array in subject.layer_outputs(training=False):
-        arrays[f"output of {path}"] = subsample(array)
+    for output in subject.layer_outputs(training=False):
+        arrays[f"output of {output.path}"] = subsample(output.array)
     return arrays
 
 
@@ -325,11 +348,11 @@ def variants(case: Case, folder: Path) -> None:
     )
     arrays = [backend.on_device(array) for array in subject.batch()[:count]]
     _write(folder, "compiled", _numbered(function(*arrays)))
-    rounded, _ = _subject(case, folder, "mixed_bfloat16")
+    rounded, _ = _build(case, folder, "mixed_bfloat16")
     _write(folder, "bfloat16", _numbered(rounded.outputs(training=False)))
     if backend.device() != "cpu":
         with keras.device("cpu:0"):
-            on_cpu, _ = _subject(case, folder)
+            on_cpu, _ = _build(case, folder)
             _write(folder, "CPU", _numbered(on_cpu.outputs(training=False)))
 
 

@@ -1,0 +1,94 @@
+"""Tests of the console command: a mistyped address is found before Keras is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zoo_command
+
+pytestmark = pytest.mark.once
+
+MODULE = """
+import keras
+from functools import partial
+
+def build(units=3):
+    return keras.Sequential([keras.layers.Dense(units)])
+
+class Model(keras.Model):
+    pass
+
+def _private():
+    pass
+
+small = partial(build, units=1)
+if True:
+    conditional = small
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with the modules `mine` and `package.mine`, in which Python looks for modules."""
+    (tmp_path / "package").mkdir()
+    for path in ("mine.py", "package/__init__.py", "package/mine.py"):
+        (tmp_path / path).write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+ABSENT = [
+    ("absent:build", "There is no module absent in this folder or among the installed packages."),
+    ("package.absent:build", "There is no module package.absent in this folder or among the"),
+    ("mine:missing", "There is no missing in mine, which has build, Model. Received: mine:missing"),
+    ("package.mine:missing", "There is no missing in package.mine, which has build, Model. Rec"),
+]
+
+
+@pytest.mark.parametrize(("address", "text"), ABSENT)
+def test_check_finds_a_mistyped_address_without_keras(
+    address: str, text: str, folder: Path
+) -> None:
+    code = (
+        "import sys, zoo_command; status = zoo_command.entry_point(); "
+        "print(status, 'keras' in sys.modules)"
+    )
+    root = str(Path(zoo_command.__file__).parent)
+    result = subprocess.run(
+        [sys.executable, "-c", code, "check", address, "--rungs", "1"],
+        env={**os.environ, "PYTHONPATH": root},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "2 False\n"
+    assert result.stderr.startswith(f"error: {text}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["build", "Model", "small", "conditional", "build.attribute"])
+def test_check_address_accepts_names_of_the_source(name: str, folder: Path) -> None:
+    zoo_command.check_address(f"mine:{name}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from os.path import *", "def __getattr__(name): ...", "globals()['f'] = len", "f(", ""],
+)
+def test_check_address_leaves_to_the_import_what_only_it_can_tell(
+    source: str, folder: Path
+) -> None:
+    (folder / "dynamic.py").write_text(source)
+    zoo_command.check_address("dynamic:f")
+    zoo_command.check_address("package:missing")
+    zoo_command.check_address("os.path:missing")
+
+
+def test_check_takes_values_of_flags_for_no_addresses() -> None:
+    arguments = ["check", "mine:build", "--input", "bool:x", "--json", "c:report", "other:f"]
+    assert list(zoo_command._addresses(arguments)) == ["mine:build", "other:f"]
+    assert not list(zoo_command._addresses(["show", "mine:build"]))

@@ -1,0 +1,121 @@
+"""Console command `zoo`, which looks for the address of a model before Keras is imported.
+
+    zoo check mymodels:build_model
+
+The command is a module outside the package, because importing `zoo` imports Keras, which takes
+seconds, and a mistyped address is found at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
+
+_ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+# With one of these, a module may have attributes that its source does not show.
+_DYNAMIC = {"*", "__getattr__", "exec", "globals", "setattr", "vars"}
+
+
+def entry_point() -> int:
+    """Runs the command line of keras-zoo and returns its exit status."""
+    sys.path.insert(0, "")  # as `python -m zoo` does, so that `check` finds the user's modules
+    try:
+        for address in _addresses(sys.argv[1:]):
+            check_address(address)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from zoo.__main__ import entry_point as run
+
+    return run()
+
+
+def check_address(address: str) -> None:
+    """Looks for the module and the name of "package.module:function" without importing anything.
+
+    What only an import can tell, such as the names of a package, is not checked.
+
+    Raises:
+        ValueError: If there is no such module, or its source does not contain the name.
+    """
+    module_name, _, name = address.partition(":")
+    try:
+        spec = _find_module(module_name, address)
+    except (AttributeError, ImportError, KeyError):  # a finder that needs the parent's import
+        return
+    if spec is None or spec.submodule_search_locations is not None:
+        return
+    get_source = getattr(spec.loader, "get_source", None)
+    try:
+        tree = ast.parse(get_source(module_name) or "" if get_source else "")
+    except (ImportError, SyntaxError):  # the import tells what is wrong
+        return
+    names = {name for node in ast.walk(tree) for name in _names(node)}
+    first = name.partition(".")[0]
+    if tree.body and first not in names and not names & _DYNAMIC:
+        definitions = (ast.FunctionDef, ast.ClassDef)
+        functions = [node.name for node in tree.body if isinstance(node, definitions)]
+        raise missing_attribute(first, module_name, functions, address)
+
+
+def missing_module(module_name: str, address: str) -> ValueError:
+    """The error of an address whose module does not exist."""
+    return ValueError(
+        f"There is no module {module_name} in this folder or among the installed packages. "
+        f"Received: {address}"
+    )
+
+
+def missing_attribute(
+    name: str, module_name: str, functions: Sequence[str], address: str
+) -> ValueError:
+    """The error of an address whose module lacks the attribute and has other functions."""
+    public = ", ".join(function for function in functions if not function.startswith("_"))
+    return ValueError(
+        f"There is no {name} in {module_name}, which has {public or 'no functions'}. "
+        f"Received: {address}"
+    )
+
+
+def _addresses(arguments: Sequence[str]) -> Iterator[str]:
+    """The addresses of models in a command line `check ...`, without the values of flags."""
+    if arguments[:1] == ["check"]:
+        for previous, argument in itertools.pairwise(arguments):
+            if _ADDRESS.fullmatch(argument) and not previous.startswith("-"):
+                yield argument
+
+
+def _find_module(module_name: str, address: str) -> ModuleSpec | None:
+    """The specification of a module, by the finders that an import asks; None if unknown.
+
+    Raises:
+        ValueError: If no finder knows the module or one of its packages.
+    """
+    spec: ModuleSpec | None = None
+    name = ""
+    for part in module_name.split("."):
+        if spec is not None and spec.submodule_search_locations is None:
+            return None  # such as `os.path`, which only the import of `os` provides
+        path = None if spec is None else list(spec.submodule_search_locations or ())
+        name = f"{name}.{part}" if name else part
+        found = (finder.find_spec(name, path) for finder in sys.meta_path)
+        spec = next((candidate for candidate in found if candidate is not None), None)
+        if spec is None:
+            raise missing_module(name, address)
+    return spec
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """Names that a part of a syntax tree defines or uses."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+        yield node.name
+    elif isinstance(node, ast.alias):
+        yield (node.asname or node.name).partition(".")[0]
+    elif isinstance(node, ast.Name):
+        yield node.id
+    elif isinstance(node, ast.Attribute):
+        yield node.attr
