@@ -174,7 +174,11 @@ def test_load_honours_aliases_and_defaults(folder: Path, llama: Path, saved_fold
 
 
 @pytest.mark.once
-def test_load_honours_biases(llama: Path) -> None:
+def test_load_honours_biases(llama: Path, saved_folders: Path) -> None:
+    """Biases that are not stored are zero, as in Hugging Face's model."""
+    edit_config(llama, attention_bias=True, mlp_bias=True)
+    assert_equal_weights(huggingface.load(llama), huggingface.load(saved_folders / "llama"))
+    edit_config(llama, attention_bias=False, mlp_bias=False)
     biases: State = {}
     for part, width in (("q", 16), ("k", 8), ("v", 8), ("o", 16)):
         for i in range(2):
@@ -187,6 +191,11 @@ def test_load_honours_biases(llama: Path) -> None:
     bias = model.get_layer("block2").attention.output_projection.bias
     np.testing.assert_array_equal(ops.convert_to_numpy(bias), np.full(16, 1.5))
     assert not model.get_layer("block2").feed_forward.down.use_bias
+    edit_weights(llama, lambda state: {k: v for k, v in state.items() if "o_proj.bias" not in k})
+    assert block_config(huggingface.load(llama))["attention_bias"] == "qkv"
+    edit_weights(
+        llama, lambda state: state | {"model.layers.0.mlp.down_proj.bias": np.ones(16, np.float32)}
+    )
     edit_config(llama, mlp_bias=True)
     with pytest.raises(ValueError, match=r"layers.0.mlp.gate_proj.bias is missing"):
         huggingface.load(llama)
@@ -528,17 +537,25 @@ def test_load_tokenizer(folder: Path) -> None:
     vocabulary = {"<s>": 0, "to": 1, "be": 2, "or": 3}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<s>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     loaded = huggingface.load_tokenizer(folder)
-    assert loaded.encode("to be or to").ids == [1, 2, 3, 1]
+    assert loaded.encode("to be or to").ids == [0, 1, 2, 3, 1]
     assert loaded.decode([2, 3]) == "be or"
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}  # the library panics at the first text
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"must hold a tokenizer. Received: no entry found"):
+        huggingface.load_tokenizer(folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(
         ValueError, match=r"tokenizer.json must hold a tokenizer. Received: Model missing"
     ):
         huggingface.load_tokenizer(folder)
     (folder / "tokenizer.json").write_text('{"version": ')
-    with pytest.raises(ValueError, match=r"tokenizer.json must be valid JSON. Received: EOF"):
+    with pytest.raises(ValueError, match=r"tokenizer.json must hold a tokenizer. Received: EOF"):
         huggingface.load_tokenizer(folder)
 
 
@@ -618,6 +635,15 @@ def test_save_rejects_other_architectures(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         huggingface.save(small_model(kind, **options), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.once
+def test_save_rejects_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = small_model("gpt2")
+    model.get_layer("block1").feed_forward.up.bias.assign(np.full(64, np.nan))
+    with pytest.raises(ValueError, match=r"infinity in block1/feed_forward/up/bias"):
+        huggingface.save(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -1,6 +1,7 @@
 """`gpt` against Hugging Face's GPT-2, Llama and Qwen2: logits, greedy tokens, import and export."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def test_save_writes_a_huggingface_model(name: str, options: dict, tmp_path: Pat
         {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}},
         {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": None}},
         {"rope_theta": 500.0, "head_dim": None, "hidden_act": "swish"},
+        {"attention_bias": True, "mlp_bias": True},
     ],
 )
 def test_load_reads_settings_of_older_versions(changes: dict, tmp_path: Path) -> None:
@@ -197,12 +199,15 @@ def test_activations_equal_those_of_the_same_name(name: str) -> None:
     np.testing.assert_allclose(ops.convert_to_numpy(outputs), expected, atol=1e-6)
 
 
-def test_load_reads_generation_settings_and_tokenizer(tmp_path: Path) -> None:
+def test_load_reads_generation_settings(tmp_path: Path) -> None:
     settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
     config = transformers.GenerationConfig(do_sample=True, eos_token_id=[1, 2], **settings)
     config.save_pretrained(tmp_path)
     options = huggingface.load_generation_options(tmp_path)
     assert options == {"stop_tokens": [1, 2], **settings}
+
+
+def test_readme_code_completes_a_text_as_huggingface_does(tmp_path: Path) -> None:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -210,8 +215,16 @@ def test_load_reads_generation_settings_and_tokenizer(tmp_path: Path) -> None:
     trainer = tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["to be or not to be"], trainer)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.save_pretrained(tmp_path)
-    loaded = huggingface.load_tokenizer(tmp_path)
-    ids = loaded.encode("be or not").ids
-    assert ids == fast("be or not").input_ids
-    assert loaded.decode(ids).strip() == "be or not"
+    model = make_huggingface_model("llama", vocab_size=len(fast))
+    for saved in (fast, model):
+        saved.save_pretrained(tmp_path)
+    encoded = fast("be or not", return_tensors="pt", return_token_type_ids=False)
+    greedy = model.generate(**encoded, do_sample=False, max_new_tokens=50, pad_token_id=0)
+    expected = greedy[0, encoded.input_ids.shape[1] :].tolist()
+    assert len(set(expected)) > 5
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*?def complete.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["complete"](tmp_path, "be or not") == tokenizer.decode(expected)

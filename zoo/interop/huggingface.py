@@ -11,6 +11,7 @@ has biases of the queries, keys and values. A folder loads if each of its settin
 
 import json
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from zoo.interop.huggingface_config import (
     ModelSettings,
     Qwen2Settings,
 )
-from zoo.interop.huggingface_schema import read_json, validate
+from zoo.interop.huggingface_schema import read_bytes, read_json, validate
 from zoo.interop.huggingface_weights import (
     OUTPUT,
     WEIGHTS,
@@ -44,6 +45,7 @@ from zoo.training.checkpoints import atomic_write
 _SCHEMAS: dict[str, type[ModelSettings]] = {
     "gpt2": GPT2Settings, "llama": LlamaSettings, "qwen2": Qwen2Settings,
 }  # fmt: skip
+_MAX_TOKENIZER_BYTES = 2**28
 _REMEDY = "`zoo.gpt` computes no other models; remove a key only if the weights do not depend on it"
 
 
@@ -67,8 +69,10 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Mode
     folder = _existing_folder(folder)
     settings = _read_settings(folder)
     model_type, arguments = settings.model_type, settings.arguments()
-    table = list(tensors(model_type, arguments))
     stored = stored_tensors(folder, model_type)
+    if model_type == "llama":
+        arguments |= _stored_biases(stored, arguments)
+    table = list(tensors(model_type, arguments))
     expected = {tensor.name: tensor.shape for tensor in table}
     embedding = table[0].name
     if arguments["tie_embeddings"] and OUTPUT in stored:
@@ -108,11 +112,15 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     """
     path = _existing_folder(folder) / "tokenizer.json"
     remedy = "AutoTokenizer.from_pretrained and save_pretrained of transformers write the file"
-    read_json(path, remedy, max_bytes=2**28)
+    content = read_bytes(path, remedy, _MAX_TOKENIZER_BYTES)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain exceptions
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        tokenizer.encode("a")  # damage may show at the first text only
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no `Exception`
         raise ValueError(f"{path} must hold a tokenizer. Received: {error}. {remedy}") from error
+    return tokenizer
 
 
 def load_generation_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -147,8 +155,8 @@ def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
         folder: Directory to write to; created if missing.
 
     Raises:
-        ValueError: If the model has none of these architectures; the text lists the requirements of
-            each.
+        ValueError: If the model has none of these architectures, or a weight is NaN or infinite.
+            Then nothing is written.
     """
     folder = Path(folder)
     config = _config_of(model)
@@ -157,7 +165,13 @@ def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
     variables = {variable.path: variable for variable in model.trainable_variables}
 
     def value_of(path: str) -> np.ndarray:
-        return np.asarray(keras.ops.convert_to_numpy(variables[path].value), np.float32)
+        array = keras.ops.convert_to_numpy(keras.ops.cast(variables[path].value, "float32"))
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"`model` must have finite weights. Received: NaN or infinity in {path}. Save a "
+                "model from before its training diverged"
+            )
+        return np.asarray(array)
 
     state = {
         tensor.name: tensor.join([value_of(path) for path in tensor.variables])
@@ -195,6 +209,19 @@ def _read_settings(folder: Path) -> ModelSettings:
     return validate(config, _SCHEMAS[model_type], path, _REMEDY)
 
 
+def _stored_biases(stored: Container[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Reduces the biases that a Llama's settings allow to those that the first layer has.
+
+    Biases that are not stored are zero in Hugging Face's model.
+    """
+    layer = "model.layers.0"
+    attention_bias: Any = False
+    if arguments["attention_bias"] and f"{layer}.self_attn.q_proj.bias" in stored:
+        attention_bias = f"{layer}.self_attn.o_proj.bias" in stored or "qkv"
+    use_bias = arguments["use_bias"] and f"{layer}.mlp.down_proj.bias" in stored
+    return {"attention_bias": attention_bias, "use_bias": use_bias}
+
+
 def _config_of(model: keras.Model) -> dict[str, Any]:
     """Returns the content of a `config.json` that all versions of transformers understand."""
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
@@ -217,7 +244,8 @@ def _config_of(model: keras.Model) -> dict[str, Any]:
     if (
         block["norm"] == "layer_norm"
         and learned
-        and bias is attention_bias is True
+        and bias
+        and attention_bias is True
         and block["activation"] in activations
         and kv_heads == heads
         and head_dim * heads == width

@@ -21,9 +21,11 @@ from pydantic_core import from_json
 
 S = TypeVar("S", bound="Settings")
 
+_MAX_JSON_BYTES = 2**24
 
-def read_json(path: Path, remedy: str, max_bytes: int = 2**24) -> dict[str, Any]:
-    """Reads a file that holds a JSON object.
+
+def read_bytes(path: Path, remedy: str, max_bytes: int) -> bytes:
+    """Reads a file of bounded size.
 
     Args:
         path: Path of the file.
@@ -31,7 +33,7 @@ def read_json(path: Path, remedy: str, max_bytes: int = 2**24) -> dict[str, Any]
         max_bytes: Largest size of the file.
 
     Raises:
-        ValueError: If the file is missing, too large or no JSON object. The text names the file.
+        ValueError: If the file is missing or too large. The text names the file.
         OSError: If the file cannot be read.
     """
     if not path.is_file():  # reading a pipe would not end
@@ -43,6 +45,21 @@ def read_json(path: Path, remedy: str, max_bytes: int = 2**24) -> dict[str, Any]
             f"{path} must have at most {max_bytes:,} bytes. "
             f"Received: {path.stat().st_size:,} bytes. {remedy}"
         )
+    return content
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Args:
+        path: Path of the file.
+        remedy: Sentence of the error messages that tells what to do.
+
+    Raises:
+        ValueError: If the file is missing, too large or no JSON object. The text names the file.
+        OSError: If the file cannot be read.
+    """
+    content = read_bytes(path, remedy, _MAX_JSON_BYTES)
     try:
         data = from_json(content, allow_inf_nan=False)
     except ValueError as error:

@@ -9,7 +9,8 @@ cross-attention y is the encoded context. The mask is -inf for padding and, in c
 for later positions.
 
 Attention does not depend on the order of the positions. Position encodings supply the order: a
-sinusoidal or learned table is added to x, or q and k are rotated (rotary embeddings).
+sinusoidal or learned table is added to x, or q and k are rotated (rotary embeddings:
+`zoo.layers.rotary`).
 
 Source: the document's section "Architecture de Transformateur"; Vaswani et al., "Attention Is All
 You Need", 2017, sections 3.2 and 3.5; Su et al., "RoFormer", 2021; Ainslie et al., "GQA", 2023.
