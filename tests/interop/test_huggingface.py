@@ -215,6 +215,7 @@ def test_load_honours_biases(llama: Path, saved_folders: Path) -> None:
         ({"add_cross_attention": True}, "`add_cross_attention` must be False. Received: .*=True"),
         ({"logits_soft_cap": 30.0}, "`logits_soft_cap` must not be given.*Received: 30.0"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config` must not .*'bits': 4"),
+        ({"line\nbreak": 1}, r"`line\\nbreak` must not be given.*Received: 1"),
         ({"auto_map": {"AutoModel": "a.B"}}, "`auto_map` must not be given.*Received: .*a.B"),
         ({"n_layer": 10**7}, "`n_layer` must be less than or equal to 1000. Received: 10000000"),
         ({"n_layer": 0}, "`n_layer` must be greater than or equal to 1. Received: 0"),
@@ -241,7 +242,7 @@ def test_load_rejects_unsupported_or_mismatched_gpt2(
     start = time.perf_counter()
     with pytest.raises(ValueError, match=text) as caught:
         huggingface.load(folder)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5
     assert str(caught.value).startswith(str(folder))
     assert "\n" not in str(caught.value)
 

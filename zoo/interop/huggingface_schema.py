@@ -131,7 +131,7 @@ class Settings(BaseModel):
                     )
             elif key not in cls.no_effect and value is not None:
                 raise ValueError(
-                    f"`{key[:100]}` must not be given, since it is not a setting "
+                    f"`{repr(key)[1:-1][:100]}` must not be given, since it is not a setting "
                     f"that the zoo knows. Received: {reprlib.repr(value)}"
                 )
         return fields

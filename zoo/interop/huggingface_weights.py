@@ -242,10 +242,10 @@ def check_tensors(
 
 
 def _some(items: Any) -> str:
-    """Lists the first items of many."""
+    """Lists the first items of many, in one line."""
     items = sorted(items) if isinstance(items, set) else items
     more = f" and {len(items) - 5:,} more" if len(items) > 5 else ""
-    return "; ".join(items[:5]) + more
+    return "; ".join(repr(item)[1:-1][:200] for item in items[:5]) + more
 
 
 def _files(folder: Path) -> Mapping[Path, set[str] | None]:
