@@ -552,11 +552,11 @@ def test_load_tokenizer(folder: Path) -> None:
         huggingface.load_tokenizer(folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(
-        ValueError, match=r"tokenizer.json must hold a tokenizer. Received: Model missing"
+        ValueError, match=r"tokenizer.json must hold a tokenizer. Received: .*Model missing"
     ):
         huggingface.load_tokenizer(folder)
     (folder / "tokenizer.json").write_text('{"version": ')
-    with pytest.raises(ValueError, match=r"tokenizer.json must hold a tokenizer. Received: EOF"):
+    with pytest.raises(ValueError, match=r"tokenizer.json must hold a tokenizer. Received: .*EOF"):
         huggingface.load_tokenizer(folder)
 
 

@@ -86,7 +86,7 @@ def validate(data: dict[str, Any], schema: type[S], path: Path, remedy: str) -> 
         return schema.model_validate(data)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        rule = re.sub("^Input should", "must", fault["msg"].removeprefix("Value error, "))
+        rule = re.sub(r"^\w+ should", "must", fault["msg"].removeprefix("Value error, "))
         if fault["type"] == "extra_forbidden":
             rule = "must not be given beside its other name"
         keys = [str(part) for part in fault["loc"] if isinstance(part, str)]
