@@ -10,7 +10,14 @@ from keras import ops
 
 from zoo import backends, gpt
 from zoo.evaluation.attention_maps import attention_maps, plot_attention
-from zoo.layers.attention import Attention, Positions, rotary_tables, rotate, sinusoidal_table
+from zoo.layers.attention import Attention, Positions, sinusoidal_table
+from zoo.layers.rotary import (
+    RotaryScaling,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+    rotations,
+)
 
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
 CONTEXT = np.random.default_rng(1).normal(size=(2, 7, 8)).astype(np.float32)
@@ -36,9 +43,9 @@ def attention_by_formula(
     scores = np.where(attention_mask[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    attended = np.einsum("bnts,bsnh->btnh", weights, v).reshape(x.shape)
-    kernel, bias = layer.output_projection.get_weights()
-    return attended @ kernel + bias, weights
+    attended = np.einsum("bnts,bsnh->btnh", weights, v).reshape(*x.shape[:2], -1)
+    kernel, *bias = layer.output_projection.get_weights()
+    return sum(bias, attended @ kernel), weights
 
 
 def make_attention(**options: Any) -> Attention:
@@ -50,9 +57,17 @@ def make_attention(**options: Any) -> Attention:
     return layer
 
 
-@pytest.mark.parametrize("kv_heads", [None, 2, 1])
-def test_attention_matches_the_formula_in_causal_self_attention(kv_heads: int | None) -> None:
-    layer = make_attention(num_kv_heads=kv_heads, causal=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_kv_heads": 2},
+        {"num_kv_heads": 1, "head_dim": 3},
+        {"head_dim": 6, "use_bias": "qkv"},
+    ],
+)
+def test_attention_matches_the_formula_in_causal_self_attention(options: dict[str, Any]) -> None:
+    layer = make_attention(causal=True, **options)
     attention_mask = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
     expected, _ = attention_by_formula(layer, X, X, attention_mask)
     np.testing.assert_allclose(ops.convert_to_numpy(layer(X)), expected, atol=1e-5)
@@ -106,7 +121,7 @@ def test_sinusoidal_table_matches_the_paper() -> None:
 
 
 def test_rotate_makes_scores_depend_on_the_distance_only() -> None:
-    cosines, sines = rotary_tables(40, 8)
+    cosines, sines = rotary_tables(range(40), 8)
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8))
 
     def score(i: int, j: int) -> float:
@@ -119,6 +134,69 @@ def test_rotate_makes_scores_depend_on_the_distance_only() -> None:
     assert score(3, 1) == pytest.approx(score(32, 30), abs=1e-5)
     assert score(0, 0) == pytest.approx(float((q * k).sum()), abs=1e-5)
     assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+
+
+LLAMA3 = {
+    "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_length": 8192,
+}  # fmt: skip
+
+
+@pytest.mark.once
+def test_rotary_scaling_matches_its_definition() -> None:
+    unscaled = rotary_frequencies(128, 500000.0)
+    linear = RotaryScaling.from_config({"type": "linear", "factor": 2.5})
+    np.testing.assert_allclose(rotary_frequencies(128, 500000.0, linear), unscaled / 2.5)
+    # `apply_scaling` of Meta's llama-models, in terms of wavelengths
+    expected = []
+    for frequency in unscaled.tolist():
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            expected.append(frequency)
+        elif wavelength > 8192 / 1:
+            expected.append(frequency / 8)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
+    assert len({round(a / b, 3) for a, b in zip(expected, unscaled)}) > 3
+    scaled = rotary_frequencies(128, 500000.0, RotaryScaling.from_config(LLAMA3))
+    np.testing.assert_allclose(scaled, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("max_length", [1024, 131072])
+def test_rotations_of_a_long_context_match_the_angles(max_length: int) -> None:
+    """The angle of position 131,071 is 131,071 radians, which float32 knows to 0.008 only."""
+    positions = np.array(
+        [[0, 1, 700, 1023], [5, max_length // 2 - 1, max_length - 2, max_length - 1]]
+    )
+    scaling = RotaryScaling.from_config(LLAMA3)
+    cosines, sines = rotations(
+        ops.convert_to_tensor(positions, dtype="int32"), max_length, 8, 10000.0, scaling
+    )
+    angles = positions[:, :, None, None] * np.tile(rotary_frequencies(8, 10000.0, scaling), 2)
+    np.testing.assert_allclose(ops.convert_to_numpy(cosines), np.cos(angles), atol=2e-7)
+    np.testing.assert_allclose(ops.convert_to_numpy(sines), np.sin(angles), atol=2e-7)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("scaling", "text"),
+    [
+        ({"type": "yarn", "factor": 2.0}, "have the type linear or llama3. Received: .*'yarn'"),
+        ({"type": "linear", "factor": 0.5}, "a factor of at least 1. Received: .*0.5"),
+        ({"type": "linear", "factor": math.nan}, "have positive numbers, .*Received: .*nan"),
+        ({"type": "linear", "factor": True}, "have positive numbers, .*Received: .*True"),
+        ({"factor": 2.0}, "a dictionary with type, factor and possibly"),
+        ({"type": "linear", "factor": 2.0, "slope": 1}, "Received: .*'slope': 1"),
+        ("linear", "None or a dictionary.*Received: rotary_scaling='linear'"),
+        ({"type": "llama3", "factor": 8.0}, "each of low_freq_factor, high_freq_factor, original"),
+        ({**LLAMA3, "type": "linear"}, "have none of low_freq_factor, .* with the type linear"),
+        ({**LLAMA3, "low_freq_factor": 4.0}, "a `low_freq_factor` below its `high_freq_factor`"),
+    ],
+)
+def test_rotary_scaling_rejects_invalid_arguments(scaling: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=f"`rotary_scaling` must .*{text}"):
+        gpt(8, num_layers=1, positions="rotary", rotary_scaling=scaling)
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])

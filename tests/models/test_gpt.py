@@ -19,13 +19,16 @@ SIZES = {"vocabulary_size": 50, "max_length": 96, "num_layers": 2, "hidden_dim":
 WIDTH = 80
 NAN, INF = float("nan"), float("inf")
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
-KINDS = pytest.mark.parametrize("kind", ["gpt2", "llama", "sinusoidal"])
 
 
 def make_model(kind: str = "gpt2", **options: Any) -> keras.Model:
     """Builds a model with weights larger than the initial ones, so that generated tokens vary."""
     arguments = {"gpt2": {"num_heads": 2}, "llama": CONFIGURATIONS["llama"]}
     arguments["sinusoidal"] = {"num_heads": 4, "positions": "sinusoidal"}
+    arguments["qwen2"] = {
+        **CONFIGURATIONS["llama"], "head_dim": 12, "attention_bias": "qkv",
+        "rotary_scaling": {"type": "linear", "factor": 2.0},
+    }  # fmt: skip
     model = gpt(**{**arguments[kind], **SIZES, "intermediate_dim": 48, "seed": 3, **options})
     for variable in model.trainable_variables:
         if len(variable.shape) > 1:
@@ -40,7 +43,7 @@ def logits_of(model: keras.Model, ids: list[int]) -> np.ndarray:
     return ops.convert_to_numpy(model(padded))[0, : len(ids)]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "sinusoidal"])
+@pytest.fixture(scope="module", params=["gpt2", "qwen2", "sinusoidal"])
 def model(request: pytest.FixtureRequest) -> keras.Model:
     return make_model(request.param)
 
@@ -213,6 +216,13 @@ def test_stream_rejects_invalid_arguments(arguments: dict[str, Any], message: st
         ({"positions": "none"}, "learned, sinusoidal, rotary. Received: positions=none"),
         ({"num_heads": 32, "positions": "rotary"}, "must be even for rotary positions"),
         ({"dropout": 1.0}, r"`dropout` must lie in \[0, 1\). Received: dropout=1.0"),
+        ({"num_heads": 5, "head_dim": 0}, "`head_dim` must be a whole number .*head_dim=0"),
+        ({"positions": "rotary", "head_dim": 7}, "must be even for rotary.*head_dim=7"),
+        ({"attention_bias": "q"}, "None, True, False or \"qkv\".*Received: attention_bias='q'"),
+        (
+            {"rotary_scaling": {"type": "linear", "factor": 2.0}},
+            "must be None unless the positions are rotary.*positions=learned",
+        ),
         ({"num_layers": 0}, "`num_layers` must be a whole number of at least 1"),
         ({"vocabulary_size": 2.5}, "Received: vocabulary_size=2.5"),
     ],

@@ -1,137 +1,184 @@
-"""Conversion of GPT-2 and Llama models from and to Hugging Face's `save_pretrained` format.
+"""Conversion of GPT-2, Llama and Qwen2 from and to Hugging Face's `save_pretrained` format.
 
     model = zoo.interop.huggingface.load("folder")      # config.json, model.safetensors
     zoo.interop.huggingface.save(model, "folder")       # AutoModelForCausalLM loads it
 
-A Llama has RMSNorm, rotary positions, SwiGLU, grouped queries and no biases. The weights differ in
-two ways:
-
-- A dense kernel is (inputs, outputs) in the zoo and in Hugging Face's GPT-2, but (outputs, inputs)
-  in Hugging Face's Llama.
-- Hugging Face's GPT-2 concatenates the kernels of query, key and value.
+A Llama has RMSNorm, rotary positions, SwiGLU, grouped queries and, by default, no biases. A Qwen2
+has biases of the queries, keys and values. A folder loads if each of its settings is one that
+`zoo.gpt` computes, so that the logits are Hugging Face's; see
+`zoo.interop.huggingface_schema`. Nothing in a folder is run as code.
 """
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import safetensors.numpy
+import tokenizers
 
 from zoo.generation.decoding import max_length
+from zoo.interop.huggingface_config import (
+    GPT2_ACTIVATIONS,
+    GenerationSettings,
+    GPT2Settings,
+    LlamaSettings,
+    ModelSettings,
+    Qwen2Settings,
+)
+from zoo.interop.huggingface_schema import read_bytes, read_json, validate
+from zoo.interop.huggingface_weights import (
+    OUTPUT,
+    WEIGHTS,
+    check_tensors,
+    stored_tensors,
+    tensors,
+)
 from zoo.layers.attention import Positions
 from zoo.layers.transformer_block import TransformerBlock
 from zoo.models.gpt import gpt
-from zoo.training.checkpoints import atomic_write, find_mismatches
+from zoo.training.checkpoints import atomic_write
 
-Arrays = dict[str, np.ndarray]
-
-# Names of Hugging Face and of the zoo.
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor of Hugging Face and the zoo's variables that are concatenated in the tensor.
-
-    Attributes:
-        name: Name of the tensor.
-        variables: Variables of the zoo's model.
-        transposed: Whether the tensor is the transpose of the concatenated variables.
-    """
-
-    name: str
-    variables: tuple[Any, ...]
-    transposed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.to_tensor([np.empty(v.shape, np.bool_) for v in self.variables]).shape
-
-    def to_tensor(self, arrays: list[np.ndarray]) -> np.ndarray:
-        array = np.concatenate(arrays, axis=-1)
-        return np.ascontiguousarray(array.T if self.transposed else array)
-
-    def to_variables(self, array: np.ndarray) -> list[np.ndarray]:
-        array = array.T if self.transposed else array
-        widths = np.cumsum([v.shape[-1] for v in self.variables])[:-1]
-        return [np.ascontiguousarray(part) for part in np.split(array, widths, axis=-1)]
+_SCHEMAS: dict[str, type[ModelSettings]] = {
+    "gpt2": GPT2Settings, "llama": LlamaSettings, "qwen2": Qwen2Settings,
+}  # fmt: skip
+_MAX_TOKENIZER_BYTES = 2**28
+_REMEDY = "`zoo.gpt` computes no other models; remove a key only if the weights do not depend on it"
 
 
 def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Model:
-    """Loads a GPT-2 or a Llama as a `zoo.gpt`.
+    """Loads a GPT-2, a Llama or a Qwen2 as a `zoo.gpt`.
 
     Args:
-        folder: Directory with the `config.json` and the `model.safetensors` of the model.
+        folder: Directory with a `config.json` and the weights: a `model.safetensors`, or several
+            files with a `model.safetensors.index.json`.
         dtype: Dtype or dtype policy of the model; by default Keras' global policy.
 
     Returns:
-        The model with the weights of the file.
+        The model with the weights of the files.
 
     Raises:
         ValueError: If the folder holds another architecture or a setting that `zoo.gpt` does not
-            support, or if a tensor is missing, unknown or of another shape; the text names each.
+            compute; the text is one line with the file, the key, the rule and the value. Also if a
+            tensor is missing, unknown, of another shape, quantized or not finite.
         OSError: If a file cannot be read.
     """
-    folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
-    model_type = _model_type(config)
-    arguments = _gpt2_arguments(config) if model_type == "gpt2" else _llama_arguments(config)
+    folder = _existing_folder(folder)
+    settings = _read_settings(folder)
+    model_type, arguments = settings.model_type, settings.arguments()
+    stored = stored_tensors(folder, model_type)
+    if model_type == "llama":
+        arguments |= _stored_biases(stored, arguments)
+    table = list(tensors(model_type, arguments))
+    expected = {tensor.name: tensor.shape for tensor in table}
+    embedding = table[0].name
+    if arguments["tie_embeddings"] and OUTPUT in stored:
+        if embedding in stored:
+            expected[OUTPUT] = expected[embedding]
+        else:
+            stored[embedding] = stored.pop(OUTPUT)
+    check_tensors(stored, expected, folder)
+    if arguments["tie_embeddings"] and OUTPUT in stored:
+        output = stored[OUTPUT]
+        if not np.array_equal(output.read(), stored[embedding].read()):
+            raise ValueError(
+                f"{output.path}: `{OUTPUT}` must equal {embedding}, since tie_word_embeddings is "
+                "true. Received: another array. Set tie_word_embeddings to false in config.json"
+            )
     model = gpt(**arguments, dtype=dtype)
-    try:
-        arrays = safetensors.numpy.load_file(folder / "model.safetensors")
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"`folder` must hold an undamaged model.safetensors. Received: {folder} ({error})"
-        ) from error
-    # Some files lack the prefix; some also hold the causal mask or the tied output.
-    prefixes = "transformer.", "model.", "lm_head."
-    arrays = {
-        name if name.startswith(prefixes) else f"transformer.{name}": _as_numpy_dtype(array)
-        for name, array in arrays.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-    }
-    tensors = list(_tensors(model, model_type))
-    if _is_tied(model):
-        arrays.pop("lm_head.weight", None)
-    mismatches = find_mismatches(arrays, {tensor.name: tensor.shape for tensor in tensors})
-    if mismatches:
-        raise ValueError(f"`folder` {folder} does not fit its config.json: {'; '.join(mismatches)}")
-    for tensor in tensors:
-        for variable, array in zip(tensor.variables, tensor.to_variables(arrays[tensor.name])):
-            variable.assign(array)
+    variables = {variable.path: variable for variable in model.trainable_variables}
+    for tensor in table:
+        for path, array in tensor.split(stored[tensor.name].read()).items():
+            variables[path].assign(array)
     return model
 
 
-def _as_numpy_dtype(array: np.ndarray) -> np.ndarray:
-    """Converts bfloat16, which NumPy itself lacks, to float32."""
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+    """Loads the tokenizer of a model.
+
+    Args:
+        folder: Directory with a `tokenizer.json`.
+
+    Returns:
+        A tokenizer of the `tokenizers` library: `encode(text).ids` are the token ids of a text, and
+        `decode(ids)` is the text of token ids.
+
+    Raises:
+        ValueError: If there is no `tokenizer.json`, or the file is damaged.
+        OSError: If the file cannot be read.
+    """
+    path = _existing_folder(folder) / "tokenizer.json"
+    remedy = "AutoTokenizer.from_pretrained and save_pretrained of transformers write the file"
+    content = read_bytes(path, remedy, _MAX_TOKENIZER_BYTES)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        tokenizer.encode("a")  # damage may show at the first text only
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no `Exception`
+        raise ValueError(f"{path} must hold a tokenizer. Received: {error}. {remedy}") from error
+    return tokenizer
+
+
+def load_generation_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Loads how a model is meant to generate text.
+
+    Args:
+        folder: Directory with a `generation_config.json`. Without this file only the `eos_token_id`
+            of the `config.json` is used.
+
+    Returns:
+        Keyword arguments of `zoo.generation.sampling.stream` and `generate`: `stop_tokens`,
+        `temperature`, which is 0 unless the settings have `do_sample`, `top_k` and `top_p`.
+
+    Raises:
+        ValueError: If a setting is invalid or one that `stream` does not have; the text names it.
+        OSError: If a file cannot be read.
+    """
+    folder = _existing_folder(folder)
+    path = folder / "generation_config.json"
+    if not path.exists():
+        eos_token_id = _read_settings(folder).eos_token_id
+        return GenerationSettings(eos_token_id=eos_token_id).options()
+    remedy = "Remove the key to generate without it, or give `stream` your own options"
+    return validate(read_json(path, remedy), GenerationSettings, path, remedy).options()
 
 
 def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
-    """Saves a `zoo.gpt` as a GPT-2 or a Llama, depending on its blocks, in float32.
+    """Saves a `zoo.gpt` as a GPT-2, a Llama or a Qwen2, depending on its blocks, in float32.
 
     Args:
-        model: Model of GPT-2's or Llama's architecture.
+        model: Model of GPT-2's, Llama's or Qwen2's architecture.
         folder: Directory to write to; created if missing.
 
     Raises:
-        ValueError: If the model has neither architecture; the text lists the requirements of both.
+        ValueError: If the model has none of these architectures, or a weight is NaN or infinite.
+            Then nothing is written.
     """
     folder = Path(folder)
     config = _config_of(model)
-    folder.mkdir(parents=True, exist_ok=True)
+    model_type = config["model_type"]
+    settings = validate(config, _SCHEMAS[model_type], folder / "config.json", _REMEDY)
+    variables = {variable.path: variable for variable in model.trainable_variables}
+
+    def value_of(path: str) -> np.ndarray:
+        array = keras.ops.convert_to_numpy(keras.ops.cast(variables[path].value, "float32"))
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"`model` must have finite weights. Received: NaN or infinity in {path}. Save a "
+                "model from before its training diverged"
+            )
+        return np.asarray(array)
+
     state = {
-        tensor.name: tensor.to_tensor(
-            [np.asarray(keras.ops.convert_to_numpy(v.value), np.float32) for v in tensor.variables]
-        )
-        for tensor in _tensors(model, config["model_type"])
+        tensor.name: tensor.join([value_of(path) for path in tensor.variables])
+        for tensor in tensors(model_type, settings.arguments())
     }
-    with atomic_write(folder / "model.safetensors") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / WEIGHTS) as file:
         file.write(safetensors.numpy.save(state, metadata={"format": "pt"}))
     with atomic_write(folder / "config.json") as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
@@ -140,177 +187,106 @@ def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
 # ------------------------------------------------------------------ configurations
 
 
-def _model_type(config: dict[str, Any]) -> str:
+def _existing_folder(folder: str | os.PathLike[str]) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(
+            f"`folder` must be a directory. Received: {path}. Models are not downloaded; "
+            "`huggingface-cli download NAME --local-dir DIRECTORY` does that"
+        )
+    return path
+
+
+def _read_settings(folder: Path) -> ModelSettings:
+    path = folder / "config.json"
+    config = read_json(path, _REMEDY)
     model_type = config.get("model_type")
-    if model_type not in ("gpt2", "llama"):
+    if not isinstance(model_type, str) or model_type not in _SCHEMAS:
         raise ValueError(
-            "`folder` must hold a GPT-2 or a Llama: its config.json must have the model_type gpt2 "
-            f"or llama. Received: model_type={model_type}"
+            f"{path}: `model_type` must be one of {', '.join(_SCHEMAS)}. "
+            f"Received: {model_type!r:.100}. {_REMEDY}"
         )
-    return str(model_type)
+    return validate(config, _SCHEMAS[model_type], path, _REMEDY)
 
 
-def _expect(config: dict[str, Any], **values: Any) -> None:
-    """Raises ValueError if a setting differs from the only value that `zoo.gpt` supports."""
-    for name, value in values.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"`folder` must hold a model with {name}={value}, all that `zoo.gpt` supports. "
-                f"Received: {name}={config[name]}"
-            )
+def _stored_biases(stored: Container[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Reduces the biases that a Llama's settings allow to those that the first layer has.
 
-
-def _gpt2_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    _expect(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(
-            "`folder` must hold a model with activation_function one of "
-            f"{', '.join(_ACTIVATIONS)}. Received: activation_function={activation}"
-        )
-    return {
-        "vocabulary_size": config["vocab_size"],
-        "max_length": config["n_positions"],
-        "num_layers": config["n_layer"],
-        "num_heads": config["n_head"],
-        "hidden_dim": config["n_embd"],
-        "intermediate_dim": config.get("n_inner") or 4 * config["n_embd"],
-        "activation": _ACTIVATIONS[activation],
-        "epsilon": config.get("layer_norm_epsilon", 1e-5),
-        "tie_embeddings": config.get("tie_word_embeddings", True),
-    }
-
-
-def _llama_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    _expect(
-        config, hidden_act="silu", attention_bias=False, mlp_bias=False, head_dim=width // heads
-    )
-    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    _expect(rotary, rope_type="default")
-    return {
-        "vocabulary_size": config["vocab_size"],
-        "max_length": config["max_position_embeddings"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "hidden_dim": width,
-        "intermediate_dim": config["intermediate_size"],
-        "activation": "swiglu",
-        "norm": "rms_norm",
-        "positions": "rotary",
-        "rotary_base": rotary.get("rope_theta") or config.get("rope_theta", 10000.0),
-        "epsilon": config.get("rms_norm_eps", 1e-6),
-        "use_bias": False,
-        "tie_embeddings": config.get("tie_word_embeddings", False),
-    }
-
-
-def _blocks(model: keras.Model) -> list[TransformerBlock]:
-    return [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-
-
-def _is_tied(model: keras.Model) -> bool:
-    return not any(layer.name == "output" for layer in model.layers)
+    Biases that are not stored are zero in Hugging Face's model.
+    """
+    layer = "model.layers.0"
+    attention_bias: Any = False
+    if arguments["attention_bias"] and f"{layer}.self_attn.q_proj.bias" in stored:
+        attention_bias = f"{layer}.self_attn.o_proj.bias" in stored or "qkv"
+    use_bias = arguments["use_bias"] and f"{layer}.mlp.down_proj.bias" in stored
+    return {"attention_bias": attention_bias, "use_bias": use_bias}
 
 
 def _config_of(model: keras.Model) -> dict[str, Any]:
-    blocks = _blocks(model)
+    """Returns the content of a `config.json` that all versions of transformers understand."""
+    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
     if not blocks:
         raise ValueError(f"`model` must be a `zoo.gpt`. Received: {model.name} without blocks")
     block = blocks[0].get_config()
-    layer_types = {type(layer) for layer in model.layers}
     vocabulary_size, width = (int(size) for size in model.get_layer("embedding").embeddings.shape)
     learned = any(isinstance(x, Positions) and x.kind == "learned" for x in model.layers)
-    activations = {zoo_name: name for name, zoo_name in _ACTIVATIONS.items()}
+    tied = not any(layer.name == "output" for layer in model.layers)
+    heads = block["num_heads"]
+    kv_heads = block["num_kv_heads"] or heads
+    head_dim = block["head_dim"] or width // heads
+    bias, attention_bias = block["use_bias"], block["attention_bias"]
+    attention_bias = bias if attention_bias is None else attention_bias
+    activations = {zoo_name: name for name, zoo_name in reversed(GPT2_ACTIVATIONS.items())}
     common = {
-        "vocab_size": vocabulary_size, "tie_word_embeddings": _is_tied(model),
-        "torch_dtype": "float32", "bos_token_id": None, "eos_token_id": None,
+        "vocab_size": vocabulary_size, "tie_word_embeddings": tied, "torch_dtype": "float32",
+        "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     if (
         block["norm"] == "layer_norm"
         and learned
-        and block["use_bias"]
+        and bias
+        and attention_bias is True
         and block["activation"] in activations
-        and block["num_kv_heads"] in (None, block["num_heads"])
+        and kv_heads == heads
+        and head_dim * heads == width
     ):
         return {
             "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
             "n_positions": max_length(model), "n_embd": width, "n_layer": len(blocks),
-            "n_head": block["num_heads"], "n_inner": block["intermediate_dim"],
+            "n_head": heads, "n_inner": block["intermediate_dim"],
             "activation_function": activations[block["activation"]],
             "layer_norm_epsilon": block["epsilon"], **common,
         }  # fmt: skip
+    qwen2 = attention_bias == "qkv"
     if (
         block["norm"] == "rms_norm"
         and block["rotary_base"]
         and block["activation"] == "swiglu"
-        and not block["use_bias"]
+        and not (qwen2 and bias)
+        and (qwen2 or width % heads == 0)
     ):
+        names = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+        if not qwen2:
+            names = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+            names |= {"attention_bias": attention_bias, "mlp_bias": bias}
+        scaling = dict(block["rotary_scaling"] or {})
+        if scaling:
+            scaling["rope_type"] = scaling.pop("type")
+        if "original_max_length" in scaling:
+            length = scaling.pop("original_max_length")
+            scaling["original_max_position_embeddings"] = length
         return {
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-            "max_position_embeddings": max_length(model), "hidden_size": width,
+            **names, "max_position_embeddings": max_length(model), "hidden_size": width,
             "intermediate_size": block["intermediate_dim"], "num_hidden_layers": len(blocks),
-            "num_attention_heads": block["num_heads"],
-            "num_key_value_heads": block["num_kv_heads"] or block["num_heads"],
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
             "hidden_act": "silu", "rms_norm_eps": block["epsilon"],
-            "rope_theta": block["rotary_base"], **common,
+            "rope_theta": block["rotary_base"], "rope_scaling": scaling or None, **common,
         }  # fmt: skip
     raise ValueError(
         "`model` must have GPT-2's blocks (layer_norm, learned positions, biases, no grouped "
-        "queries) or Llama's (rms_norm, rotary positions, swiglu, no biases). Received: "
-        f"norm={block['norm']}, activation={block['activation']}, use_bias={block['use_bias']}, "
-        f"learned positions={learned}, layers={sorted(t.__name__ for t in layer_types)}"
+        "queries, no `head_dim` of its own), Llama's (rms_norm, rotary positions, swiglu, "
+        "`num_heads` that divides `hidden_dim`) or Qwen2's (as Llama's, with no biases but those "
+        f"of queries, keys and values). Received: norm={block['norm']}, "
+        f"activation={block['activation']}, use_bias={bias}, attention_bias={attention_bias}, "
+        f"num_kv_heads={kv_heads}, head_dim={head_dim}, learned positions={learned}"
     )
-
-
-# ------------------------------------------------------------------ weights
-
-
-def _tensors(model: keras.Model, model_type: str) -> Iterator[_Tensor]:
-    variables = {variable.path: variable for variable in model.trainable_variables}
-    gpt2 = model_type == "gpt2"
-
-    def tensor(name: str, *paths: str, transposed: bool = False) -> _Tensor:
-        return _Tensor(name, tuple(variables[path] for path in paths), transposed)
-
-    def dense(name: str, *layers: str) -> Iterator[_Tensor]:
-        kernels = [f"{layer}/kernel" for layer in layers]
-        yield tensor(f"{name}.weight", *kernels, transposed=not gpt2)
-        if f"{layers[0]}/bias" in variables:
-            yield tensor(f"{name}.bias", *(f"{layer}/bias" for layer in layers))
-
-    def norm(name: str, layer: str) -> Iterator[_Tensor]:
-        scale = "gamma" if f"{layer}/gamma" in variables else "scale"
-        yield tensor(f"{name}.weight", f"{layer}/{scale}")
-        if f"{layer}/beta" in variables:
-            yield tensor(f"{name}.bias", f"{layer}/beta")
-
-    prefix = "transformer" if gpt2 else "model"
-    yield tensor(f"{prefix}.{'wte' if gpt2 else 'embed_tokens'}.weight", "embedding/embeddings")
-    if gpt2:
-        yield tensor("transformer.wpe.weight", "positions/table")
-    for number, block in enumerate(_blocks(model)):
-        path = block.name
-        projections = [f"{path}/attention/{part}" for part in ("query", "key", "value")]
-        if gpt2:
-            name = f"transformer.h.{number}"
-            yield from norm(f"{name}.ln_1", f"{path}/attention_norm")
-            yield from dense(f"{name}.attn.c_attn", *projections)
-            yield from dense(f"{name}.attn.c_proj", f"{path}/attention/output")
-            yield from norm(f"{name}.ln_2", f"{path}/feed_forward_norm")
-            yield from dense(f"{name}.mlp.c_fc", f"{path}/feed_forward/up")
-            yield from dense(f"{name}.mlp.c_proj", f"{path}/feed_forward/down")
-            continue
-        name = f"model.layers.{number}"
-        yield from norm(f"{name}.input_layernorm", f"{path}/attention_norm")
-        for letter, layer_path in zip("qkv", projections):
-            yield from dense(f"{name}.self_attn.{letter}_proj", layer_path)
-        yield from dense(f"{name}.self_attn.o_proj", f"{path}/attention/output")
-        yield from norm(f"{name}.post_attention_layernorm", f"{path}/feed_forward_norm")
-        for part in ("gate", "up", "down"):
-            yield from dense(f"{name}.mlp.{part}_proj", f"{path}/feed_forward/{part}")
-    yield from norm(f"{prefix}.{'ln_f' if gpt2 else 'norm'}", "norm")
-    if not _is_tied(model):
-        # The output is a transposed linear layer in Hugging Face's GPT-2, too.
-        yield tensor("lm_head.weight", "output/kernel", transposed=True)

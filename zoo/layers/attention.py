@@ -9,15 +9,16 @@ cross-attention y is the encoded context. The mask is -inf for padding and, in c
 for later positions.
 
 Attention does not depend on the order of the positions. Position encodings supply the order: a
-sinusoidal or learned table is added to x, or q and k are rotated (rotary embeddings).
+sinusoidal or learned table is added to x, or q and k are rotated (rotary embeddings:
+`zoo.layers.rotary`).
 
 Source: the document's section "Architecture de Transformateur"; Vaswani et al., "Attention Is All
 You Need", 2017, sections 3.2 and 3.5; Su et al., "RoFormer", 2021; Ainslie et al., "GQA", 2023.
 """
 
 import contextvars
-import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import keras
@@ -26,10 +27,12 @@ from keras import ops
 
 from zoo.backends import backend
 from zoo.layers.core import call_built, dense_projection
+from zoo.layers.rotary import RotaryScaling, rotate, rotations
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # cached keys and values, (B, num_kv_heads, capacity, head_dim) each
 PositionKind = Literal["sinusoidal", "learned", "rotary"]
+AttentionBias = bool | Literal["qkv"]
 
 # While set, each `Attention` layer stores its attention weights in this dictionary, by layer path:
 # see `zoo.evaluation.attention_maps`.
@@ -46,49 +49,11 @@ def sinusoidal_table(length: int, dim: int) -> np.ndarray:
     Even columns hold sines and odd columns cosines. The frequency falls from column to column.
     Source: Vaswani et al., 2017, section 3.5.
     """
-    angles = _angles(length, dim, 10000.0)
+    angles = np.arange(length)[:, None] * 10000.0 ** -(np.arange(0, dim, 2) / dim)
     table = np.empty((length, dim))
     table[:, 0::2] = np.sin(angles)
     table[:, 1::2] = np.cos(angles[:, : dim // 2])
     return table
-
-
-@functools.lru_cache(maxsize=8)
-def rotary_tables(
-    length: int, dim: int, base: float = 10000.0, dtype: str = "float64"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the cosines and sines of rotary embeddings, (length, dim) each.
-
-    Args:
-        length: Number of positions.
-        dim: Width of a head, an even number.
-        base: Base of the wavelengths.
-        dtype: Dtype of the tables.
-    """
-    angles = np.tile(_angles(length, dim, base), 2)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
-
-
-def _angles(length: int, dim: int, base: float) -> np.ndarray:
-    frequencies = base ** -(np.arange(0, dim, 2) / dim)
-    return np.arange(length)[:, None] * frequencies
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Applies rotary embeddings: rotates each pair of elements i and i + head_dim/2.
-
-    Args:
-        x: Queries or keys, (B, T, heads, head_dim).
-        cosines: Cosines of the angles, broadcastable to x.
-        sines: Sines of the angles, broadcastable to x.
-
-    Returns:
-        The rotated queries or keys, with the shape and dtype of x.
-    """
-    dtype = x.dtype
-    x = ops.cast(x, cosines.dtype)  # 16-bit floats are too coarse for angles
-    first, second = ops.split(x, 2, axis=-1)
-    return ops.cast(x * cosines + ops.concatenate([-second, first], axis=-1) * sines, dtype)
 
 
 def heads_first(x: Tensor) -> Tensor:
@@ -183,13 +148,17 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
     """Multi-head attention by the backend's fused kernel; keeps (B, T, hidden_dim).
 
     Args:
-        num_heads: Number of query heads, a divisor of hidden_dim.
+        num_heads: Number of query heads.
         num_kv_heads: Number of key and value heads, a divisor of num_heads; by default num_heads.
             Each is shared by num_heads/num_kv_heads query heads (grouped-query attention).
+        head_dim: Width of a head; by default hidden_dim/num_heads.
         causal: Whether a position attends only to itself and earlier positions.
         rotary_base: Base of the rotary embeddings, usually 10000; None disables them.
+        rotary_scaling: Scaling of the rotary embeddings, the arguments of
+            `zoo.layers.rotary.RotaryScaling` by name; by default none.
         max_length: Number of positions of the rotary embeddings.
-        use_bias: Whether the four projections have biases.
+        use_bias: Whether the four projections have biases. With "qkv" the projections to queries,
+            keys and values have biases, and the output projection has none.
         stddev: Standard deviation of the initial query, key and value kernels; by default
             1/sqrt(fan_in).
         output_stddev: Standard deviation of the initial output kernel; by default 1/sqrt(fan_in).
@@ -201,10 +170,12 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         self,
         num_heads: int,
         num_kv_heads: int | None = None,
+        head_dim: int | None = None,
         causal: bool = False,
         rotary_base: float | None = None,
+        rotary_scaling: Mapping[str, Any] | None = None,
         max_length: int = 0,
-        use_bias: bool = True,
+        use_bias: AttentionBias = True,
         stddev: float | None = None,
         output_stddev: float | None = None,
         seed: int = 0,
@@ -214,8 +185,11 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim: Any = head_dim  # an integer once the layer is built
         self.causal = causal
         self.rotary_base = rotary_base
+        self.rotary_scaling = rotary_scaling
+        self._scaling = RotaryScaling.from_config(rotary_scaling)
         self.max_length = max_length
         self.use_bias = use_bias
         self.stddev = stddev
@@ -225,12 +199,20 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
 
     def build(self, input_shape: Any, *_: Any) -> None:
         width = input_shape[-1]
-        self.head_dim = width // self.num_heads
-        kv_width = self.num_kv_heads * self.head_dim
-        self.query_projection = dense_projection(self, "query", width, width, self.stddev)
+        if self.head_dim is None:
+            self.head_dim = width // self.num_heads
+        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.query_projection = dense_projection(self, "query", width, q_width, self.stddev)
         self.key_projection = dense_projection(self, "key", width, kv_width, self.stddev)
         self.value_projection = dense_projection(self, "value", width, kv_width, self.stddev)
-        self.output_projection = dense_projection(self, "output", width, width, self.output_stddev)
+        self.output_projection = dense_projection(
+            self,
+            "output",
+            q_width,
+            width,
+            self.output_stddev,
+            use_bias=bool(self.use_bias) and self.use_bias != "qkv",
+        )
 
     def call(
         self, x: Tensor, context: Tensor | None = None, padding_mask: Tensor | None = None
@@ -326,16 +308,12 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
             return x
         if positions is None:
             check_length(x.shape[1], self.max_length, self.path)
+            positions = ops.arange(ops.shape(x)[1], dtype="int32")[None]
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
-        tables = (
-            ops.convert_to_tensor(table, dtype=dtype)
-            for table in rotary_tables(self.max_length, self.head_dim, self.rotary_base, dtype)
+        cosines, sines = rotations(
+            positions, self.max_length, self.head_dim, self.rotary_base, self._scaling, dtype
         )
-        if positions is None:
-            rotations = [table[: ops.shape(x)[1], None] for table in tables]
-        else:
-            rotations = [ops.take(table, positions, axis=0)[:, :, None] for table in tables]
-        return rotate(x, *rotations)
+        return rotate(x, cosines, sines)
 
     def _attention_weights(
         self, query: Tensor, keys: Tensor, attention_mask: Any, causal: bool
@@ -353,7 +331,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         names = (
-            "num_heads", "num_kv_heads", "causal", "rotary_base", "max_length", "use_bias",
-            "stddev", "output_stddev", "seed", "stream",
+            "num_heads", "num_kv_heads", "head_dim", "causal", "rotary_base", "rotary_scaling",
+            "max_length", "use_bias", "stddev", "output_stddev", "seed", "stream",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

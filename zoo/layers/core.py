@@ -119,8 +119,37 @@ class Embedding(keras.layers.ReversibleEmbedding):  # type: ignore[misc]
         return super().call(ids)
 
 
+@keras.saving.register_keras_serializable("zoo")
+class PaddingMask(keras.layers.Layer):  # type: ignore[misc]
+    """Boolean padding mask of token ids, (B, T) int to (B, T) bool, false at padding.
+
+    The first token is never masked, so that attention always has at least one key.
+
+    Args:
+        padding: Token id of padding.
+    """
+
+    def __init__(self, padding: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.padding = padding
+
+    def call(self, ids: Tensor) -> Tensor:
+        return ops.logical_or(ids != self.padding, ops.arange(ops.shape(ids)[1]) == 0)
+
+    def compute_output_spec(self, ids: Tensor) -> Any:
+        return keras.KerasTensor(ids.shape, "bool")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "padding": self.padding}
+
+
 def dense_projection(
-    owner: Any, name: str, inputs: int, units: int, stddev: float | None
+    owner: Any,
+    name: str,
+    inputs: int,
+    units: int,
+    stddev: float | None,
+    use_bias: bool | None = None,
 ) -> keras.layers.Layer:
     """Creates and builds a `Dense` sublayer with normal initial weights.
 
@@ -131,13 +160,14 @@ def dense_projection(
         inputs: Input width.
         units: Output width.
         stddev: Standard deviation of the initial kernel; None means 1/sqrt(inputs).
+        use_bias: Whether the projection has a bias; by default if `owner` has biases.
 
     Returns:
         The built layer.
     """
     layer = Dense(
         units,
-        use_bias=owner.use_bias,
+        use_bias=bool(owner.use_bias) if use_bias is None else use_bias,
         kernel_initializer=initializers.Normal(owner.seed, f"{owner.stream}/{name}", stddev),
         dtype=owner.dtype_policy,
         name=name,

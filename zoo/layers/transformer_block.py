@@ -13,16 +13,16 @@ Normalization in the Transformer Architecture", 2020; Zhang and Sennrich, "Root 
 Normalization", 2019.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
-from keras import ops
 
 from zoo import random
-from zoo.layers.attention import Attention, Cache, heads_first
+from zoo.layers.attention import Attention, AttentionBias, Cache, heads_first
 from zoo.layers.core import call_built
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward
+from zoo.layers.rotary import RotaryScaling
 from zoo.validation import check_dropout, check_sizes
 
 Tensor = Any
@@ -50,10 +50,13 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
     Args:
         intermediate_dim: Width between the two layers of the feed-forward network.
         activation: Activation of the feed-forward network: "relu", "gelu", "gelu_tanh" or "swiglu".
-        num_heads: Number of query heads, a divisor of hidden_dim.
+        num_heads: Number of query heads.
         num_kv_heads: Number of key and value heads, a divisor of num_heads; by default num_heads.
+        head_dim: Width of a head; by default hidden_dim/num_heads.
         causal: Whether self-attention covers only the position itself and earlier positions.
         rotary_base: Base of the rotary embeddings of self-attention; None disables them.
+        rotary_scaling: Scaling of the rotary embeddings, the arguments of
+            `zoo.layers.rotary.RotaryScaling` by name; by default none.
         max_length: Number of positions of the rotary embeddings.
         cross_attention: Whether the block has cross-attention to a context.
         norm: "layer_norm" or "rms_norm".
@@ -62,6 +65,8 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
             after the sublayer (post-norm).
         dropout: Fraction of each sublayer's output that is dropped, in [0, 1).
         use_bias: Whether the dense layers have biases.
+        attention_bias: Whether the four projections of attention have biases; "qkv" means those to
+            queries, keys and values only. By default as `use_bias`.
         stddev: Standard deviation of the initial kernels; by default 1/sqrt(fan_in).
         output_stddev: Standard deviation of the initial kernels of each sublayer's last
             projection; by default 1/sqrt(fan_in).
@@ -74,8 +79,10 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         activation: str,
         num_heads: int,
         num_kv_heads: int | None = None,
+        head_dim: int | None = None,
         causal: bool = False,
         rotary_base: float | None = None,
+        rotary_scaling: Mapping[str, Any] | None = None,
         max_length: int = 0,
         cross_attention: bool = False,
         norm: str = "layer_norm",
@@ -83,6 +90,7 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         norm_first: bool = True,
         dropout: float = 0.0,
         use_bias: bool = True,
+        attention_bias: AttentionBias | None = None,
         stddev: float | None = None,
         output_stddev: float | None = None,
         seed: int = 0,
@@ -91,30 +99,35 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._block_config = {
             "intermediate_dim": intermediate_dim, "activation": activation,
-            "num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal,
-            "rotary_base": rotary_base, "max_length": max_length,
+            "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
+            "causal": causal, "rotary_base": rotary_base, "rotary_scaling": rotary_scaling,
+            "max_length": max_length, "attention_bias": attention_bias,
             "cross_attention": cross_attention, "norm": norm, "epsilon": epsilon,
             "norm_first": norm_first, "dropout": dropout, "use_bias": use_bias,
             "stddev": stddev, "output_stddev": output_stddev, "seed": seed,
         }  # fmt: skip
         self.norm_first = norm_first
         common_options: dict[str, Any] = {
-            "use_bias": use_bias, "stddev": stddev, "output_stddev": output_stddev, "seed": seed,
+            "stddev": stddev, "output_stddev": output_stddev, "seed": seed,
             "dtype": self.dtype_policy,
         }  # fmt: skip
+        attention_options = {
+            "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim,
+            "use_bias": use_bias if attention_bias is None else attention_bias, **common_options,
+        }  # fmt: skip
         self.attention = Attention(
-            num_heads, num_kv_heads, causal, rotary_base, max_length,
-            stream=f"{self.name}/attention", name="attention", **common_options,
+            causal=causal, rotary_base=rotary_base, rotary_scaling=rotary_scaling,
+            max_length=max_length, stream=f"{self.name}/attention", name="attention",
+            **attention_options,
         )  # fmt: skip
         self.cross_attention = None
         if cross_attention:
             self.cross_attention = Attention(
-                num_heads, num_kv_heads,
                 stream=f"{self.name}/cross_attention", name="cross_attention",
-                **common_options,
+                **attention_options,
             )  # fmt: skip
         self.feed_forward = FeedForward(
-            intermediate_dim, activation,
+            intermediate_dim, activation, use_bias=use_bias,
             stream=f"{self.name}/feed_forward", name="feed_forward", **common_options,
         )  # fmt: skip
         for sublayer in self._sublayers:
@@ -286,6 +299,9 @@ def check_block(
     norm: str,
     dropout: float,
     positions: str,
+    head_dim: int | None = None,
+    attention_bias: AttentionBias | None = None,
+    rotary_scaling: Mapping[str, Any] | None = None,
     **sizes: int,
 ) -> None:
     """Checks the arguments of a transformer block.
@@ -298,6 +314,9 @@ def check_block(
         norm: Kind of the normalization.
         dropout: Dropout rate.
         positions: Kind of the position encodings.
+        head_dim: Width of a head; None means `hidden_dim` / `num_heads`.
+        attention_bias: Which projections of attention have biases; None means as other layers.
+        rotary_scaling: Scaling of rotary embeddings; None means none.
         **sizes: Further sizes, each a whole number of at least 1.
 
     Raises:
@@ -305,8 +324,9 @@ def check_block(
     """
     check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, **sizes)
     check_sizes(num_kv_heads=1 if num_kv_heads is None else num_kv_heads)
+    check_sizes(head_dim=1 if head_dim is None else head_dim)
     check_dropout(dropout)
-    if hidden_dim % num_heads:
+    if head_dim is None and hidden_dim % num_heads:
         raise ValueError(
             "`hidden_dim` must be divisible by `num_heads`. Received: "
             f"hidden_dim={hidden_dim}, num_heads={num_heads}"
@@ -316,10 +336,20 @@ def check_block(
             "`num_heads` must be divisible by `num_kv_heads`, since each key and value head serves "
             f"as many query heads. Received: num_heads={num_heads}, num_kv_heads={num_kv_heads}"
         )
-    if positions == "rotary" and hidden_dim // num_heads % 2:
+    if positions == "rotary" and (head_dim or hidden_dim // num_heads) % 2:
         raise ValueError(
-            "`hidden_dim` / `num_heads` must be even for rotary positions, which rotate pairs of "
-            f"elements. Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
+            "`head_dim`, by default `hidden_dim` / `num_heads`, must be even for rotary positions. "
+            f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}, head_dim={head_dim}"
+        )
+    if RotaryScaling.from_config(rotary_scaling) is not None and positions != "rotary":
+        raise ValueError(
+            "`rotary_scaling` must be None unless the positions are rotary. Received: "
+            f"rotary_scaling={rotary_scaling}, positions={positions}"
+        )
+    if attention_bias not in (None, "qkv") and not isinstance(attention_bias, bool):
+        raise ValueError(
+            '`attention_bias` must be None, True, False or "qkv". '
+            f"Received: attention_bias={attention_bias!r}"
         )
     for argument, value, known in (
         ("activation", activation, tuple(ACTIVATIONS)),
@@ -341,6 +371,8 @@ def block_parameter_count(
     cross_attention: bool = False,
     norm: str = "layer_norm",
     use_bias: bool = True,
+    head_dim: int | None = None,
+    attention_bias: AttentionBias | None = None,
 ) -> int:
     """Returns the parameter count of a transformer block in closed form.
 
@@ -353,35 +385,16 @@ def block_parameter_count(
         cross_attention: Whether the block has cross-attention to a context.
         norm: "layer_norm" or "rms_norm".
         use_bias: Whether the dense layers have biases.
+        head_dim: Width of a head; None means `hidden_dim` / `num_heads`.
+        attention_bias: Which projections of attention have biases; None means as `use_bias`.
     """
     d, bias = hidden_dim, int(use_bias)
-    kv_width = d // num_heads * (num_kv_heads or num_heads)
-    attention = 2 * d * (d + bias) + 2 * (d + bias) * kv_width
+    attention_bias = use_bias if attention_bias is None else attention_bias
+    head_dim = head_dim or d // num_heads
+    q_width, kv_width = num_heads * head_dim, (num_kv_heads or num_heads) * head_dim
+    qkv_bias, output_bias = bool(attention_bias), int(attention_bias not in (False, "qkv"))
+    attention = (d + qkv_bias) * (q_width + 2 * kv_width) + (q_width + output_bias) * d
     num_inner = 2 if activation == "swiglu" else 1
     feed_forward = num_inner * (d + bias) * intermediate_dim + (intermediate_dim + bias) * d
     norms = (3 if cross_attention else 2) * (d if norm == "rms_norm" else 2 * d)
     return (2 if cross_attention else 1) * attention + feed_forward + norms
-
-
-@keras.saving.register_keras_serializable("zoo")
-class PaddingMask(keras.layers.Layer):  # type: ignore[misc]
-    """Boolean padding mask of token ids, (B, T) int to (B, T) bool, false at padding.
-
-    The first token is never masked, so that attention always has at least one key.
-
-    Args:
-        padding: Token id of padding.
-    """
-
-    def __init__(self, padding: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.padding = padding
-
-    def call(self, ids: Tensor) -> Tensor:
-        return ops.logical_or(ids != self.padding, ops.arange(ops.shape(ids)[1]) == 0)
-
-    def compute_output_spec(self, ids: Tensor) -> Any:
-        return keras.KerasTensor(ids.shape, "bool")
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "padding": self.padding}

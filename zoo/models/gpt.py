@@ -9,18 +9,19 @@ With d = hidden_dim, V = vocabulary_size and the blocks of GPT-2, the parameter 
     V·d + max_length·d + num_layers·(12·d² + 13·d) + 2·d       124,439,808 for GPT-2 small
 
 `CONFIGURATIONS["llama"]` has the later blocks: RMSNorm, rotary embeddings, SwiGLU, grouped-query
-attention and no biases.
+attention and no biases. With `attention_bias="qkv"` they are the blocks of Qwen2.
 
 Source: the document's section "LLMs"; Radford et al., "Language Models are Unsupervised Multitask
-Learners", 2019; Touvron et al., "LLaMA", 2023.
+Learners", 2019; Touvron et al., "LLaMA", 2023; Yang et al., "Qwen2 Technical Report", 2024.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from zoo import initializers, random
-from zoo.layers.attention import PositionKind, Positions
+from zoo.layers.attention import AttentionBias, PositionKind, Positions
 from zoo.layers.core import Dense, Embedding
 from zoo.layers.transformer_block import (
     Norm,
@@ -55,18 +56,20 @@ def parameter_count(
     num_heads: int,
     hidden_dim: int,
     num_kv_heads: int | None,
+    head_dim: int | None,
     intermediate_dim: int | None,
     activation: str,
     norm: str,
     positions: str,
     use_bias: bool,
+    attention_bias: AttentionBias | None,
     tie_embeddings: bool,
     **_: object,
 ) -> int:
     """Returns the parameter count of a `gpt` with these arguments."""
     block = block_parameter_count(
         hidden_dim, intermediate_dim or 4 * hidden_dim, num_heads, num_kv_heads, activation,
-        norm=norm, use_bias=use_bias,
+        norm=norm, use_bias=use_bias, head_dim=head_dim, attention_bias=attention_bias,
     )  # fmt: skip
     embeddings = vocabulary_size * (1 if tie_embeddings else 2)
     embeddings += max_length if positions == "learned" else 0
@@ -87,7 +90,11 @@ def parameter_count(
         },
         "llama": {
             **CONFIGURATIONS["llama"], "vocabulary_size": 64, "max_length": 72, "num_layers": 2,
-            "hidden_dim": 32, "intermediate_dim": 48,
+            "hidden_dim": 32, "intermediate_dim": 48, "head_dim": 12, "attention_bias": "qkv",
+            "rotary_scaling": {
+                "type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_length": 36,
+            },
         },
     },
 )  # fmt: skip
@@ -98,13 +105,16 @@ def gpt(
     num_heads: int = 4,
     hidden_dim: int = 128,
     num_kv_heads: int | None = None,
+    head_dim: int | None = None,
     intermediate_dim: int | None = None,
     activation: str = "gelu_tanh",
     norm: Norm = "layer_norm",
     positions: PositionKind = "learned",
     rotary_base: float = 10000.0,
+    rotary_scaling: Mapping[str, Any] | None = None,
     epsilon: float = 1e-5,
     use_bias: bool = True,
+    attention_bias: AttentionBias | None = None,
     tie_embeddings: bool = True,
     dropout: float = 0.0,
     seed: int = 0,
@@ -119,18 +129,25 @@ def gpt(
         vocabulary_size: Number of tokens in the vocabulary.
         max_length: Context length, the number of tokens of the longest input.
         num_layers: Number of transformer blocks.
-        num_heads: Number of query heads, a divisor of `hidden_dim`.
+        num_heads: Number of query heads, a divisor of `hidden_dim` unless `head_dim` is given.
         hidden_dim: Width of a token's vector.
         num_kv_heads: Number of key and value heads, a divisor of `num_heads`; by default
             `num_heads`.
+        head_dim: Width of a head of attention; by default hidden_dim/num_heads.
         intermediate_dim: Inner width of a block's feed-forward network; by default 4·hidden_dim.
         activation: Activation of the feed-forward networks: "relu", "gelu", "gelu_tanh" or
             "swiglu".
         norm: Kind of the normalizations: "layer_norm" or "rms_norm".
         positions: Kind of the position encodings: "learned", "sinusoidal" or "rotary".
         rotary_base: Base of the wavelengths of rotary embeddings.
+        rotary_scaling: Scaling of the frequencies of rotary embeddings, the arguments of
+            `zoo.layers.rotary.RotaryScaling` by name, such as {"type": "linear", "factor": 2.0};
+            by default none.
         epsilon: Constant added to the variance in a normalization.
         use_bias: Whether the dense layers have biases.
+        attention_bias: Whether the projections of attention have biases. "qkv" means biases of the
+            projections to queries, keys and values but not of the output projection, as in Qwen2.
+            By default as `use_bias`.
         tie_embeddings: Whether the output layer shares the weights of the token embedding.
         dropout: Dropout rate of the embeddings and of each sublayer's output, in [0, 1).
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
@@ -143,14 +160,15 @@ def gpt(
     Raises:
         ValueError: If a size is not at least 1, `num_heads` does not divide `hidden_dim`,
             `num_kv_heads` does not divide `num_heads`, `activation`, `norm` or `positions` is
-            unknown, or `dropout` lies outside [0, 1). When called: if a sequence is longer than
-            `max_length`, or an id lies outside the vocabulary (see `zoo.layers.core.Embedding`).
+            unknown, `dropout` lies outside [0, 1), or `rotary_scaling` is invalid.
+            When called: if a sequence is longer than `max_length`, or an id lies outside the
+            vocabulary (see `zoo.layers.core.Embedding`).
     """
     check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
     check_block(
         hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, positions,
-        intermediate_dim=intermediate_dim,
+        head_dim, attention_bias, rotary_scaling, intermediate_dim=intermediate_dim,
     )  # fmt: skip
 
     ids = keras.Input((None,), dtype="int32", name="ids")
@@ -169,9 +187,10 @@ def gpt(
         x = random.Dropout(dropout, seed, dtype=dtype, name="dropout")(x)
     for i in range(1, num_layers + 1):
         x = TransformerBlock(
-            intermediate_dim, activation, num_heads, num_kv_heads,
+            intermediate_dim, activation, num_heads, num_kv_heads, head_dim,
             causal=True, max_length=max_length,
             rotary_base=rotary_base if positions == "rotary" else None,
+            rotary_scaling=rotary_scaling, attention_bias=attention_bias,
             norm=norm, epsilon=epsilon, dropout=dropout, use_bias=use_bias,
             # The sum of 2·num_layers residuals keeps its scale with smaller initial weights.
             stddev=_STDDEV, output_stddev=_STDDEV / (2 * num_layers) ** 0.5,

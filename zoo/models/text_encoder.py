@@ -13,9 +13,8 @@ import keras
 
 from zoo import initializers
 from zoo.layers.attention import Positions
-from zoo.layers.core import Embedding
+from zoo.layers.core import Embedding, PaddingMask
 from zoo.layers.transformer_block import (
-    PaddingMask,
     TransformerBlock,
     block_parameter_count,
     check_block,

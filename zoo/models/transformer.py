@@ -23,10 +23,9 @@ import keras
 
 from zoo import initializers, random
 from zoo.layers.attention import PositionKind, Positions
-from zoo.layers.core import Dense, Embedding
+from zoo.layers.core import Dense, Embedding, PaddingMask
 from zoo.layers.transformer_block import (
     Norm,
-    PaddingMask,
     TransformerBlock,
     block_parameter_count,
     check_block,
