@@ -21,12 +21,23 @@ rounds. The generator is designed for training, not for cryptography.
 import functools
 import math
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from zoo.validation import (
+    Index,
+    NonNegative,
+    Number,
+    Probability,
+    RandomKey,
+    Rate,
+    Seed,
+    Shape,
+    validated,
+)
 
 Tensor = Any
 
@@ -34,10 +45,8 @@ Tensor = Any
 Key = Any
 
 
-_MAX_SIZE = 2**31  # of the arrays of one key: indices are int32
-
-
-def key(seed: int, *stream: str | int) -> np.ndarray:
+@validated
+def key(seed: Seed, *stream: str | int) -> np.ndarray:
     """Creates the key of a named stream of random numbers.
 
     Args:
@@ -51,12 +60,9 @@ def key(seed: int, *stream: str | int) -> np.ndarray:
     Raises:
         ValueError: If `seed` is not an integer in [0, 2**32).
     """
-    integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not integer or not 0 <= seed < 2**32:
-        raise ValueError(f"`seed` must be an integer in [0, 2**32). Received: seed={seed!r}")
     # Each part is preceded by its length, so that ("a", "bc") and ("ab", "c") differ.
     parts = [str(part).encode() for part in stream]
-    entropy = [int(seed), len(parts), *(n for part in parts for n in (len(part), *part))]
+    entropy = [seed, len(parts), *(n for part in parts for n in (len(part), *part))]
     return np.random.SeedSequence(entropy).generate_state(2).view(np.int32)
 
 
@@ -77,7 +83,8 @@ def fold_in(key: Key, data: Any) -> Key:
     return _fold(ops, ops.convert_to_tensor(key, "int32"), ops.cast(data, "int32"))
 
 
-def bits(key: Key, shape: int | Sequence[Any]) -> Tensor:
+@validated
+def bits(key: RandomKey, shape: Shape) -> Tensor:
     """Random integers, uniform over the whole range of int32.
 
     Args:
@@ -91,21 +98,13 @@ def bits(key: Key, shape: int | Sequence[Any]) -> Tensor:
         ValueError: If `shape` has 2**31 elements or more.
     """
     xp = np if _is_host(key) else ops
-    shape = _shape(shape)
-    size = math.prod(shape)
-    if isinstance(size, int) and size >= _MAX_SIZE:
-        raise ValueError(
-            f"`shape` must have fewer than 2**31 elements. Received: shape={shape}. Use several "
-            "smaller arrays, each with a key from `fold_in`"
-        )
-    counter = xp.arange(size, dtype="int32")
+    counter = xp.arange(math.prod(shape), dtype="int32")
     # The product spreads neighbouring counters over all 32 bits before the first half of the key.
     return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), shape)
 
 
-def uniform(
-    key: Key, shape: int | Sequence[Any], minval: float = 0.0, maxval: float = 1.0
-) -> Tensor:
+@validated
+def uniform(key: RandomKey, shape: Shape, minval: Number = 0.0, maxval: Number = 1.0) -> Tensor:
     """Uniform float32 numbers in [minval, maxval), on a grid of 2**24 steps.
 
     In [0, 1) and in ranges symmetric about 0 the bits are the same on every backend. In other
@@ -138,7 +137,8 @@ def uniform(
     return xp.add(xp.multiply(unit, maxval - minval), minval)
 
 
-def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
+@validated
+def normal(key: RandomKey, shape: Shape, stddev: NonNegative = 1.0) -> Tensor:
     """Normal float32 numbers with mean 0, the same bits on every backend.
 
     Logarithm and cosine differ between libraries in their last bits, but a table does not. Each
@@ -162,7 +162,8 @@ def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
     return xp.add(low, high)
 
 
-def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tensor:
+@validated
+def bernoulli(key: RandomKey, probability: Probability, shape: Shape) -> Tensor:
     """Booleans that are true with a given probability.
 
     Args:
@@ -176,8 +177,6 @@ def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tenso
     Raises:
         ValueError: If `probability` is not in [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"`probability` must lie in [0, 1]. Received: probability={probability}")
     xp = np if _is_host(key) else ops
     threshold = round(probability * 2**32) - 2**31
     integers = bits(key, shape)
@@ -186,7 +185,8 @@ def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tenso
     return xp.less(integers, threshold)
 
 
-def permutation(key: Key, size: int) -> Tensor:
+@validated
+def permutation(key: RandomKey, size: Index) -> Tensor:
     """Random permutation of the numbers 0 to size - 1.
 
     Args:
@@ -223,10 +223,9 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
     Source: Srivastava et al., "Dropout", JMLR 2014.
     """
 
-    def __init__(self, rate: float, seed: int = 0, **kwargs: Any):
+    @validated
+    def __init__(self, rate: Rate, seed: Seed = 0, **kwargs: Any):
         super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}")
         self.rate = rate
         self.seed = seed
         self.supports_masking = True
@@ -273,10 +272,6 @@ _MULTIPLIER_2 = _wrap(0x846CA68B)
 
 def _is_host(key: Key) -> bool:
     return isinstance(key, np.ndarray)
-
-
-def _shape(shape: int | Sequence[Any]) -> tuple[Any, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def _shift_right(xp: Any, x: Tensor, count: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 import hashlib
 from importlib import resources
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
+
+Part = Literal["train", "validation", "test"]  # of a corpus
 
 
 def embedded(name: str, sha256: str) -> BinaryIO:

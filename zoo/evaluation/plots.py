@@ -1,7 +1,7 @@
 """Plots of training and evaluation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -9,7 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
 
+from zoo.validation import Labels, Logits, Numbers, Probability, array, validated, whole
 
+
+@validated
 def plot_curves(
     history: keras.callbacks.History,
     metrics: Sequence[str] = ("loss", "accuracy"),
@@ -39,6 +42,7 @@ def plot_curves(
     return figure
 
 
+@validated
 def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
     """Losses of two implementations of one training, and their relative distance at each step.
 
@@ -62,13 +66,15 @@ def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def relative_distances(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+@validated
+def relative_distances(first: Numbers, second: Numbers) -> np.ndarray:
     """|a - b| / |a| of each pair of numbers."""
     a, b = np.asarray(first), np.asarray(second)
     return np.asarray(np.abs(a - b) / np.abs(a))
 
 
-def plot_confusion(matrix: np.ndarray) -> Figure:
+@validated
+def plot_confusion(matrix: Annotated[np.ndarray, array("iu", "(classes, classes)")]) -> Figure:
     """The confusion matrix, each row coloured by its fractions; counts where they can be read."""
     classes = len(matrix)
     size = max(5.0, min(14.0, 0.55 * classes))
@@ -95,8 +101,12 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
     return figure
 
 
+@validated
 def plot_mistakes(
-    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, count: int = 16
+    images: Annotated[np.ndarray, array("uif")],
+    labels: Labels,
+    logits: Logits,
+    count: Annotated[int, whole(1, 256)] = 16,
 ) -> Figure:
     """Misclassified images with the greatest confidence."""
     predictions = logits.argmax(-1)
@@ -130,10 +140,11 @@ _CELLS: dict[str, tuple[str, str, dict[str, Any]]] = {  # Okabe and Ito's colour
 }
 
 
+@validated
 def plot_memory(
     lengths: Sequence[int],
     recall: Mapping[str, Sequence[float]],
-    chance: float,
+    chance: Probability,
     gradients: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Figure:
     """Recall of the first symbol by length, and the gradient that reaches each step.
@@ -173,6 +184,7 @@ def plot_memory(
     return figure
 
 
+@validated
 def plot_perplexity(
     history: keras.callbacks.History, baselines: Mapping[str, float], metric: str = "loss"
 ) -> Figure:

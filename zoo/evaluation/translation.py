@@ -20,10 +20,12 @@ from zoo.evaluation.plots import plot_perplexity
 from zoo.generation.sampling import generate
 from zoo.generation.translate import translate
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Count, Size, TextList, Vocabulary, validated
 
 
+@validated
 def unigram_loss(
-    train: Sequence[np.ndarray], vocabulary_size: int
+    train: Sequence[np.ndarray], vocabulary_size: Vocabulary
 ) -> Callable[[Sequence[np.ndarray]], float]:
     """The loss of a model that knows the frequencies of tokens only, in nats a token.
 
@@ -47,7 +49,8 @@ def unigram_loss(
     return mean_loss
 
 
-def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+@validated
+def scores(hypotheses: TextList, references: TextList) -> dict[str, float]:
     """BLEU and chrF of a corpus, from 0 to 100, by sacreBLEU with its own settings.
 
     Source: Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
@@ -58,6 +61,7 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
+@validated
 def baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[str]]:
     """Translations of the test set without a model, by the name of the method.
 
@@ -100,6 +104,7 @@ def _dictionary(train: Sequence[Pair]) -> dict[str, str]:
     }
 
 
+@validated
 def write_report(
     run: RunDirectory,
     history: keras.callbacks.History,
@@ -107,8 +112,8 @@ def write_report(
     tokenizer: Tokenizer,
     parts: Mapping[str, Sequence[Pair]],
     console: Console,
-    num_beams: int = 4,
-    test_pairs: int | None = None,
+    num_beams: Size = 4,
+    test_pairs: Count | None = None,
 ) -> dict[str, float]:
     """Translates the test set and compares the scores with baselines; prints and plots them.
 
@@ -168,6 +173,7 @@ def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -
     return table
 
 
+@validated
 def plot_cross_attention(model: keras.Model, tokenizer: Tokenizer, source: str) -> Figure:
     """Plots the cross-attention weights of the last block for a greedy translation.
 

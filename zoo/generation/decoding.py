@@ -16,12 +16,14 @@ from zoo import random
 from zoo.backends import backend
 from zoo.layers.attention import Attention, Positions
 from zoo.layers.transformer_block import TransformerBlock
+from zoo.validation import Size, validated
 
 Tensor = Any
 
 # ------------------------------------------------------------------ explicit states
 
 
+@validated
 def with_explicit_states(model: keras.Model) -> keras.Model:
     """Builds a model of the same layers that takes and returns the recurrent states.
 
@@ -50,7 +52,8 @@ def with_explicit_states(model: keras.Model) -> keras.Model:
     )
 
 
-def initial_states(stateful_model: keras.Model, batch_size: int) -> list[np.ndarray]:
+@validated
+def initial_states(stateful_model: keras.Model, batch_size: Size) -> list[np.ndarray]:
     """Creates the zero states at the beginning of a sequence.
 
     Args:
@@ -273,6 +276,7 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+@validated
 def max_length(model: keras.Model) -> int:
     """Context of a transformer: the maximum sequence length, in tokens."""
     lengths = [
@@ -284,6 +288,7 @@ def max_length(model: keras.Model) -> int:
     return min(lengths)
 
 
+@validated
 def decoder_for(model: keras.Model) -> Any:
     """Creates a decoder of the model, with state of its own.
 

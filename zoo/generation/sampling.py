@@ -7,9 +7,8 @@ Tokens are sampled by inverse transform sampling from uniform numbers that are t
 backend: see `sample_tokens`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -19,18 +18,30 @@ from scipy.special import softmax
 from zoo import random
 from zoo.generation.decoding import decoder_for, is_encoder_decoder, max_length
 from zoo.layers.core import Embedding
-from zoo.validation import check_sizes
+from zoo.validation import (
+    Index,
+    Logits,
+    NewTokens,
+    NonNegative,
+    Nucleus,
+    Seed,
+    Size,
+    TokenIds,
+    array,
+    validated,
+)
 
 
+@validated
 def stream(
     model: keras.Model,
     prompts: Sequence[Any],
-    max_new_tokens: int,
-    seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_tokens: Sequence[int] = (),
+    max_new_tokens: NewTokens,
+    seed: Seed = 0,
+    temperature: NonNegative = 1.0,
+    top_k: Size | None = None,
+    top_p: Nucleus | None = None,
+    stop_tokens: TokenIds = (),
     sources: Sequence[Any] | None = None,
 ) -> Iterator[np.ndarray]:
     """Continues prompts and yields the tokens one by one.
@@ -68,11 +79,6 @@ def stream(
     decoder, (ids, source_ids), max_new_tokens = prepare_generation(
         model, prompts, sources, max_new_tokens
     )
-    check_sizes(top_k=1 if top_k is None else top_k)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"`temperature` must be 0 or more. Received: temperature={temperature}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
     key = random.key(seed, "generate")
 
     def iterate() -> Iterator[np.ndarray]:
@@ -93,8 +99,9 @@ def stream(
     return iterate()
 
 
+@validated
 def generate(
-    model: keras.Model, prompts: Sequence[Any], max_new_tokens: int, **options: Any
+    model: keras.Model, prompts: Sequence[Any], max_new_tokens: NewTokens, **options: Any
 ) -> list[np.ndarray]:
     """Continues prompts and returns the whole continuations.
 
@@ -116,8 +123,12 @@ def generate(
     return [row[row >= 0] for row in tokens]
 
 
+@validated
 def prepare_generation(
-    model: keras.Model, prompts: Sequence[Any], sources: Sequence[Any] | None, max_new_tokens: int
+    model: keras.Model,
+    prompts: Sequence[Any],
+    sources: Sequence[Any] | None,
+    max_new_tokens: NewTokens,
 ) -> tuple[Any, tuple[list[np.ndarray], list[np.ndarray] | None], int]:
     """Validates the inputs of a generation and creates its decoder.
 
@@ -134,7 +145,6 @@ def prepare_generation(
     Raises:
         ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
-    check_sizes(max_new_tokens=max_new_tokens)
     ids = _as_token_ids("prompts", prompts, int(model.output.shape[-1]))
     source_ids = None
     if is_encoder_decoder(model):
@@ -177,7 +187,8 @@ def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np
     return [ids.astype(np.int32) for ids in arrays]
 
 
-def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np.ndarray:
+@validated
+def check_logits(logits: Logits, index: Index, rows_per_prompt: Size = 1) -> np.ndarray:
     """Returns logits after checking that a token can be chosen from each row.
 
     Args:
@@ -198,12 +209,13 @@ def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np
     return logits
 
 
+@validated
 def sample_tokens(
-    logits: np.ndarray,
-    uniform: np.ndarray,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    logits: Logits,
+    uniform: Annotated[np.ndarray, array("f", "(B,)")],
+    temperature: NonNegative = 1.0,
+    top_k: Size | None = None,
+    top_p: Nucleus | None = None,
 ) -> np.ndarray:
     """Samples one token per row by inverse transform sampling.
 

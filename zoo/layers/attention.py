@@ -26,6 +26,7 @@ from keras import ops
 
 from zoo.backends import backend
 from zoo.layers.core import call_built, dense_projection
+from zoo.validation import Index, NonNegative, Positive, Seed, Size, validated
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # cached keys and values, (B, num_kv_heads, capacity, head_dim) each
@@ -40,7 +41,8 @@ collected_attention_maps: contextvars.ContextVar[dict[str, Tensor] | None] = con
 # ------------------------------------------------------------------ position encodings
 
 
-def sinusoidal_table(length: int, dim: int) -> np.ndarray:
+@validated
+def sinusoidal_table(length: Size, dim: Size) -> np.ndarray:
     """Returns sinusoidal position encodings, (length, dim) float64.
 
     Even columns hold sines and odd columns cosines. The frequency falls from column to column.
@@ -109,7 +111,14 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
         ValueError: When called with a sequence longer than `max_length`.
     """
 
-    def __init__(self, kind: str, max_length: int, initializer: Any = "zeros", **kwargs: Any):
+    @validated
+    def __init__(
+        self,
+        kind: Literal["sinusoidal", "learned"],
+        max_length: Index,
+        initializer: Any = "zeros",
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.kind = kind
         self.max_length = max_length
@@ -197,17 +206,18 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         stream: Name of the random stream of the initial weights, unique within a model.
     """
 
+    @validated
     def __init__(
         self,
-        num_heads: int,
-        num_kv_heads: int | None = None,
+        num_heads: Size,
+        num_kv_heads: Size | None = None,
         causal: bool = False,
-        rotary_base: float | None = None,
-        max_length: int = 0,
+        rotary_base: Positive | None = None,
+        max_length: Index = 0,
         use_bias: bool = True,
-        stddev: float | None = None,
-        output_stddev: float | None = None,
-        seed: int = 0,
+        stddev: NonNegative | None = None,
+        output_stddev: NonNegative | None = None,
+        seed: Seed = 0,
         stream: str = "attention",
         **kwargs: Any,
     ):

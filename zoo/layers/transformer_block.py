@@ -22,14 +22,28 @@ from keras import ops
 from zoo import random
 from zoo.layers.attention import Attention, Cache, heads_first
 from zoo.layers.core import call_built
-from zoo.layers.feed_forward import ACTIVATIONS, FeedForward
-from zoo.validation import check_dropout, check_sizes
+from zoo.layers.feed_forward import FeedForward, FeedForwardActivation
+from zoo.validation import (
+    DType,
+    Index,
+    Name,
+    NonNegative,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+    TokenId,
+    validated,
+)
 
 Tensor = Any
 Norm = Literal["layer_norm", "rms_norm"]
 
 
-def normalization(norm: str, epsilon: float, dtype: Any, name: str) -> keras.layers.Layer:
+@validated
+def normalization(
+    norm: Norm, epsilon: Positive, dtype: DType | None, name: Name
+) -> keras.layers.Layer:
     """Creates a normalization layer over the last axis.
 
     Args:
@@ -68,24 +82,25 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         seed: Seed of the initial weights and dropout masks.
     """
 
+    @validated
     def __init__(
         self,
-        intermediate_dim: int,
-        activation: str,
-        num_heads: int,
-        num_kv_heads: int | None = None,
+        intermediate_dim: Size,
+        activation: FeedForwardActivation,
+        num_heads: Size,
+        num_kv_heads: Size | None = None,
         causal: bool = False,
-        rotary_base: float | None = None,
-        max_length: int = 0,
+        rotary_base: Positive | None = None,
+        max_length: Index = 0,
         cross_attention: bool = False,
-        norm: str = "layer_norm",
-        epsilon: float = 1e-5,
+        norm: Norm = "layer_norm",
+        epsilon: Positive = 1e-5,
         norm_first: bool = True,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         use_bias: bool = True,
-        stddev: float | None = None,
-        output_stddev: float | None = None,
-        seed: int = 0,
+        stddev: NonNegative | None = None,
+        output_stddev: NonNegative | None = None,
+        seed: Seed = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -278,34 +293,21 @@ def _check_batch_sizes(sources: int | None, targets: int | None) -> None:
         )
 
 
-def check_block(
-    hidden_dim: int,
-    num_heads: int,
-    num_kv_heads: int | None,
-    activation: str,
-    norm: str,
-    dropout: float,
-    positions: str,
-    **sizes: int,
+def check_heads(
+    hidden_dim: int, num_heads: int, num_kv_heads: int | None = None, positions: str = "learned"
 ) -> None:
-    """Checks the arguments of a transformer block.
+    """Checks the relations between the widths of a transformer block.
 
     Args:
         hidden_dim: Width of a token's vector.
         num_heads: Number of query heads.
         num_kv_heads: Number of key and value heads; None means `num_heads`.
-        activation: Activation of the feed-forward network.
-        norm: Kind of the normalization.
-        dropout: Dropout rate.
         positions: Kind of the position encodings.
-        **sizes: Further sizes, each a whole number of at least 1.
 
     Raises:
-        ValueError: If an argument is invalid. The text names the argument.
+        ValueError: If `num_heads` does not divide `hidden_dim`, `num_kv_heads` does not divide
+            `num_heads`, or the width of a head is odd and positions are rotary.
     """
-    check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, **sizes)
-    check_sizes(num_kv_heads=1 if num_kv_heads is None else num_kv_heads)
-    check_dropout(dropout)
     if hidden_dim % num_heads:
         raise ValueError(
             "`hidden_dim` must be divisible by `num_heads`. Received: "
@@ -321,15 +323,6 @@ def check_block(
             "`hidden_dim` / `num_heads` must be even for rotary positions, which rotate pairs of "
             f"elements. Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
         )
-    for argument, value, known in (
-        ("activation", activation, tuple(ACTIVATIONS)),
-        ("norm", norm, ("layer_norm", "rms_norm")),
-        ("positions", positions, ("learned", "sinusoidal", "rotary")),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"`{argument}` must be one of {', '.join(known)}. Received: {argument}={value}"
-            )
 
 
 def block_parameter_count(
@@ -373,7 +366,8 @@ class PaddingMask(keras.layers.Layer):  # type: ignore[misc]
         padding: Token id of padding.
     """
 
-    def __init__(self, padding: int, **kwargs: Any):
+    @validated
+    def __init__(self, padding: TokenId, **kwargs: Any):
         super().__init__(**kwargs)
         self.padding = padding
 

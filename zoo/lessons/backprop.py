@@ -24,6 +24,7 @@ import numpy as np
 from keras import ops
 
 from zoo.lessons.activations import ACTIVATIONS
+from zoo.validation import NonNegative, validated
 
 Tensor = Any
 Gradient = tuple[Tensor, Tensor]  # derivatives of the loss with respect to W and b of a layer
@@ -43,6 +44,7 @@ class Layer(NamedTuple):
     activation: str | None
 
 
+@validated
 def layers_of(model: keras.Model) -> list[Layer]:
     """Extracts the dense layers of a `zoo.mlp` with a copy of their weights.
 
@@ -70,6 +72,7 @@ def layers_of(model: keras.Model) -> list[Layer]:
     return layers
 
 
+@validated
 def forward(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
     """Step 1, forward pass: computes the output of each layer.
 
@@ -87,6 +90,7 @@ def forward(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
     return outputs
 
 
+@validated
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Step 2, loss calculation: mean of -log softmax(logits) at the labels.
 
@@ -98,6 +102,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return ops.mean(ops.logsumexp(logits, axis=1, keepdims=True) - label_logits)
 
 
+@validated
 def backward(layers: Sequence[Layer], outputs: Sequence[Tensor], labels: Tensor) -> list[Gradient]:
     """Step 3, backward pass: gradients of the loss by the chain rule, from the last layer back.
 
@@ -124,8 +129,9 @@ def backward(layers: Sequence[Layer], outputs: Sequence[Tensor], labels: Tensor)
     return gradients[::-1]
 
 
+@validated
 def update(
-    layers: Sequence[Layer], gradients: Sequence[Gradient], learning_rate: float
+    layers: Sequence[Layer], gradients: Sequence[Gradient], learning_rate: NonNegative
 ) -> list[Layer]:
     """Step 4, weight update: applies one step of gradient descent.
 
