@@ -15,7 +15,7 @@ import numpy as np
 
 from zoo.datasets.augmentation import resize
 from zoo.datasets.embedded import embedded
-from zoo.validation import Count, FilePath, NumberArray, Size, validated
+from zoo.validation import AnyPath, Count, NumberArray, Size, validated
 
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 
@@ -90,7 +90,7 @@ def load(
     image_size: Size | None = None,
     train_examples: Count | None = None,
     test_examples: Count | None = None,
-    data_dir: FilePath | None = None,
+    data_dir: AnyPath | None = None,
 ) -> ImageDataset:
     """Loads an image data set into memory.
 

@@ -31,6 +31,12 @@ class LatentScaler:
         mean: Annotated[Sequence[float], each(number(), 1)],
         std: Annotated[Sequence[float], each(number("(0, inf)"), 1)],
     ):
+        names = [layer.name for layer in model.layers]
+        if not {"encoder", "decoder"} <= set(names):
+            raise ValueError(
+                "`model` must have the layers encoder and decoder, as an autoencoder has. "
+                f"Received: model={model.name} with the layers {', '.join(names)}"
+            )
         self.model = model
         self.mean = tuple(mean)
         self.std = tuple(std)

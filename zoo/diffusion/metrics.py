@@ -37,8 +37,13 @@ class FeatureExtractor:
 
     @validated
     def __init__(self, model: keras.Model, preprocessing: ImageAugmentation, size: Size):
-        self._size = size
         last = model.layers[-1]
+        if not isinstance(last, keras.layers.Dense) or not last.use_bias:
+            raise ValueError(
+                "`model` must be a classifier whose last layer is dense with biases. Received: "
+                f"model={model.name}, whose last layer is {last.name}"
+            )
+        self._size = size
         self._kernel, self._bias = (keras.ops.convert_to_numpy(w.value) for w in last.weights)
         self._features = Trainer(keras.Model(model.input, last.input), preprocessing)
 

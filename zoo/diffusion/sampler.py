@@ -122,7 +122,12 @@ class Sampler:
 
     @validated
     def __init__(self, model: keras.Model, diffusion: GaussianDiffusion, clip: bool = True):
-        self.is_text_conditional = "prompt" in model.input
+        inputs = getattr(model, "input", None)
+        if not isinstance(inputs, dict) or not {"image", "time"} <= set(inputs):
+            raise ValueError(
+                f"`model` must be a text_to_image model or a unet. Received: model={model.name}"
+            )
+        self.is_text_conditional = "prompt" in inputs
         network = model.get_layer("unet") if self.is_text_conditional else model
         num_steps = network.get_layer("time_embedding").num_steps
         if num_steps != len(diffusion.schedule):

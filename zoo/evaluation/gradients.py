@@ -25,9 +25,9 @@ def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
         x: Batch of inputs, (B, features).
         labels: Labels of the batch, (B,).
     """
+    layers = layers_of(model)
     loss = partial(ops.sparse_categorical_crossentropy, from_logits=True)
     own = backends.gradients(model, x, labels, loss)
-    layers = layers_of(model)
     outputs = forward(layers, ops.cast(x, layers[0].w.dtype))
     by_hand = chain.from_iterable(backward(layers, outputs, ops.convert_to_tensor(labels)))
     return {

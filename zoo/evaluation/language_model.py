@@ -54,6 +54,7 @@ class DocumentScorer:
 
     @validated
     def __init__(self, network: keras.Model, chunk: Size = 128, batch_size: Size = 8):
+        decoding.check_recurrent(network, "network")
         self._stateful = decoding.with_explicit_states(network)
         targets = keras.Input((None,), dtype="int32", name="targets")
         logits, *states = self._stateful.outputs

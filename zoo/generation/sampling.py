@@ -16,7 +16,12 @@ from keras import ops
 from scipy.special import softmax
 
 from zoo import random
-from zoo.generation.decoding import decoder_for, is_encoder_decoder, max_length
+from zoo.generation.decoding import (
+    check_language_model,
+    decoder_for,
+    is_encoder_decoder,
+    max_length,
+)
 from zoo.layers.core import Embedding
 from zoo.validation import (
     Index,
@@ -145,6 +150,7 @@ def prepare_generation(
     Raises:
         ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
+    check_language_model(model)
     ids = _as_token_ids("prompts", prompts, int(model.output.shape[-1]))
     source_ids = None
     if is_encoder_decoder(model):

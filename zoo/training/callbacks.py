@@ -17,7 +17,7 @@ import numpy as np
 from zoo import backends
 from zoo.backends import backend
 from zoo.training import checkpoints
-from zoo.validation import Count, FilePath, validated
+from zoo.validation import AnyPath, Count, validated
 
 Tensor = Any
 
@@ -122,7 +122,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     @validated
     def __init__(
         self,
-        folder: FilePath,
+        folder: AnyPath,
         every: Count = 200,
         hint: str = "`fit` with the same `checkpoint` goes on",
         only_trainable: bool = False,
