@@ -21,28 +21,26 @@ rounds. The generator is designed for training, not for cryptography.
 import functools
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from zoo.validation import (
-    Index,
-    NonNegative,
-    Number,
-    Probability,
-    RandomKey,
-    Rate,
-    Seed,
-    Shape,
-    validated,
-)
+from zoo.validation import KEY, SHAPE, Index, RandomKey, Rate, Seed, number, show, validated
 
 Tensor = Any
 
 
 Key = Any
+
+
+# Each training step draws numbers, so the functions that draw check their arguments by the rules
+# alone: `validated` takes ten times as long.
+_NUMBER = number()
+_STDDEV = number("[0, inf)")
+_PROBABILITY = number("[0, 1]")
 
 
 @validated
@@ -76,15 +74,22 @@ def fold_in(key: Key, data: Any) -> Key:
 
     Returns:
         Key, (2,) int32, which is a tensor if one of the arguments is a tensor.
+
+    Raises:
+        ValueError: If `key` is no key or `data` is no integer.
     """
+    KEY.require("key", key)
     if _is_host(key) and isinstance(data, int | np.integer):
         data = np.full(2, _wrap(int(data)), np.int32)
         return _fold(np, key, data)
+    if not hasattr(data, "dtype"):
+        raise ValueError(
+            f"`data` must be an integer or a scalar tensor of integers. Received: data={show(data)}"
+        )
     return _fold(ops, ops.convert_to_tensor(key, "int32"), ops.cast(data, "int32"))
 
 
-@validated
-def bits(key: RandomKey, shape: Shape) -> Tensor:
+def bits(key: Key, shape: int | Sequence[Any]) -> Tensor:
     """Random integers, uniform over the whole range of int32.
 
     Args:
@@ -95,16 +100,19 @@ def bits(key: RandomKey, shape: Shape) -> Tensor:
         int32 array of shape `shape`.
 
     Raises:
-        ValueError: If `shape` has 2**31 elements or more.
+        ValueError: If `key` is no key, or `shape` has 2**31 elements or more.
     """
+    KEY.require("key", key)
+    sizes = SHAPE.require("shape", shape)
     xp = np if _is_host(key) else ops
-    counter = xp.arange(math.prod(shape), dtype="int32")
+    counter = xp.arange(math.prod(sizes), dtype="int32")
     # The product spreads neighbouring counters over all 32 bits before the first half of the key.
-    return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), shape)
+    return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), sizes)
 
 
-@validated
-def uniform(key: RandomKey, shape: Shape, minval: Number = 0.0, maxval: Number = 1.0) -> Tensor:
+def uniform(
+    key: Key, shape: int | Sequence[Any], minval: float = 0.0, maxval: float = 1.0
+) -> Tensor:
     """Uniform float32 numbers in [minval, maxval), on a grid of 2**24 steps.
 
     In [0, 1) and in ranges symmetric about 0 the bits are the same on every backend. In other
@@ -121,8 +129,10 @@ def uniform(key: RandomKey, shape: Shape, minval: Number = 0.0, maxval: Number =
         float32 array of shape `shape`.
 
     Raises:
-        ValueError: If `minval` is not below `maxval`.
+        ValueError: If an argument is invalid, or `minval` is not below `maxval`.
     """
+    minval = _NUMBER.require("minval", minval)
+    maxval = _NUMBER.require("maxval", maxval)
     if not minval < maxval:
         raise ValueError(
             f"`minval` must be below `maxval`. Received: minval={minval}, maxval={maxval}"
@@ -137,8 +147,7 @@ def uniform(key: RandomKey, shape: Shape, minval: Number = 0.0, maxval: Number =
     return xp.add(xp.multiply(unit, maxval - minval), minval)
 
 
-@validated
-def normal(key: RandomKey, shape: Shape, stddev: NonNegative = 1.0) -> Tensor:
+def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
     """Normal float32 numbers with mean 0, the same bits on every backend.
 
     Logarithm and cosine differ between libraries in their last bits, but a table does not. Each
@@ -152,7 +161,11 @@ def normal(key: RandomKey, shape: Shape, stddev: NonNegative = 1.0) -> Tensor:
 
     Returns:
         float32 array of shape `shape`.
+
+    Raises:
+        ValueError: If an argument is invalid.
     """
+    stddev = _STDDEV.require("stddev", stddev)
     xp = np if _is_host(key) else ops
     integers = bits(key, shape)
     # The table is scaled before the cast, so that the sum of two entries is rounded only once.
@@ -162,8 +175,7 @@ def normal(key: RandomKey, shape: Shape, stddev: NonNegative = 1.0) -> Tensor:
     return xp.add(low, high)
 
 
-@validated
-def bernoulli(key: RandomKey, probability: Probability, shape: Shape) -> Tensor:
+def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tensor:
     """Booleans that are true with a given probability.
 
     Args:
@@ -175,8 +187,9 @@ def bernoulli(key: RandomKey, probability: Probability, shape: Shape) -> Tensor:
         Boolean array of shape `shape`.
 
     Raises:
-        ValueError: If `probability` is not in [0, 1].
+        ValueError: If an argument is invalid.
     """
+    probability = _PROBABILITY.require("probability", probability)
     xp = np if _is_host(key) else ops
     threshold = round(probability * 2**32) - 2**31
     integers = bits(key, shape)

@@ -22,13 +22,13 @@ from PIL import Image
 
 from zoo import random
 from zoo.backends import backend
-from zoo.validation import Rate, Seed, Size, each, number, validated, whole
+from zoo.validation import MAX_COUNT, Rate, Seed, Size, array, each, number, validated, whole
 
 Tensor = Any
 
 
 @validated
-def resize(images: Any, size: Size) -> np.ndarray:
+def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size) -> np.ndarray:
     """Resizes with Pillow's bilinear filter, as torchvision's `Resize` does.
 
     Args:
@@ -60,8 +60,7 @@ def resize(images: Any, size: Size) -> np.ndarray:
             )
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
         out[index] = np.asarray(resized).reshape(size, size, channels)
-    if out is None:
-        raise ValueError("`images` must hold at least one image. Received: none")
+    assert out is not None
     return out
 
 

@@ -76,6 +76,7 @@ class SamplePreviews(keras.callbacks.Callback):  # type: ignore[misc]
         request: Images to sample.
     """
 
+    @validated
     def __init__(self, run: RunDirectory, pipeline: DiffusionPipeline, request: SampleRequest):
         super().__init__()
         self._run = run
@@ -110,6 +111,7 @@ class DenoisingAnimation:
         return plots.animation([self._frames[int(number)] for number in chosen])
 
 
+@validated
 def write_report(
     run: RunDirectory,
     history: keras.callbacks.History,

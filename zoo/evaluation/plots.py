@@ -1,6 +1,6 @@
 """Plots of training and evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import keras
@@ -9,16 +9,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
 
-from zoo.validation import Labels, Logits, Numbers, Probability, array, validated, whole
+from zoo.validation import (
+    Labels,
+    Logits,
+    Numbers,
+    Probability,
+    Sizes,
+    TextList,
+    array,
+    validated,
+    whole,
+)
 
 
 @validated
 def plot_curves(
     history: keras.callbacks.History,
-    metrics: Sequence[str] = ("loss", "accuracy"),
+    metrics: TextList = ("loss", "accuracy"),
     training: str = "training (augmented, dropout)",
     validation: str = "test",
-    ylabels: Sequence[str] | None = None,
+    ylabels: TextList | None = None,
 ) -> Figure:
     """Metrics over the epochs, on training and validation data.
 
@@ -29,6 +39,17 @@ def plot_curves(
         validation: Legend of the validation curve.
         ylabels: Labels of the axes, by default the names of the metrics.
     """
+    missing = [
+        name
+        for metric in metrics
+        for name in (metric, f"val_{metric}")
+        if name not in history.history
+    ]
+    if missing or not getattr(history, "epoch", None):
+        raise ValueError(
+            "`history` must have the `metrics` of a training with validation data. Received: "
+            f"metrics={metrics}, a history of {', '.join(history.history) or 'nothing'}"
+        )
     figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
     epochs = [epoch + 1 for epoch in history.epoch]
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
@@ -43,7 +64,7 @@ def plot_curves(
 
 
 @validated
-def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
+def plot_same_run(losses: Mapping[str, Numbers]) -> Figure:
     """Losses of two implementations of one training, and their relative distance at each step.
 
     Args:
@@ -142,10 +163,10 @@ _CELLS: dict[str, tuple[str, str, dict[str, Any]]] = {  # Okabe and Ito's colour
 
 @validated
 def plot_memory(
-    lengths: Sequence[int],
-    recall: Mapping[str, Sequence[float]],
+    lengths: Sizes,
+    recall: Mapping[str, Numbers],
     chance: Probability,
-    gradients: Mapping[str, Mapping[str, Sequence[float]]],
+    gradients: Mapping[str, Mapping[str, Numbers]],
 ) -> Figure:
     """Recall of the first symbol by length, and the gradient that reaches each step.
 

@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import keras
 import numpy as np
@@ -20,12 +21,23 @@ from zoo.evaluation.plots import plot_perplexity
 from zoo.generation.sampling import generate
 from zoo.generation.translate import translate
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import Count, Size, TextList, Vocabulary, validated
+from zoo.validation import (
+    Count,
+    Size,
+    TextList,
+    TokenSequences,
+    Vocabulary,
+    each,
+    instance,
+    validated,
+)
+
+Pairs = Annotated[Sequence[Pair], each(instance(Pair), 1)]
 
 
 @validated
 def unigram_loss(
-    train: Sequence[np.ndarray], vocabulary_size: Vocabulary
+    train: TokenSequences, vocabulary_size: Vocabulary
 ) -> Callable[[Sequence[np.ndarray]], float]:
     """The loss of a model that knows the frequencies of tokens only, in nats a token.
 
@@ -62,7 +74,7 @@ def scores(hypotheses: TextList, references: TextList) -> dict[str, float]:
 
 
 @validated
-def baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[str]]:
+def baselines(train: Pairs, test: Pairs) -> dict[str, list[str]]:
     """Translations of the test set without a model, by the name of the method.
 
     "copied_source" copies the source. "most_frequent_word" repeats the most frequent word of the
@@ -110,7 +122,7 @@ def write_report(
     history: keras.callbacks.History,
     model: keras.Model,
     tokenizer: Tokenizer,
-    parts: Mapping[str, Sequence[Pair]],
+    parts: Mapping[str, Pairs],
     console: Console,
     num_beams: Size = 4,
     test_pairs: Count | None = None,

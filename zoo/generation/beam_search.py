@@ -7,7 +7,6 @@ Source: Wu et al., "Google's Neural Machine Translation System", 2016, section 7
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -16,18 +15,18 @@ from keras import ops
 from scipy.special import log_softmax
 
 from zoo.generation.sampling import check_logits, prepare_generation
-from zoo.validation import NewTokens, NonNegative, Size, TokenIds, validated
+from zoo.validation import NewTokens, NonNegative, Size, TokenIds, TokenSequences, validated
 
 
 @validated
 def beam_search(
     model: keras.Model,
-    prompts: Sequence[Any],
+    prompts: TokenSequences,
     max_new_tokens: NewTokens,
     num_beams: Size = 4,
     length_penalty: NonNegative = 0.6,
     stop_tokens: TokenIds = (),
-    sources: Sequence[Any] | None = None,
+    sources: TokenSequences | None = None,
 ) -> list[np.ndarray]:
     """Continues each prompt by a beam search.
 

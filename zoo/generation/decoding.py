@@ -21,6 +21,7 @@ from zoo.validation import Size, validated
 Tensor = Any
 
 
+@validated
 def check_language_model(model: keras.Model, argument: str = "model") -> None:
     """Checks that tokens can be decoded with a model.
 
@@ -38,6 +39,7 @@ def check_language_model(model: keras.Model, argument: str = "model") -> None:
         )
 
 
+@validated
 def check_recurrent(model: keras.Model, argument: str = "model") -> None:
     """Checks that a model is a recurrent language model.
 
@@ -138,6 +140,7 @@ class RecurrentDecoder:
         model: An `rnn_language_model`.
     """
 
+    @validated
     def __init__(self, model: keras.Model):
         self._model = with_explicit_states(model)
 
@@ -185,7 +188,9 @@ class KVCacheDecoder:
         model: A `gpt` or a `transformer`.
     """
 
+    @validated
     def __init__(self, model: keras.Model):
+        check_language_model(model)
         self._layers = [
             layer
             for layer in model.layers
@@ -320,6 +325,7 @@ class KVCacheDecoder:
         return ops.cast(x[:, -1], "float32"), new_caches
 
 
+@validated
 def is_encoder_decoder(model: keras.Model) -> bool:
     """Whether the model is an encoder-decoder, such as a `transformer`."""
     return len(model.inputs) == 2

@@ -32,6 +32,7 @@ from zoo.validation import (
     Seed,
     Size,
     TokenIds,
+    TokenSequences,
     array,
     validated,
 )
@@ -40,14 +41,14 @@ from zoo.validation import (
 @validated
 def stream(
     model: keras.Model,
-    prompts: Sequence[Any],
+    prompts: TokenSequences,
     max_new_tokens: NewTokens,
     seed: Seed = 0,
     temperature: NonNegative = 1.0,
     top_k: Size | None = None,
     top_p: Nucleus | None = None,
     stop_tokens: TokenIds = (),
-    sources: Sequence[Any] | None = None,
+    sources: TokenSequences | None = None,
 ) -> Iterator[np.ndarray]:
     """Continues prompts and yields the tokens one by one.
 
@@ -106,7 +107,7 @@ def stream(
 
 @validated
 def generate(
-    model: keras.Model, prompts: Sequence[Any], max_new_tokens: NewTokens, **options: Any
+    model: keras.Model, prompts: TokenSequences, max_new_tokens: NewTokens, **options: Any
 ) -> list[np.ndarray]:
     """Continues prompts and returns the whole continuations.
 
@@ -131,8 +132,8 @@ def generate(
 @validated
 def prepare_generation(
     model: keras.Model,
-    prompts: Sequence[Any],
-    sources: Sequence[Any] | None,
+    prompts: TokenSequences,
+    sources: TokenSequences | None,
     max_new_tokens: NewTokens,
 ) -> tuple[Any, tuple[list[np.ndarray], list[np.ndarray] | None], int]:
     """Validates the inputs of a generation and creates its decoder.
@@ -174,15 +175,12 @@ def prepare_generation(
     return decoder, (ids, source_ids), max_new_tokens
 
 
-def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.ndarray]:
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    if not arrays:
-        raise ValueError(f"`{argument}` must hold at least one sequence. Received: none")
-    for index, ids in enumerate(arrays):
-        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+def _as_token_ids(argument: str, sequences: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    for index, ids in enumerate(sequences):
+        if not ids.size:
             raise ValueError(
                 f"Each of `{argument}` must be a sequence of integers, at least one. Received: "
-                f"shape={ids.shape}, dtype={ids.dtype} at index {index}"
+                f"none at index {index}"
             )
         invalid = ids[(ids < 0) | (ids >= size)]
         if invalid.size:
@@ -190,7 +188,7 @@ def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np
                 f"`{argument}` must hold ids in [0, {size}), the model's vocabulary. "
                 f"Received: id {invalid[0]} at index {index}"
             )
-    return [ids.astype(np.int32) for ids in arrays]
+    return [ids.astype(np.int32) for ids in sequences]
 
 
 @validated

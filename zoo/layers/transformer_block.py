@@ -293,8 +293,9 @@ def _check_batch_sizes(sources: int | None, targets: int | None) -> None:
         )
 
 
+@validated
 def check_heads(
-    hidden_dim: int, num_heads: int, num_kv_heads: int | None = None, positions: str = "learned"
+    hidden_dim: Size, num_heads: Size, num_kv_heads: Size | None = None, positions: str = "learned"
 ) -> None:
     """Checks the relations between the widths of a transformer block.
 
@@ -325,11 +326,12 @@ def check_heads(
         )
 
 
+@validated
 def block_parameter_count(
-    hidden_dim: int,
-    intermediate_dim: int,
-    num_heads: int,
-    num_kv_heads: int | None = None,
+    hidden_dim: Size,
+    intermediate_dim: Size,
+    num_heads: Size,
+    num_kv_heads: Size | None = None,
     activation: str = "relu",
     cross_attention: bool = False,
     norm: str = "layer_norm",

@@ -24,7 +24,7 @@ import numpy as np
 from keras import ops
 
 from zoo.lessons.activations import ACTIVATIONS
-from zoo.validation import NonNegative, validated
+from zoo.validation import validated
 
 Tensor = Any
 Gradient = tuple[Tensor, Tensor]  # derivatives of the loss with respect to W and b of a layer
@@ -72,7 +72,6 @@ def layers_of(model: keras.Model) -> list[Layer]:
     return layers
 
 
-@validated
 def forward(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
     """Step 1, forward pass: computes the output of each layer.
 
@@ -90,7 +89,6 @@ def forward(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
     return outputs
 
 
-@validated
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Step 2, loss calculation: mean of -log softmax(logits) at the labels.
 
@@ -102,7 +100,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return ops.mean(ops.logsumexp(logits, axis=1, keepdims=True) - label_logits)
 
 
-@validated
 def backward(layers: Sequence[Layer], outputs: Sequence[Tensor], labels: Tensor) -> list[Gradient]:
     """Step 3, backward pass: gradients of the loss by the chain rule, from the last layer back.
 
@@ -129,9 +126,8 @@ def backward(layers: Sequence[Layer], outputs: Sequence[Tensor], labels: Tensor)
     return gradients[::-1]
 
 
-@validated
 def update(
-    layers: Sequence[Layer], gradients: Sequence[Gradient], learning_rate: NonNegative
+    layers: Sequence[Layer], gradients: Sequence[Gradient], learning_rate: float
 ) -> list[Layer]:
     """Step 4, weight update: applies one step of gradient descent.
 

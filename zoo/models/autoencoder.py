@@ -10,7 +10,6 @@ Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion M
 section 3.1.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,13 +17,14 @@ import keras
 
 from zoo.models.unet import UNetLayers, check_levels, residual_parameter_count
 from zoo.registry import register
-from zoo.validation import DType, ImageShape, Name, Seed, Size, Sizes
+from zoo.validation import DType, ImageShape, Name, Seed, Size, Sizes, validated
 
 Tensor = Any
 
 
+@validated
 def parameter_count(
-    input_shape: tuple[int, int, int], channels: Sequence[int], latent_channels: int, **_: object
+    input_shape: ImageShape, channels: Sizes, latent_channels: Size, **_: object
 ) -> int:
     """Returns the parameter count of an `autoencoder` with these arguments."""
 

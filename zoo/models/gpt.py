@@ -31,7 +31,7 @@ from zoo.layers.transformer_block import (
     normalization,
 )
 from zoo.registry import register
-from zoo.validation import DType, Layers, Name, Positive, Rate, Seed, Size, Vocabulary
+from zoo.validation import DType, Layers, Name, Positive, Rate, Seed, Size, Vocabulary, validated
 
 _STDDEV = 0.02  # standard deviation of the initial weights, as in GPT-2
 
@@ -49,14 +49,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@validated
 def parameter_count(
-    vocabulary_size: int,
-    max_length: int,
-    num_layers: int,
-    num_heads: int,
-    hidden_dim: int,
-    num_kv_heads: int | None,
-    intermediate_dim: int | None,
+    vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
+    num_kv_heads: Size | None,
+    intermediate_dim: Size | None,
     activation: str,
     norm: str,
     positions: str,

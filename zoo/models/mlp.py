@@ -35,14 +35,16 @@ from zoo.validation import (
     Size,
     Sizes,
     each,
+    validated,
     whole,
 )
 
 
+@validated
 def parameter_count(
-    input_shape: Sequence[int],
-    num_classes: int,
-    hidden_units: Sequence[int],
+    input_shape: Sizes,
+    num_classes: Size,
+    hidden_units: Annotated[Sequence[int], each(whole(), most=MAX_LAYERS)],
     **_: object,
 ) -> int:
     """Returns the parameter count of an `mlp` with these arguments."""

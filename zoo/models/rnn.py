@@ -27,7 +27,19 @@ from zoo import initializers, random
 from zoo.layers.core import Embedding
 from zoo.layers.recurrent import GATES_AND_BIASES, LAYERS, Cell, recurrent_layer
 from zoo.registry import ImageInput, register
-from zoo.validation import DType, Layers, Name, Number, Rate, Seed, Size, Vocabulary, each, whole
+from zoo.validation import (
+    DType,
+    Layers,
+    Name,
+    Number,
+    Rate,
+    Seed,
+    Size,
+    Vocabulary,
+    each,
+    validated,
+    whole,
+)
 
 Tensor = Any
 
@@ -55,12 +67,13 @@ def _stack_parameter_count(
 # ------------------------------------------------------------------ sequence classifier
 
 
+@validated
 def classifier_parameter_count(
-    input_shape: Sequence[int | None],
-    num_classes: int,
+    input_shape: Annotated[Sequence[int | None], each(whole().or_none(), 2, 2)],
+    num_classes: Size,
     cell: Cell,
-    units: int,
-    num_layers: int,
+    units: Size,
+    num_layers: Layers,
     bidirectional: bool,
     **_: object,
 ) -> int:
@@ -165,12 +178,13 @@ def rnn_classifier(
 # ------------------------------------------------------------------ language model
 
 
+@validated
 def language_model_parameter_count(
-    vocabulary_size: int,
+    vocabulary_size: Vocabulary,
     cell: Cell,
-    embedding_dim: int,
-    units: int,
-    num_layers: int,
+    embedding_dim: Size,
+    units: Size,
+    num_layers: Layers,
     **_: object,
 ) -> int:
     """Returns the parameter count of an `rnn_language_model` with these arguments."""

@@ -76,8 +76,13 @@ def text_encoder(
     return keras.Model(ids, [x, padding_mask], name=name)
 
 
+@validated
 def text_encoder_parameter_count(
-    vocabulary_size: int, max_length: int, num_layers: int, num_heads: int, hidden_dim: int
+    vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
 ) -> int:
     """Returns the parameter count of a `text_encoder` with these arguments."""
     block = block_parameter_count(hidden_dim, 4 * hidden_dim, num_heads)

@@ -33,15 +33,17 @@ from zoo.validation import (
     Sizes,
     Timesteps,
     Vocabulary,
+    validated,
 )
 
 
+@validated
 def parameter_count(
-    vocabulary_size: int,
-    max_length: int,
-    num_layers: int,
-    num_heads: int,
-    hidden_dim: int,
+    vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
     **unet_arguments: Any,
 ) -> int:
     """Returns the parameter count of a `text_to_image` model with these arguments."""

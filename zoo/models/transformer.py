@@ -34,7 +34,18 @@ from zoo.layers.transformer_block import (
     normalization,
 )
 from zoo.registry import register
-from zoo.validation import DType, Layers, Name, Positive, Rate, Seed, Size, TokenId, Vocabulary
+from zoo.validation import (
+    DType,
+    Layers,
+    Name,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+    TokenId,
+    Vocabulary,
+    validated,
+)
 
 Tensor = Any
 
@@ -55,15 +66,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@validated
 def parameter_count(
-    source_vocabulary_size: int,
-    target_vocabulary_size: int,
-    max_length: int,
-    num_layers: int,
-    num_heads: int,
-    hidden_dim: int,
-    intermediate_dim: int | None,
-    num_kv_heads: int | None,
+    source_vocabulary_size: Vocabulary,
+    target_vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
+    intermediate_dim: Size | None,
+    num_kv_heads: Size | None,
     activation: str,
     norm: str,
     norm_first: bool,

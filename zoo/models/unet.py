@@ -26,7 +26,6 @@ Source: the document's section "Modèles de Diffusion"; Ronneberger et al., "U-N
 "High-Resolution Image Synthesis with Latent Diffusion Models", 2022 (cross-attention to a text).
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +36,19 @@ from zoo.layers.core import Conv2D, Dense, GroupNormalization
 from zoo.layers.image import Downsample, Flatten, MaskedMean, TimeEmbedding, Upsample
 from zoo.layers.transformer_block import TransformerBlock, block_parameter_count
 from zoo.registry import register
-from zoo.validation import DType, ImageShape, Layers, Name, Rate, Seed, Size, Sizes, Timesteps
+from zoo.validation import (
+    DType,
+    ImageShape,
+    Index,
+    Layers,
+    Name,
+    Rate,
+    Seed,
+    Size,
+    Sizes,
+    Timesteps,
+    validated,
+)
 
 Tensor = Any
 
@@ -137,7 +148,8 @@ class UNetLayers:
         return keras.layers.Reshape(shape, dtype=self.dtype, name=f"{name}_reshape")(x)
 
 
-def residual_parameter_count(inputs: int, filters: int, time_dim: int = 0) -> int:
+@validated
+def residual_parameter_count(inputs: Size, filters: Size, time_dim: Index = 0) -> int:
     """Returns the parameter count of a residual block in closed form.
 
     Args:
@@ -152,11 +164,12 @@ def residual_parameter_count(inputs: int, filters: int, time_dim: int = 0) -> in
     return norms + convs + scale_shift + skip
 
 
+@validated
 def parameter_count(
-    input_shape: tuple[int, int, int],
-    channels: Sequence[int],
-    num_blocks: int,
-    context_dim: int | None,
+    input_shape: ImageShape,
+    channels: Sizes,
+    num_blocks: Layers,
+    context_dim: Size | None,
     **_: object,
 ) -> int:
     """Returns the parameter count of a `unet` with these arguments."""
@@ -296,7 +309,8 @@ def unet(
     )
 
 
-def check_levels(input_shape: Sequence[int], channels: Sequence[int], num_groups: int) -> None:
+@validated
+def check_levels(input_shape: ImageShape, channels: Sizes, num_groups: Size) -> None:
     """Checks the relations between the sizes of a network with several resolutions.
 
     Args:

@@ -17,13 +17,17 @@ from zoo.validation.rules import MAX_COUNT as MAX_COUNT
 from zoo.validation.rules import MAX_LAYERS as MAX_LAYERS
 from zoo.validation.rules import Rule as Rule
 from zoo.validation.rules import array as array
+from zoo.validation.rules import check_lengths as check_lengths
 from zoo.validation.rules import check_sizes as check_sizes
 from zoo.validation.rules import each as each
+from zoo.validation.rules import instance as instance
 from zoo.validation.rules import number as number
 from zoo.validation.rules import show as show
 from zoo.validation.rules import tensor as tensor
 from zoo.validation.rules import whole as whole
 from zoo.validation.types import ACTIVATION as ACTIVATION
+from zoo.validation.types import KEY as KEY
+from zoo.validation.types import SHAPE as SHAPE
 from zoo.validation.types import TEXT as TEXT
 from zoo.validation.types import Activation as Activation
 from zoo.validation.types import AnyPath as AnyPath
@@ -63,4 +67,5 @@ from zoo.validation.types import TokenArray as TokenArray
 from zoo.validation.types import TokenId as TokenId
 from zoo.validation.types import TokenIds as TokenIds
 from zoo.validation.types import TokenRows as TokenRows
+from zoo.validation.types import TokenSequences as TokenSequences
 from zoo.validation.types import Vocabulary as Vocabulary

@@ -78,13 +78,17 @@ def _error_text(
 ) -> str:
     """Text of the errors of the first invalid argument."""
     location = errors[0]["loc"][0]
-    texts = [_rule_text(e) for e in errors if e["loc"][0] == location]
+    of_argument = [e for e in errors if e["loc"][0] == location]
+    indices = [place for place in of_argument[0]["loc"][1:] if isinstance(place, int)]
+    rule = " or ".join(dict.fromkeys(map(_rule_text, of_argument)))
+    if indices:
+        rule = f"a sequence with {rule} at index {indices[0]}"
     if isinstance(location, int):
         parameters = list(inspect.signature(function).parameters)
         name, value = parameters[min(location, len(parameters) - 1)], args[location]
     else:
         name, value = str(location), kwargs[str(location)]
-    return describe(name, " or ".join(dict.fromkeys(texts)), value)
+    return describe(name, rule, value)
 
 
 def _rule_text(error: Any) -> str:

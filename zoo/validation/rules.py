@@ -124,7 +124,7 @@ def number(interval: str = "(-inf, inf)") -> Rule:
 
 
 def each(element: Rule, least: int = 0, most: int = MAX_SIZE) -> Rule:
-    """Returns the rule of a sequence or one-dimensional array, which becomes a tuple.
+    """Returns the rule of a sequence or an array, which becomes a tuple.
 
     Args:
         element: Rule of each element.
@@ -138,7 +138,7 @@ def each(element: Rule, least: int = 0, most: int = MAX_SIZE) -> Rule:
     text = f"a sequence of {length}, each {element.text}"
 
     def check(value: Any) -> tuple[Any, ...]:
-        if isinstance(value, np.ndarray) and value.ndim == 1:
+        if isinstance(value, np.ndarray) and value.ndim:
             value = list(value)
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
             raise TypeError
@@ -170,6 +170,8 @@ def array(kinds: str, shape: str | None = None) -> Rule:
         if not isinstance(value, np.ndarray | list | tuple) and not hasattr(value, "__array__"):
             raise TypeError
         result = np.asarray(value)
+        if result.size == 0 and not isinstance(value, np.ndarray):
+            result = result.astype(int)  # an empty list has no dtype of its own
         kind = "f" if result.dtype.name == "bfloat16" else result.dtype.kind
         if kind not in kinds or (rank is not None and result.ndim != rank):
             raise ValueError
@@ -197,6 +199,39 @@ def tensor(shape: str | None = None) -> Rule:
         return value
 
     return Rule(text, check)
+
+
+def instance(kind: type) -> Rule:
+    """Returns the rule of an object of a class.
+
+    Args:
+        kind: Class of the object.
+    """
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return Rule(f"an instance of {kind.__name__}", check)
+
+
+def check_lengths(**arrays: Any) -> None:
+    """Checks that arrays have one length, and at least one element.
+
+    Args:
+        **arrays: Arrays or sequences, by the names of the arguments.
+
+    Raises:
+        ValueError: If two lengths differ, or they are 0. The text names the arguments.
+    """
+    lengths = [len(array) for array in arrays.values()]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        names = " and ".join(f"`{name}`" for name in arrays)
+        raise ValueError(
+            f"{names} must be of one length, at least 1. Received: "
+            f"{' and '.join(map(str, lengths))}"
+        )
 
 
 def check_sizes(**sizes: Any) -> None:

@@ -124,6 +124,7 @@ Sizes = Annotated[Sequence[int], each(whole(), 1)]
 ImageShape = Annotated[tuple[int, int, int], each(whole(), 3, 3)]
 TokenIds = Annotated[Sequence[int], each(whole(0, MAX_VOCABULARY - 1))]
 
+TokenSequences = Annotated[Sequence[Any], each(array("iu", "(T,)"), 1)]
 Labels = Annotated[np.ndarray, array("iu", "(N,)")]
 TokenArray = Annotated[np.ndarray, array("iu", "(T,)")]
 
@@ -144,6 +145,8 @@ Name = Annotated[str, Rule("a string that is not empty, without '/'", _check_nam
 FilePath = Annotated[Path, Rule("a path", _check_path)]
 AnyPath = Annotated[str | os.PathLike[str], Rule("a path", _check_path)]
 Texts = Annotated[Iterable[str], Rule("an iterable of strings", _check_texts)]
-RandomKey = Annotated[Any, Rule("a key of `zoo.random.key`, (2,) int32", _check_key)]
+KEY = Rule("a key of `zoo.random.key`, (2,) int32", _check_key)
+RandomKey = Annotated[Any, KEY]
 AnyTensor = Annotated[Any, tensor()]
-Shape = Annotated[Any, Rule("a shape of fewer than 2**31 elements", _check_shape)]
+SHAPE = Rule("a shape of fewer than 2**31 elements", _check_shape)
+Shape = Annotated[Any, SHAPE]
