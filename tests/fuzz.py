@@ -75,8 +75,6 @@ CHECKED_BY_RULES = {
     "zoo.random.normal",
     "zoo.random.uniform",
 }
-    f"zoo.random.{name}" for name in ("bernoulli", "bits", "fold_in", "normal", "uniform")
-}
 
 
 def is_validated(function: Any) -> bool:
