@@ -97,7 +97,7 @@ def public_callables() -> dict[str, Callable[..., Any]]:
             if inspect.isclass(value) and not issubclass(value, Exception):
                 if "__init__" in vars(value) and not _is_plain_record(value):
                     found[f"{info.name}.{name}"] = value
-            elif inspect.isfunction(value) and inspect.signature(value).parameters:
+            elif inspect.isfunction(inspect.unwrap(value)) and inspect.signature(value).parameters:
                 found[f"{info.name}.{name}"] = value
     return found
 

@@ -230,7 +230,7 @@ def test_worker_calls_any_function(workers: Workers) -> None:
         ({"examples": 0}, "`examples` must be at least 1. Received: examples=0"),
         ({"steps": 3}, "`steps` must be at least 4. Received: steps=3"),
         ({"loss": "hinge"}, "mean_squared_error, cross_entropy or a function. Received: loss=hin"),
-        ({"time_limit": 0}, "`time_limit` must be above 0. Received: time_limit=0"),
+        ({"time_limit": 0}, "`time_limit` must be a finite number above 0. Received: time_limit=0"),
     ],
 )
 def test_check_rejects_invalid_arguments(options: dict[str, object], text: str) -> None:
