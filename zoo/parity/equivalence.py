@@ -23,7 +23,7 @@ from scipy import stats
 
 from zoo.validation import Positive, each, number, validated
 
-Accuracies = Annotated[Sequence[float], each(number("[0, 1]"), 2)]
+Accuracies = Annotated[Sequence[float], each(number(), 2)]
 
 
 @validated
