@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hypothesis
+import hypothesis.configuration
 import keras
 import numpy as np
 from hypothesis import strategies as st
@@ -32,6 +32,9 @@ from rich.console import Console
 import zoo
 from zoo import registry
 from zoo.validation import decorator, show
+
+# Hypothesis writes its caches to the current folder otherwise.
+hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "zoo-fuzz")
 
 LIMIT = 1.0  # seconds of a call
 ERROR = re.compile(r"`\w+`.*Received: ", re.DOTALL)  # names an argument and shows its value
