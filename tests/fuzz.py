@@ -44,8 +44,8 @@ SKIPPED = (
     "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data", "zoo.interop", "zoo.parity.",
     "zoo.recipes", "zoo.validation", "zoo.training.checkpoints", "zoo.training.run_directory",
 )  # fmt: skip
-# Functions of tensors, which a compiled step traces, and functions that call the user's model with
-# the user's inputs: errors in shapes are those of Keras and the backend.
+# Functions of tensors, called in each step, and functions that call the user's model with the user's
+# inputs: errors in shapes are those of Keras and the backend.
 TENSOR_FUNCTIONS = {
     "zoo.diffusion.losses.check_range",
     "zoo.diffusion.losses.pixels",
@@ -53,6 +53,8 @@ TENSOR_FUNCTIONS = {
     "zoo.evaluation.attention_maps.attention_maps",
     "zoo.evaluation.gradients.distances",
     "zoo.evaluation.gradients.gradient_by_step",
+    "zoo.generation.sampling.check_logits",
+    "zoo.generation.sampling.sample_tokens",
     "zoo.layers.attention.check_length",
     "zoo.layers.attention.heads_first",
     "zoo.layers.attention.rotary_tables",

@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from zoo.validation import FilePath, Texts, TokenArray, Vocabulary, validated, whole
+from zoo.validation import TEXT, FilePath, Texts, TokenArray, Vocabulary, validated, whole
 
 SEPARATOR = "\f"
 
@@ -118,7 +118,6 @@ class Tokenizer:
         """Text of each token. The text of `BOS` is a form feed."""
         return [self._tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self))]
 
-    @validated
     def encode(self, text: str, name: str = "text") -> np.ndarray:
         """Encodes a text as token ids, (T,) int32, without `BOS`.
 
@@ -129,6 +128,7 @@ class Tokenizer:
         Raises:
             ValueError: If the text is empty or has a character that the training text lacks.
         """
+        TEXT.require(name, text)
         if not text:
             raise ValueError(f"`{name}` must not be empty. Received: ''. Give at least one word")
         unknown = {character for character in set(text) if not self._can_encode(character)}

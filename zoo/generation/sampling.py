@@ -8,7 +8,7 @@ backend: see `sample_tokens`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,8 +24,6 @@ from zoo.generation.decoding import (
 )
 from zoo.layers.core import Embedding
 from zoo.validation import (
-    Index,
-    Logits,
     NewTokens,
     NonNegative,
     Nucleus,
@@ -33,7 +31,6 @@ from zoo.validation import (
     Size,
     TokenIds,
     TokenSequences,
-    array,
     validated,
 )
 
@@ -191,8 +188,7 @@ def _as_token_ids(argument: str, sequences: Sequence[np.ndarray], size: int) -> 
     return [ids.astype(np.int32) for ids in sequences]
 
 
-@validated
-def check_logits(logits: Logits, index: Index, rows_per_prompt: Size = 1) -> np.ndarray:
+def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np.ndarray:
     """Returns logits after checking that a token can be chosen from each row.
 
     Args:
@@ -213,13 +209,12 @@ def check_logits(logits: Logits, index: Index, rows_per_prompt: Size = 1) -> np.
     return logits
 
 
-@validated
 def sample_tokens(
-    logits: Logits,
-    uniform: Annotated[np.ndarray, array("f", "(B,)")],
-    temperature: NonNegative = 1.0,
-    top_k: Size | None = None,
-    top_p: Nucleus | None = None,
+    logits: np.ndarray,
+    uniform: np.ndarray,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> np.ndarray:
     """Samples one token per row by inverse transform sampling.
 
