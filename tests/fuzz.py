@@ -44,7 +44,7 @@ SKIPPED = (
     "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data", "zoo.interop", "zoo.parity.",
     "zoo.recipes", "zoo.validation", "zoo.training.checkpoints", "zoo.training.run_directory",
 )  # fmt: skip
-# Functions of tensors, called in each step, and functions that call the user's model with the user's
+# Functions of tensors, called in each step, and functions that call a user's model with a user's
 # inputs: errors in shapes are those of Keras and the backend.
 TENSOR_FUNCTIONS = {
     "zoo.diffusion.losses.check_range",

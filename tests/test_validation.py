@@ -25,7 +25,6 @@ from zoo.validation import (
     array,
     each,
     number,
-    tensor,
     validated,
     whole,
 )
@@ -154,7 +153,6 @@ def test_rules_describe_themselves() -> None:
     assert (
         repr(each(whole(), 3, 3)) == "a sequence of 3 elements, each a whole number of at least 1"
     )
-    assert repr(tensor("(B, T)")) == "an array or a tensor of shape (B, T)"
     assert repr(whole().or_none()) == "a whole number of at least 1 or None"
 
 

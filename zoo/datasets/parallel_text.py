@@ -20,7 +20,6 @@ from zoo.datasets.embedded import Part, embedded
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.validation import (
     MAX_COUNT,
-    Count,
     FilePath,
     Seed,
     Size,
@@ -99,7 +98,7 @@ class LengthBuckets:
         self,
         sources: Annotated[Sequence[np.ndarray], each(array("iu", "(T,)"), most=MAX_COUNT)],
         targets: Annotated[Sequence[np.ndarray], each(array("iu", "(T,)"), most=MAX_COUNT)],
-        tokens: Count = 2048,
+        tokens: Size = 2048,
         max_length: Size = _WIDTHS[-1],
         seed: Seed = 0,
     ):

@@ -32,7 +32,7 @@ class Recall:
         part: str,
         length: Size,
         count: Count,
-        symbols: Annotated[int, whole(2)] = 8,
+        symbols: Annotated[int, whole(2, 1024)] = 8,
     ):
         self.length = length
         self.symbols = symbols

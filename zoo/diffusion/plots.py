@@ -10,12 +10,14 @@ from PIL import Image
 from zoo.datasets.images import check_images
 from zoo.validation import Images, Size, validated, whole
 
+Columns = Annotated[int, whole(1, 256)]
+
 _GAP = 2  # pixels between images
 _BACKGROUND = 96
 
 
 @validated
-def grid(images: Images, columns: Size, scale: Annotated[int, whole(1, 64)] = 2) -> Image.Image:
+def grid(images: Images, columns: Columns, scale: Annotated[int, whole(1, 16)] = 2) -> Image.Image:
     """Arranges images in a grid, row by row.
 
     Args:

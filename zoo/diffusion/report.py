@@ -19,7 +19,7 @@ from zoo.diffusion.prompts import ClassPrompts
 from zoo.diffusion.sampler import StepCallback
 from zoo.evaluation.plots import plot_curves
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import Count, NonNegative, Probability, Seed, Size, Timesteps, validated
+from zoo.validation import NonNegative, Probability, Seed, Size, Timesteps, validated
 
 _PREVIEWS = 40  # images of each epoch, and of each batch at the end, so that one step is compiled
 _PREVIEW_STEPS = 20
@@ -41,7 +41,7 @@ class SampleRequest:
         prompts: Prompts of each class; None for a network without prompts.
     """
 
-    count: Count
+    count: Size
     num_classes: Size
     steps: Timesteps
     eta: Probability = 0.0

@@ -31,7 +31,6 @@ from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.prompts import empty_prompts
 from zoo.validation import (
     MAX_COUNT,
-    Count,
     NonNegative,
     Probability,
     Seed,
@@ -156,7 +155,7 @@ class Sampler:
     @validated
     def sample(
         self,
-        count: Count,
+        count: Size,
         prompts: TokenRows | None = None,
         negative_prompts: TokenRows | None = None,
         guidance_scale: NonNegative = 3.0,

@@ -22,8 +22,8 @@ from zoo.generation.sampling import generate
 from zoo.generation.translate import translate
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import (
+    Beams,
     Count,
-    Size,
     TextList,
     TokenSequences,
     Vocabulary,
@@ -124,7 +124,7 @@ def write_report(
     tokenizer: Tokenizer,
     parts: Mapping[str, Pairs],
     console: Console,
-    num_beams: Size = 4,
+    num_beams: Beams = 4,
     test_pairs: Count | None = None,
 ) -> dict[str, float]:
     """Translates the test set and compares the scores with baselines; prints and plots them.

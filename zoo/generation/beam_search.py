@@ -15,7 +15,7 @@ from keras import ops
 from scipy.special import log_softmax
 
 from zoo.generation.sampling import check_logits, prepare_generation
-from zoo.validation import NewTokens, NonNegative, Size, TokenIds, TokenSequences, validated
+from zoo.validation import Beams, NewTokens, NonNegative, TokenIds, TokenSequences, validated
 
 
 @validated
@@ -23,7 +23,7 @@ def beam_search(
     model: keras.Model,
     prompts: TokenSequences,
     max_new_tokens: NewTokens,
-    num_beams: Size = 4,
+    num_beams: Beams = 4,
     length_penalty: NonNegative = 0.6,
     stop_tokens: TokenIds = (),
     sources: TokenSequences | None = None,

@@ -4,7 +4,7 @@ import keras
 
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation.beam_search import beam_search
-from zoo.validation import Size, TextList, validated
+from zoo.validation import Beams, Size, TextList, validated
 
 
 @validated
@@ -12,7 +12,7 @@ def translate(
     model: keras.Model,
     tokenizer: Tokenizer,
     texts: TextList,
-    num_beams: Size = 4,
+    num_beams: Beams = 4,
     batch_size: Size = 32,
 ) -> list[str]:
     """Translates sentences.

@@ -26,7 +26,7 @@ from keras import ops
 
 from zoo.backends import backend
 from zoo.layers.core import call_built, dense_projection
-from zoo.validation import Index, NonNegative, Positive, Seed, Size, validated
+from zoo.validation import MAX_ELEMENTS, Index, NonNegative, Positive, Seed, Size, validated
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # cached keys and values, (B, num_kv_heads, capacity, head_dim) each
@@ -47,7 +47,15 @@ def sinusoidal_table(length: Size, dim: Size) -> np.ndarray:
 
     Even columns hold sines and odd columns cosines. The frequency falls from column to column.
     Source: Vaswani et al., 2017, section 3.5.
+
+    Raises:
+        ValueError: If `length` or `dim` is not a size, or the table would have 2**31 numbers.
     """
+    if length * dim > MAX_ELEMENTS:
+        raise ValueError(
+            "`length` and `dim` must give a table of fewer than 2**31 numbers. Received: "
+            f"length={length}, dim={dim}"
+        )
     angles = _angles(length, dim, 10000.0)
     table = np.empty((length, dim))
     table[:, 0::2] = np.sin(angles)

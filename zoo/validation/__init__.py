@@ -14,6 +14,7 @@ fast. Relations between arguments are checked in the functions.
 
 from zoo.validation.decorator import validated as validated
 from zoo.validation.rules import MAX_COUNT as MAX_COUNT
+from zoo.validation.rules import MAX_ELEMENTS as MAX_ELEMENTS
 from zoo.validation.rules import MAX_LAYERS as MAX_LAYERS
 from zoo.validation.rules import Rule as Rule
 from zoo.validation.rules import array as array
@@ -23,7 +24,6 @@ from zoo.validation.rules import each as each
 from zoo.validation.rules import instance as instance
 from zoo.validation.rules import number as number
 from zoo.validation.rules import show as show
-from zoo.validation.rules import tensor as tensor
 from zoo.validation.rules import whole as whole
 from zoo.validation.types import ACTIVATION as ACTIVATION
 from zoo.validation.types import KEY as KEY
@@ -31,8 +31,8 @@ from zoo.validation.types import SHAPE as SHAPE
 from zoo.validation.types import TEXT as TEXT
 from zoo.validation.types import Activation as Activation
 from zoo.validation.types import AnyPath as AnyPath
-from zoo.validation.types import AnyTensor as AnyTensor
 from zoo.validation.types import Arrays as Arrays
+from zoo.validation.types import Beams as Beams
 from zoo.validation.types import Count as Count
 from zoo.validation.types import DType as DType
 from zoo.validation.types import Features as Features
@@ -41,7 +41,6 @@ from zoo.validation.types import Fraction as Fraction
 from zoo.validation.types import Images as Images
 from zoo.validation.types import ImageShape as ImageShape
 from zoo.validation.types import Index as Index
-from zoo.validation.types import Integer as Integer
 from zoo.validation.types import Labels as Labels
 from zoo.validation.types import Layers as Layers
 from zoo.validation.types import Logits as Logits

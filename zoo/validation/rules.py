@@ -20,6 +20,7 @@ MAX_VOCABULARY = 2**24
 MAX_LAYERS = 1000
 MAX_TIMESTEPS = 10**5  # of a noise schedule, whose tables and embeddings are computed at once
 MAX_NEW_TOKENS = 2**20
+MAX_BEAMS = 1024
 MAX_COUNT = 2**31 - 1  # of examples or steps, which are not allocated at once; fits int32
 MAX_ELEMENTS = 2**31 - 1  # of an array
 
@@ -176,27 +177,6 @@ def array(kinds: str, shape: str | None = None) -> Rule:
         if kind not in kinds or (rank is not None and result.ndim != rank):
             raise ValueError
         return result
-
-    return Rule(text, check)
-
-
-def tensor(shape: str | None = None) -> Rule:
-    """Returns the rule of an array or a tensor of any backend, eager, traced or symbolic.
-
-    Args:
-        shape: Text of the shape, such as "(B, T)", which gives the rank; None for any shape.
-    """
-    text = "an array or a tensor" + (f" of shape {shape}" if shape else "")
-    rank = None if shape is None else len([axis for axis in shape[1:-1].split(",") if axis])
-
-    def check(value: Any) -> Any:
-        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-            raise TypeError
-        if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
-            raise TypeError
-        if rank is not None and len(value.shape) != rank:
-            raise ValueError
-        return value
 
     return Rule(text, check)
 

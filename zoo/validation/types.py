@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from zoo.validation.rules import (
+    MAX_BEAMS,
     MAX_COUNT,
     MAX_ELEMENTS,
     MAX_LAYERS,
@@ -21,7 +22,6 @@ from zoo.validation.rules import (
     array,
     each,
     number,
-    tensor,
     whole,
 )
 
@@ -85,12 +85,16 @@ def _check_key(value: Any) -> Any:
     return value
 
 
+_AXIS = whole(0, MAX_ELEMENTS)
+
+
 def _check_shape(value: Any) -> tuple[Any, ...]:
-    rule = whole(0, MAX_ELEMENTS)
-    sizes = value if isinstance(value, Sequence | np.ndarray) else (value,)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    sizes = value if isinstance(value, list | tuple) else (value,)
     # In a compiled step a size may be a tensor.
-    shape = tuple(size if hasattr(size, "dtype") else rule.check(size) for size in sizes)
-    if isinstance(value, str) or math.prod(s for s in shape if type(s) is int) > MAX_ELEMENTS:
+    shape = tuple(size if hasattr(size, "dtype") else _AXIS.check(size) for size in sizes)
+    if math.prod(size for size in shape if type(size) is int) > MAX_ELEMENTS:
         raise ValueError
     return shape
 
@@ -106,9 +110,9 @@ Vocabulary = Annotated[int, whole(1, MAX_VOCABULARY)]
 Layers = Annotated[int, whole(1, MAX_LAYERS)]
 Timesteps = Annotated[int, whole(1, MAX_TIMESTEPS)]
 NewTokens = Annotated[int, whole(1, MAX_NEW_TOKENS)]
+Beams = Annotated[int, whole(1, MAX_BEAMS)]
 Count = Annotated[int, whole(1, MAX_COUNT)]
 Index = Annotated[int, whole(0, MAX_COUNT)]
-Integer = Annotated[int, whole(None, None)]
 TokenId = Annotated[int, whole(0, MAX_VOCABULARY - 1)]
 Seed = Annotated[int, whole(0, 2**32 - 1)]
 
@@ -147,6 +151,5 @@ AnyPath = Annotated[str | os.PathLike[str], Rule("a path", _check_path)]
 Texts = Annotated[Iterable[str], Rule("an iterable of strings", _check_texts)]
 KEY = Rule("a key of `zoo.random.key`, (2,) int32", _check_key)
 RandomKey = Annotated[Any, KEY]
-AnyTensor = Annotated[Any, tensor()]
 SHAPE = Rule("a shape of fewer than 2**31 elements", _check_shape)
 Shape = Annotated[Any, SHAPE]
