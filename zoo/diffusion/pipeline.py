@@ -5,7 +5,6 @@ images = pipeline.sample(["a handwritten seven", "the digit 3"], steps=50, seed=
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,16 @@ from zoo.diffusion.noise_schedule import Kind, make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import FilePath, NonNegative, Probability, Seed, Size, Timesteps, validated
+from zoo.validation import (
+    FilePath,
+    NonNegative,
+    Probability,
+    Seed,
+    Size,
+    TextList,
+    Timesteps,
+    validated,
+)
 
 Tensor = Any
 
@@ -88,7 +96,7 @@ class DiffusionPipeline:
     @validated
     def sample(
         self,
-        prompts: Sequence[str] | int,
+        prompts: TextList | Size,
         steps: Timesteps = 50,
         guidance_scale: NonNegative = 3.0,
         seed: Seed = 0,
@@ -237,7 +245,7 @@ def check_out(out: FilePath) -> None:
 @validated
 def sample_to_file(
     pipeline: DiffusionPipeline,
-    prompts: Sequence[str] | int,
+    prompts: TextList | Size,
     out: FilePath,
     console: Console,
     **options: Any,
