@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from zoo.evaluation.plots import plot_perplexity
 from zoo.generation import decoding
 from zoo.training.losses import cross_entropy
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import Number, Size, TokenArray, Vocabulary, validated
+from zoo.validation import Number, Size, TokenArray, Vocabulary, number, validated
 
 Tensor = Any
 
@@ -104,7 +104,9 @@ class _TokenLosses(keras.layers.Layer):  # type: ignore[misc]
 
 
 @validated
-def loss_and_perplexity(part: str, loss: Number) -> dict[str, float]:
+def loss_and_perplexity(
+    part: str, loss: Annotated[float, number("[-700, 700]")]
+) -> dict[str, float]:
     """A loss in nats a token and its perplexity, by names such as `test_loss`."""
     return {f"{part}_loss": loss, f"{part}_perplexity": math.exp(loss)}
 

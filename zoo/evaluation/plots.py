@@ -1,7 +1,7 @@
 """Plots of training and evaluation."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
 
+from zoo.layers.recurrent import Cell
 from zoo.validation import (
     Labels,
     Logits,
@@ -17,9 +18,20 @@ from zoo.validation import (
     Sizes,
     TextList,
     array,
+    check_lengths,
     validated,
     whole,
 )
+
+
+def _check_history(history: keras.callbacks.History, metrics: Sequence[str]) -> None:
+    names = {name for metric in metrics for name in (metric, f"val_{metric}")}
+    known = getattr(history, "history", {})
+    if not getattr(history, "epoch", None) or not names <= set(known):
+        raise ValueError(
+            f"`history` must have {', '.join(metrics)} of a training with validation data. "
+            f"Received: a history of {', '.join(known) or 'nothing'}"
+        )
 
 
 @validated
@@ -39,17 +51,7 @@ def plot_curves(
         validation: Legend of the validation curve.
         ylabels: Labels of the axes, by default the names of the metrics.
     """
-    missing = [
-        name
-        for metric in metrics
-        for name in (metric, f"val_{metric}")
-        if name not in history.history
-    ]
-    if missing or not getattr(history, "epoch", None):
-        raise ValueError(
-            "`history` must have the `metrics` of a training with validation data. Received: "
-            f"metrics={metrics}, a history of {', '.join(history.history) or 'nothing'}"
-        )
+    _check_history(history, metrics)
     figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
     epochs = [epoch + 1 for epoch in history.epoch]
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
@@ -70,6 +72,11 @@ def plot_same_run(losses: Mapping[str, Numbers]) -> Figure:
     Args:
         losses: Loss at each step, by the name of the implementation.
     """
+    if len(losses) != 2:
+        raise ValueError(
+            f"`losses` must be those of two implementations. Received: {', '.join(losses)}"
+        )
+    check_lengths(**losses)
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     # Readers of all kinds tell blue from orange; the second curve lies on the first, so it is thin.
@@ -90,6 +97,7 @@ def plot_same_run(losses: Mapping[str, Numbers]) -> Figure:
 @validated
 def relative_distances(first: Numbers, second: Numbers) -> np.ndarray:
     """|a - b| / |a| of each pair of numbers."""
+    check_lengths(first=first, second=second)
     a, b = np.asarray(first), np.asarray(second)
     return np.asarray(np.abs(a - b) / np.abs(a))
 
@@ -164,9 +172,9 @@ _CELLS: dict[str, tuple[str, str, dict[str, Any]]] = {  # Okabe and Ito's colour
 @validated
 def plot_memory(
     lengths: Sizes,
-    recall: Mapping[str, Numbers],
+    recall: Mapping[Cell, Numbers],
     chance: Probability,
-    gradients: Mapping[str, Mapping[str, Numbers]],
+    gradients: Mapping[Cell, Mapping[Literal["before", "after"], Numbers]],
 ) -> Figure:
     """Recall of the first symbol by length, and the gradient that reaches each step.
 
@@ -177,6 +185,14 @@ def plot_memory(
         gradients: Gradient norms by cell and time, "before" or "after" training: one for each step
             of the longest sequences. They are drawn relative to the norm at the last step.
     """
+    for cell, accuracies in recall.items():
+        check_lengths(lengths=lengths, **{cell: accuracies})
+    for times in gradients.values():
+        if set(times) != {"before", "after"} or not all(map(len, times.values())):
+            raise ValueError(
+                "`gradients` must have norms before and after the training of each cell. "
+                f"Received: {', '.join(times)}"
+            )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for cell, fractions in recall.items():
@@ -216,6 +232,7 @@ def plot_perplexity(
         baselines: Validation loss in nats a token of other models, by name.
         metric: Name of the metric in nats a token.
     """
+    _check_history(history, [metric])
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [epoch + 1 for epoch in history.epoch]

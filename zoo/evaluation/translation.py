@@ -27,6 +27,7 @@ from zoo.validation import (
     TextList,
     TokenSequences,
     Vocabulary,
+    check_lengths,
     each,
     instance,
     validated,
@@ -67,6 +68,7 @@ def scores(hypotheses: TextList, references: TextList) -> dict[str, float]:
 
     Source: Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
     """
+    check_lengths(hypotheses=hypotheses, references=references)
     return {
         "bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score,
         "chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score,

@@ -6,7 +6,7 @@ of the previous tokens; an encoder-decoder also caches those of the encoder's ou
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -22,7 +22,9 @@ Tensor = Any
 
 
 @validated
-def check_language_model(model: keras.Model, argument: str = "model") -> None:
+def check_language_model(
+    model: keras.Model, argument: Literal["model", "network"] = "model"
+) -> None:
     """Checks that tokens can be decoded with a model.
 
     Args:
@@ -40,7 +42,7 @@ def check_language_model(model: keras.Model, argument: str = "model") -> None:
 
 
 @validated
-def check_recurrent(model: keras.Model, argument: str = "model") -> None:
+def check_recurrent(model: keras.Model, argument: Literal["model", "network"] = "model") -> None:
     """Checks that a model is a recurrent language model.
 
     Args:

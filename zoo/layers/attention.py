@@ -18,7 +18,7 @@ You Need", 2017, sections 3.2 and 3.5; Su et al., "RoFormer", 2021; Ainslie et a
 import contextvars
 import functools
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ from keras import ops
 
 from zoo.backends import backend
 from zoo.layers.core import call_built, dense_projection
-from zoo.validation import MAX_ELEMENTS, Index, NonNegative, Positive, Seed, Size, validated
+from zoo.validation import MAX_ELEMENTS, Index, NonNegative, Positive, Rule, Seed, Size, validated
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # cached keys and values, (B, num_kv_heads, capacity, head_dim) each
@@ -39,6 +39,8 @@ collected_attention_maps: contextvars.ContextVar[dict[str, Tensor] | None] = con
 )
 
 # ------------------------------------------------------------------ position encodings
+
+Initializer = Annotated[Any, Rule("an initializer of Keras or its name", keras.initializers.get)]
 
 
 @validated
@@ -124,13 +126,13 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
         self,
         kind: Literal["sinusoidal", "learned"],
         max_length: Index,
-        initializer: Any = "zeros",
+        initializer: Initializer = "zeros",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.kind = kind
         self.max_length = max_length
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = initializer
 
     def build(self, input_shape: Any) -> None:
         shape = self.max_length, input_shape[-1]

@@ -93,6 +93,10 @@ class _Arrays:
 
     def __init__(self, arrays: Any):
         self._arrays = keras.tree.map_structure(np.asarray, arrays)
+        if any(not array.ndim for array in keras.tree.flatten(self._arrays)):
+            raise ValueError(
+                "`examples` must be arrays with one example a row. Received: a single value"
+            )
         lengths = [len(array) for array in keras.tree.flatten(self._arrays)]
         if len(set(lengths)) > 1:
             raise ValueError(

@@ -72,6 +72,8 @@ def _check_iterable(value: Any) -> Any:
 
 
 def _check_texts(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return [_check_text(text) for text in value]
     return _check_iterable(value)  # a text that is read later cannot be checked now
