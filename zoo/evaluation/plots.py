@@ -206,8 +206,11 @@ def plot_memory(
     left.set_title("Recall of the first symbol, after training at each length")
     for cell, times in gradients.items():
         name, colour, _ = _CELLS[cell]
-        for time, style in (("before", ":"), ("after", "-")):
-            norms = np.asarray(times[time], np.float64)[::-1]
+        for time, gradient, style in (
+            ("before", times["before"], ":"),
+            ("after", times["after"], "-"),
+        ):
+            norms = np.asarray(gradient, np.float64)[::-1]
             parts = np.divide(norms, norms[0], out=np.zeros_like(norms), where=norms[0] > 0)
             seen = np.where(parts > 0, parts, np.nan)  # less than float32 can hold
             right.plot(seen, color=colour, linestyle=style, label=f"{name}, {time} training")
