@@ -45,18 +45,20 @@ def test_zoo_imports_backends_in_one_folder_only() -> None:
 ROOMS: dict[str, set[str]] = {
     "_version": set(),
     "validation": set(),
-    "registry": set(),
-    "summary": set(),
+    "registry": {"validation"},
+    "summary": {"validation"},
     "backends": set(),
-    "lessons": set(),
-    "random": set(),
-    "initializers": {"random"},
+    "lessons": {"validation"},
+    "random": {"validation"},
+    "initializers": {"random", "validation"},
     "layers": {"backends", "initializers", "random", "validation"},
     "models": {"initializers", "layers", "random", "registry", "validation"},
     "training": {"backends", "random", "validation"},
-    "datasets": {"backends", "random"},
+    "datasets": {"backends", "random", "validation"},
     "generation": {"backends", "datasets", "layers", "random", "validation"},
-    "evaluation": {"backends", "datasets", "generation", "layers", "lessons", "training"},
+    "evaluation": {
+        "backends", "datasets", "generation", "layers", "lessons", "training", "validation",
+    },
     "diffusion": {
         "backends", "datasets", "evaluation", "models", "random", "registry", "training",
         "validation",
@@ -65,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"backends", "training"},
     "parity": {
         "backends", "cli", "datasets", "diffusion", "evaluation", "generation", "random",
-        "registry", "training",
+        "registry", "training", "validation",
     },
     "__init__": {"_version", "backends", "models", "training"},
     "__main__": {

@@ -10,6 +10,7 @@ from keras import ops
 from threadpoolctl import threadpool_limits
 
 from zoo.random import key, normal, uniform
+from zoo.validation import NonNegative, Seed, Size, validated
 
 Tensor = Any
 
@@ -25,7 +26,8 @@ class FanInUniform(keras.initializers.Initializer):  # type: ignore[misc]
             shape but the last; for a bias `fan_in` is required.
     """
 
-    def __init__(self, seed: int, stream: str, fan_in: int | None = None):
+    @validated
+    def __init__(self, seed: Seed, stream: str, fan_in: Size | None = None):
         self.seed = seed
         self.stream = stream
         self.fan_in = fan_in
@@ -51,7 +53,8 @@ class Normal(keras.initializers.Initializer):  # type: ignore[misc]
             axes of the weight's shape but the last.
     """
 
-    def __init__(self, seed: int, stream: str, stddev: float | None = None):
+    @validated
+    def __init__(self, seed: Seed, stream: str, stddev: NonNegative | None = None):
         self.seed = seed
         self.stream = stream
         self.stddev = stddev
@@ -80,7 +83,8 @@ class Orthogonal(keras.initializers.Initializer):  # type: ignore[misc]
     deep linear neural networks", ICLR 2014.
     """
 
-    def __init__(self, seed: int, stream: str):
+    @validated
+    def __init__(self, seed: Seed, stream: str):
         self.seed = seed
         self.stream = stream
 

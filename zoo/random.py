@@ -28,16 +28,23 @@ import keras
 import numpy as np
 from keras import ops
 
+from zoo.validation import KEY, SHAPE, Index, RandomKey, Rate, Seed, number, show, validated
+
 Tensor = Any
 
 
 Key = Any
 
 
-_MAX_SIZE = 2**31  # of the arrays of one key: indices are int32
+# Each training step draws numbers, so the functions that draw check their arguments by the rules
+# alone: `validated` takes ten times as long.
+_NUMBER = number()
+_STDDEV = number("[0, inf)")
+_PROBABILITY = number("[0, 1]")
 
 
-def key(seed: int, *stream: str | int) -> np.ndarray:
+@validated
+def key(seed: Seed, *stream: str | int) -> np.ndarray:
     """Creates the key of a named stream of random numbers.
 
     Args:
@@ -51,12 +58,9 @@ def key(seed: int, *stream: str | int) -> np.ndarray:
     Raises:
         ValueError: If `seed` is not an integer in [0, 2**32).
     """
-    integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not integer or not 0 <= seed < 2**32:
-        raise ValueError(f"`seed` must be an integer in [0, 2**32). Received: seed={seed!r}")
     # Each part is preceded by its length, so that ("a", "bc") and ("ab", "c") differ.
     parts = [str(part).encode() for part in stream]
-    entropy = [int(seed), len(parts), *(n for part in parts for n in (len(part), *part))]
+    entropy = [seed, len(parts), *(n for part in parts for n in (len(part), *part))]
     return np.random.SeedSequence(entropy).generate_state(2).view(np.int32)
 
 
@@ -70,10 +74,18 @@ def fold_in(key: Key, data: Any) -> Key:
 
     Returns:
         Key, (2,) int32, which is a tensor if one of the arguments is a tensor.
+
+    Raises:
+        ValueError: If `key` is no key or `data` is no integer.
     """
+    KEY.require("key", key)
     if _is_host(key) and isinstance(data, int | np.integer):
         data = np.full(2, _wrap(int(data)), np.int32)
         return _fold(np, key, data)
+    if not hasattr(data, "dtype"):
+        raise ValueError(
+            f"`data` must be an integer or a scalar tensor of integers. Received: data={show(data)}"
+        )
     return _fold(ops, ops.convert_to_tensor(key, "int32"), ops.cast(data, "int32"))
 
 
@@ -88,19 +100,14 @@ def bits(key: Key, shape: int | Sequence[Any]) -> Tensor:
         int32 array of shape `shape`.
 
     Raises:
-        ValueError: If `shape` has 2**31 elements or more.
+        ValueError: If `key` is no key, or `shape` has 2**31 elements or more.
     """
+    KEY.require("key", key)
+    sizes = SHAPE.require("shape", shape)
     xp = np if _is_host(key) else ops
-    shape = _shape(shape)
-    size = math.prod(shape)
-    if isinstance(size, int) and size >= _MAX_SIZE:
-        raise ValueError(
-            f"`shape` must have fewer than 2**31 elements. Received: shape={shape}. Use several "
-            "smaller arrays, each with a key from `fold_in`"
-        )
-    counter = xp.arange(size, dtype="int32")
+    counter = xp.arange(math.prod(sizes), dtype="int32")
     # The product spreads neighbouring counters over all 32 bits before the first half of the key.
-    return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), shape)
+    return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), sizes)
 
 
 def uniform(
@@ -122,8 +129,10 @@ def uniform(
         float32 array of shape `shape`.
 
     Raises:
-        ValueError: If `minval` is not below `maxval`.
+        ValueError: If an argument is invalid, or `minval` is not below `maxval`.
     """
+    minval = _NUMBER.require("minval", minval)
+    maxval = _NUMBER.require("maxval", maxval)
     if not minval < maxval:
         raise ValueError(
             f"`minval` must be below `maxval`. Received: minval={minval}, maxval={maxval}"
@@ -152,7 +161,11 @@ def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
 
     Returns:
         float32 array of shape `shape`.
+
+    Raises:
+        ValueError: If an argument is invalid.
     """
+    stddev = _STDDEV.require("stddev", stddev)
     xp = np if _is_host(key) else ops
     integers = bits(key, shape)
     # The table is scaled before the cast, so that the sum of two entries is rounded only once.
@@ -174,10 +187,9 @@ def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tenso
         Boolean array of shape `shape`.
 
     Raises:
-        ValueError: If `probability` is not in [0, 1].
+        ValueError: If an argument is invalid.
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"`probability` must lie in [0, 1]. Received: probability={probability}")
+    probability = _PROBABILITY.require("probability", probability)
     xp = np if _is_host(key) else ops
     threshold = round(probability * 2**32) - 2**31
     integers = bits(key, shape)
@@ -186,7 +198,8 @@ def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tenso
     return xp.less(integers, threshold)
 
 
-def permutation(key: Key, size: int) -> Tensor:
+@validated
+def permutation(key: RandomKey, size: Index) -> Tensor:
     """Random permutation of the numbers 0 to size - 1.
 
     Args:
@@ -223,10 +236,9 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
     Source: Srivastava et al., "Dropout", JMLR 2014.
     """
 
-    def __init__(self, rate: float, seed: int = 0, **kwargs: Any):
+    @validated
+    def __init__(self, rate: Rate, seed: Seed = 0, **kwargs: Any):
         super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}")
         self.rate = rate
         self.seed = seed
         self.supports_masking = True
@@ -273,10 +285,6 @@ _MULTIPLIER_2 = _wrap(0x846CA68B)
 
 def _is_host(key: Key) -> bool:
     return isinstance(key, np.ndarray)
-
-
-def _shape(shape: int | Sequence[Any]) -> tuple[Any, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def _shift_right(xp: Any, x: Tensor, count: int) -> Tensor:

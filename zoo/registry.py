@@ -1,5 +1,6 @@
 """Registry of the model builders, with the section and the training recipe of each."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,10 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import keras
+
+from zoo.validation import validated
+
+MAX_PARAMETERS = 2 * 10**10  # 80 GB in float32
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,6 +86,7 @@ class Classifier:
 models: dict[str, Entry] = {}
 
 
+@validated
 def register(
     *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
@@ -92,16 +98,36 @@ def register(
     """
 
     def decorator(build: Callable[P, keras.Model]) -> Callable[P, keras.Model]:
-        signature = inspect.signature(build).parameters.items()
-        defaults = {name: parameter.default for name, parameter in signature}
+        signature = inspect.signature(build)
+        defaults = {name: p.default for name, p in signature.parameters.items()}
+
+        @validated
+        @functools.wraps(build)
+        def bounded(*args: P.args, **kwargs: P.kwargs) -> keras.Model:
+            arguments = {**defaults, **signature.bind(*args, **kwargs).arguments}
+            _check_parameter_count(build.__name__, parameter_count(**arguments), arguments)
+            return build(*args, **kwargs)
+
         models[build.__name__] = Entry(
-            build, parameter_count=partial(parameter_count, **defaults), **attributes
+            bounded, parameter_count=partial(parameter_count, **defaults), **attributes
         )
-        return build
+        return bounded
 
     return decorator
 
 
+def _check_parameter_count(name: str, count: int, arguments: Mapping[str, Any]) -> None:
+    if count > MAX_PARAMETERS:
+        largest = max(
+            (n for n in arguments if type(arguments[n]) is int), key=arguments.__getitem__
+        )
+        raise ValueError(
+            f"A `{name}` must have at most {MAX_PARAMETERS:,} parameters. Received: arguments for "
+            f"{count:,}. Choose smaller sizes; `{largest}`={arguments[largest]} is the largest"
+        )
+
+
+@validated
 def get(name: str) -> Entry:
     """Returns the registry entry of a model.
 
@@ -114,6 +140,7 @@ def get(name: str) -> Entry:
     return _get_by_name(models, name)
 
 
+@validated
 def examples(name: str) -> dict[str, dict[str, Any]]:
     """Returns the builder arguments of example models, by "builder/example".
 
@@ -141,6 +168,7 @@ def classifiers() -> dict[str, Classifier]:
     }
 
 
+@validated
 def get_classifier(name: str) -> Classifier:
     """Returns an image classifier.
 

@@ -4,7 +4,10 @@ import math
 
 import keras
 
+from zoo.validation import validated
 
+
+@validated
 def parameter_formula(layer: keras.layers.Layer) -> str:
     """Returns the parameter count of a layer as a formula, such as "(3·3·3 + 1)·32".
 
@@ -34,6 +37,7 @@ def _product(shape: tuple[int, ...] | list[int]) -> str:
     return "·".join(str(size) for size in shape) or "1"
 
 
+@validated
 def rows(model: keras.Model) -> list[tuple[str, str, str, str, int]]:
     """Returns the layer table of a model.
 

@@ -189,8 +189,12 @@ def test_trainer_augments_in_training_only(images: np.ndarray) -> None:
     [
         (np.zeros((1, 28, 28), np.float32), 48, "dtype=float32 at index 0"),
         (np.zeros((1, 28, 28, 2), np.uint8), 48, r"shape=\(28, 28, 2\)"),
-        (np.zeros((1, 28, 28), np.uint8), 0, "image_size=0"),
-        ([], 48, "Received: none"),
+        (
+            np.zeros((1, 28, 28), np.uint8),
+            0,
+            "`size` must be a whole number of at least 1. Received: size=0",
+        ),
+        ([], 48, r"at least 1 element.* Received: images=\[\]"),
         ([np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3), np.uint8)], 48, "1 channels.*index 1"),
     ],
 )

@@ -175,7 +175,9 @@ def test_image_dataset_rejects_invalid_arrays(changes: dict, text: str) -> None:
         dataset(**changes)
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "Received: 0"), (60001, "train_examples=60001")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "train_examples=0"), (60001, "train_examples=60001")]
+)
 @pytest.mark.once
 def test_load_rejects_invalid_number_of_examples(count: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):

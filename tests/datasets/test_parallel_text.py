@@ -56,7 +56,7 @@ def test_split_parts_share_no_book() -> None:
     assert books["validation"] == set(VALIDATION)
     assert books["test"] == set(TEST)
     assert not books["train"] & (books["validation"] | books["test"])
-    with pytest.raises(ValueError, match=r"train, validation or test\. Received: part=dev"):
+    with pytest.raises(ValueError, match=r"train, validation, test\. Received: part='dev'"):
         parallel_text.split("dev")
 
 

@@ -43,9 +43,9 @@ def test_recall_depends_on_seed_part_length_and_index_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"length": 0}, "`length` must be at least 1. Received: length=0"),
+        ({"length": 0}, "`length` must be a whole number of at least 1. Received: length=0"),
         ({"count": 0}, "Received: count=0"),
-        ({"symbols": 1}, "`symbols` must be at least 2. Received: symbols=1"),
+        ({"symbols": 1}, "`symbols` must be a whole number of at least 2. Received: symbols=1"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

@@ -36,7 +36,7 @@ def test_split_holds_out_whole_works() -> None:
 
 
 def test_split_rejects_unknown_part() -> None:
-    with pytest.raises(ValueError, match=r"train, validation or test\. Received: part=dev"):
+    with pytest.raises(ValueError, match=r"train, validation, test\. Received: part='dev'"):
         next(split("dev"))
 
 
@@ -64,6 +64,6 @@ def test_encode_split_first_90_holds_out_last_tenth(monkeypatch: pytest.MonkeyPa
 
 
 def test_encode_split_rejects_unknown_scheme() -> None:
-    problem = r"`scheme` must be works or first_90\. Received: scheme=no"
+    problem = r"`scheme` must be one of works, first_90\. Received: scheme='no"
     with pytest.raises(ValueError, match=problem):
         encode_split(Tokenizer.characters(["a"]), scheme="no")

@@ -67,12 +67,12 @@ def test_token_windows_stride(stride: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("length", "options", "problem"),
     [
-        (0, {}, "at least 1 and below 23, the tokens of the text. Received: length=0"),
+        (0, {}, "`length` must be a whole number of at least 1. Received: length=0"),
         (23, {}, "Received: length=23"),
         (5, {"count": 5}, "at most 4, the windows of 5 tokens in the text. Received: count=5"),
         (5, {"count": 0}, "Received: count=0"),
         (5, {"count": 19, "stride": 1}, "at most 18, .* Received: count=19"),
-        (5, {"stride": 0}, "`stride` must be at least 1. Received: stride=0"),
+        (5, {"stride": 0}, "`stride` must be a whole number of at least 1. Received: stride=0"),
     ],
 )
 def test_token_windows_rejects_invalid_arguments(length: int, options: dict, problem: str) -> None:

@@ -99,7 +99,7 @@ def test_diffusion_trainer_weighs_losses_by_min_snr_in_training_only() -> None:
 
 
 def test_diffusion_trainer_rejects_min_snr_gamma_of_zero() -> None:
-    with pytest.raises(ValueError, match="`min_snr_gamma` must be above 0"):
+    with pytest.raises(ValueError, match="`min_snr_gamma` must be a finite number above 0"):
         recording_trainer(min_snr_gamma=0.0)
 
 

@@ -59,7 +59,7 @@ def test_sample_returns_one_image_for_each_prompt(pipeline: DiffusionPipeline) -
         ({"steps": 0}, "`steps` must be a whole number of at least 1. Received: steps=0"),
         ({"guidance_scale": -0.5}, "Received: guidance_scale=-0.5"),
         ({"eta": -0.1}, "Received: eta=-0.1"),
-        ({"seed": -1}, r"`seed` must be an integer in \[0, 2\*\*32\). Received: seed=-1"),
+        ({"seed": -1}, r"`seed` must be a whole number of at least 0. Received: seed=-1"),
     ],
 )
 def test_sample_rejects_invalid_arguments(

@@ -178,7 +178,7 @@ def test_sample_computes_no_gradients(unconditional_sampler: Sampler) -> None:
             {"steps": 21},
             r"`steps` must lie in 1..20, the steps of the schedule. Received: steps=21",
         ),
-        ({"eta": 1.5}, r"`eta` must lie in \[0, 1\]. Received: eta=1.5"),
+        ({"eta": 1.5}, r"`eta` must be a number in \[0, 1\]. Received: eta=1.5"),
         ({"guidance_scale": -1.0}, "number of at least 0. Received: guidance_scale=-1.0"),
         ({"guidance_scale": float("nan")}, "Received: guidance_scale=nan"),
         (

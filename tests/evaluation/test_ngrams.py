@@ -89,10 +89,11 @@ def test_bigrams_have_lower_loss_than_unigrams() -> None:
     assert losses[1] < losses[0] - 0.1
 
 
-@pytest.mark.parametrize(("order", "size"), [(0, 10), (5, 2**16)])
-def test_ngrams_rejects_invalid_order(order: int, size: int) -> None:
-    with pytest.raises(ValueError, match=f"Received: order={order}, vocabulary_size={size}"):
-        NGrams(order, size)
+def test_ngrams_rejects_invalid_order() -> None:
+    with pytest.raises(ValueError, match="Received: order=0"):
+        NGrams(0, 10)
+    with pytest.raises(ValueError, match="Received: order=5, vocabulary_size=65536"):
+        NGrams(5, 2**16)
 
 
 def test_fit_rejects_documents_of_one_token() -> None:

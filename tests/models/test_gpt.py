@@ -196,8 +196,11 @@ def test_generation_ends_where_logits_are_not_finite() -> None:
         ({"prompts": [[]]}, "Each of `prompts` must be a sequence of integers, at least one"),
         ({"prompts": [[1, 50]]}, r"`prompts` must hold ids in \[0, 50\).*Received: id 50"),
         ({"prompts": [[1] * 97]}, "at most `max_length` = 96 tokens.*Received: 97"),
-        ({"temperature": float("nan")}, "`temperature` must be 0 or more. Received: .*nan"),
-        ({"top_p": 0.0}, r"`top_p` must lie in \(0, 1\]. Received: top_p=0.0"),
+        (
+            {"temperature": float("nan")},
+            "`temperature` must be a finite number of at least 0. Received: .*nan",
+        ),
+        ({"top_p": 0.0}, r"`top_p` must be a number in \(0, 1\]. Received: top_p=0.0"),
     ],
 )
 def test_stream_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -211,18 +214,21 @@ def test_stream_rejects_invalid_arguments(arguments: dict[str, Any], message: st
     [
         ({"num_heads": 5}, "divisible by `num_heads`. Received: hidden_dim=32, num_heads=5"),
         ({"num_kv_heads": 3}, "as many query heads. Received: num_heads=2, num_kv_heads=3"),
-        ({"activation": "mish"}, "one of relu, gelu, gelu_tanh, swiglu. Received: activation=mish"),
-        ({"norm": "batch"}, "one of layer_norm, rms_norm. Received: norm=batch"),
-        ({"positions": "none"}, "learned, sinusoidal, rotary. Received: positions=none"),
+        (
+            {"activation": "mish"},
+            "one of relu, gelu, gelu_tanh, swiglu. Received: activation='mish'",
+        ),
+        ({"norm": "batch"}, "one of layer_norm, rms_norm. Received: norm='batch'"),
+        ({"positions": "none"}, "sinusoidal, learned, rotary. Received: positions='none'"),
         ({"num_heads": 32, "positions": "rotary"}, "must be even for rotary positions"),
-        ({"dropout": 1.0}, r"`dropout` must lie in \[0, 1\). Received: dropout=1.0"),
         ({"num_heads": 5, "head_dim": 0}, "`head_dim` must be a whole number .*head_dim=0"),
         ({"positions": "rotary", "head_dim": 7}, "must be even for rotary.*head_dim=7"),
-        ({"attention_bias": "q"}, "None, True, False or \"qkv\".*Received: attention_bias='q'"),
+        ({"attention_bias": "q"}, "`attention_bias` must be .*Received: attention_bias='q'"),
         (
             {"rotary_scaling": {"type": "linear", "factor": 2.0}},
             "must be None unless the positions are rotary.*positions=learned",
         ),
+        ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\). Received: dropout=1.0"),
         ({"num_layers": 0}, "`num_layers` must be a whole number of at least 1"),
         ({"vocabulary_size": 2.5}, "Received: vocabulary_size=2.5"),
     ],

@@ -140,14 +140,20 @@ def test_rnn_classifier_ignores_padding(bidirectional: bool) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cell": "lstn"}, "must be one of simple_rnn, lstm, gru. Received: cell=lstn"),
+        ({"cell": "lstn"}, "must be one of simple_rnn, lstm, gru. Received: cell='lstn"),
         ({"units": 0}, "`units` must be a whole number of at least 1. Received: units=0"),
         ({"units": -2}, "units=-2"),
         ({"num_layers": 0}, "num_layers=0"),
-        ({"input_shape": (28,)}, r"must be \(steps, features\). Received: input_shape=\(28,\)"),
+        (
+            {"input_shape": (28,)},
+            r"`input_shape` must be a sequence of 2 elements.* Received: input_shape=\(28,\)",
+        ),
         ({"input_shape": (None, 0)}, "input_shape=0"),
         ({"dropout": -0.1}, "dropout=-0.1"),
-        ({"recurrent_initializer": "zeros"}, "orthogonal or uniform. Received: recurrent_init"),
+        (
+            {"recurrent_initializer": "zeros"},
+            "one of orthogonal, uniform. Received: recurrent_init",
+        ),
         ({"padding_value": 0.0, "mask": True}, "give one. Received: padding_value=0.0, mask=True"),
     ],
 )
@@ -226,13 +232,13 @@ def test_sample_tokens_follows_the_probabilities() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompts": []}, "at least one sequence. Received: none"),
-        ({"prompts": np.zeros((1, 0), int)}, "sequence of integers, at least one. Received: shape"),
+        ({"prompts": []}, "`prompts` must be a sequence of at least 1 element"),
+        ({"prompts": np.zeros((1, 0), int)}, "sequence of integers, at least one. Received: none"),
         ({"prompts": np.array([[1, 20]])}, r"ids in \[0, 20\), the model's vocabulary.*id 20"),
         ({"prompts": [[1], [-1, 2]]}, "Received: id -1 at index 1"),
         ({"prompts": [[1], [1, 2]]}, r"must be equally long.*Received: \[1, 2\] tokens"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number"),
-        ({"top_p": 1.5}, r"`top_p` must lie in \(0, 1\]. Received: top_p=1.5"),
+        ({"top_p": 1.5}, r"`top_p` must be a number in \(0, 1\]. Received: top_p=1.5"),
         ({"top_k": 0}, "top_k=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
     ],
@@ -263,7 +269,7 @@ def test_model_rejects_ids_outside_the_vocabulary(invalid_id: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cell": "transformer"}, "must be one of simple_rnn, lstm, gru. Received: cell=transf"),
+        ({"cell": "transformer"}, "must be one of simple_rnn, lstm, gru. Received: cell='transf"),
         ({"vocabulary_size": 0}, "vocabulary_size=0"),
         ({"embedding_dim": 0}, "embedding_dim=0"),
         ({"stateful": True}, "`batch_size` must be given for a stateful model"),

@@ -242,8 +242,11 @@ def test_generation_rejects_invalid_prompts_and_sources(
     ("arguments", "message"),
     [
         ({"num_beams": 0}, "`num_beams` must be a whole number of at least 1"),
-        ({"length_penalty": -1.0}, "`length_penalty` must be 0 or more. Received: .*-1.0"),
-        ({"length_penalty": math.nan}, "`length_penalty` must be 0 or more"),
+        (
+            {"length_penalty": -1.0},
+            "`length_penalty` must be a finite number of at least 0. Received: .*-1.0",
+        ),
+        ({"length_penalty": math.nan}, "`length_penalty` must be a finite number of at least 0"),
     ],
 )
 def test_beam_search_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -262,7 +265,7 @@ def test_generate_rejects_sources_for_a_decoder_only_model() -> None:
     [
         ({"share_embeddings": True}, "vocabularies of one size. Received: .*=40, .*=50"),
         ({"padding": 40}, r"`padding` must lie in \[0, 40\).*Received: padding=40"),
-        ({"positions": "none"}, "learned, sinusoidal, rotary. Received: positions=none"),
+        ({"positions": "none"}, "sinusoidal, learned, rotary. Received: positions='none'"),
         ({"num_heads": 5}, "divisible by `num_heads`. Received: hidden_dim=32, num_heads=5"),
         ({"target_vocabulary_size": 0}, "`target_vocabulary_size` must be a whole number"),
     ],

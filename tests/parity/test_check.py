@@ -233,10 +233,10 @@ def test_worker_calls_any_function(workers: Workers) -> None:
         ({"rungs": "two"}, "Received: rungs=two"),
         ({"backends": ["torch"]}, "`backends` must be two or three of"),
         ({"backends": ["torch", "mxnet"]}, "Received: backends=torch, mxnet"),
-        ({"examples": 0}, "`examples` must be at least 1. Received: examples=0"),
-        ({"steps": 3}, "`steps` must be at least 4. Received: steps=3"),
-        ({"loss": "hinge"}, "mean_squared_error, cross_entropy or a function. Received: loss=hin"),
-        ({"time_limit": 0}, "`time_limit` must be above 0. Received: time_limit=0"),
+        ({"examples": 0}, "`examples` must be a whole number of at least 1. Received: examples=0"),
+        ({"steps": 3}, "`steps` must be a whole number of at least 4. Received: steps=3"),
+        ({"loss": "hinge"}, "mean_squared_error, cross_entropy or callable. Received: loss='hin"),
+        ({"time_limit": 0}, "`time_limit` must be a finite number above 0. Received: time_limit=0"),
     ],
 )
 def test_check_rejects_invalid_arguments(options: dict[str, object], text: str) -> None:

@@ -108,7 +108,7 @@ def test_main_resumes_an_interrupted_run(
         ({"num_heads": 3}, "divisible by `num_heads`. Received: hidden_dim=32, num_heads=3"),
         ({"vocabulary_size": 20}, "`vocabulary_size` must be above the number of different bytes"),
         ({"max_length": 3}, "`max_length` must leave a pair at least"),
-        ({"label_smoothing": 1.0}, r"`label_smoothing` must lie in \[0, 1\)"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must be a number in \[0, 1\)"),
         ({"test_pairs": 0}, "`test_pairs` must be a whole number of at least 1"),
         ({"num_beams": 0}, "`num_beams` must be a whole number of at least 1"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),

@@ -73,6 +73,6 @@ def test_cross_entropy_survives_its_configuration() -> None:
 @pytest.mark.once
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0])
 def test_cross_entropy_rejects_invalid_label_smoothing(label_smoothing: float) -> None:
-    text = rf"`label_smoothing` must lie in \[0, 1\)\. Received: label_smoothing={label_smoothing}"
+    text = rf"`label_smoothing` must be a number in \[0, 1\)\. Received: .*={label_smoothing}"
     with pytest.raises(ValueError, match=text):
         CrossEntropy(label_smoothing)

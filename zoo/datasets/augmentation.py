@@ -13,7 +13,7 @@ Source: the document's section "Exemple de code d'entraînement CNN" ("Transform
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -22,11 +22,13 @@ from PIL import Image
 
 from zoo import random
 from zoo.backends import backend
+from zoo.validation import MAX_COUNT, Rate, Seed, Size, array, each, number, validated, whole
 
 Tensor = Any
 
 
-def resize(images: Any, size: int) -> np.ndarray:
+@validated
+def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size) -> np.ndarray:
     """Resizes with Pillow's bilinear filter, as torchvision's `Resize` does.
 
     Args:
@@ -39,8 +41,6 @@ def resize(images: Any, size: int) -> np.ndarray:
     Raises:
         ValueError: if an image is of another shape or type, or grey and colour are mixed.
     """
-    if size < 1:
-        raise ValueError(f"`image_size` must be at least 1. Received: image_size={size}")
     out: np.ndarray | None = None
     for index, image in enumerate(images):
         image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
@@ -60,8 +60,7 @@ def resize(images: Any, size: int) -> np.ndarray:
             )
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
         out[index] = np.asarray(resized).reshape(size, size, channels)
-    if out is None:
-        raise ValueError("`images` must hold at least one image. Received: none")
+    assert out is not None
     return out
 
 
@@ -89,15 +88,16 @@ class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
         ValueError: If a number lies outside its range.
     """
 
+    @validated
     def __init__(
         self,
-        mean: Sequence[float],
-        std: Sequence[float],
-        rotation: float = 10.0,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        shape: Sequence[int] | None = None,
-        seed: int = 0,
+        mean: Annotated[Sequence[float], each(number(), 1, 3)],
+        std: Annotated[Sequence[float], each(number("(0, inf)"), 1, 3)],
+        rotation: Annotated[float, number("[0, 180]")] = 10.0,
+        brightness: Rate = 0.2,
+        contrast: Rate = 0.2,
+        shape: Annotated[Sequence[int], each(whole(), 1, 3)] | None = None,
+        seed: Seed = 0,
         name: str = "image_augmentation",
         **kwargs: Any,
     ):
@@ -106,19 +106,12 @@ class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
             raise ValueError(
                 f"`mean` and `std` must have one number or three. Received: mean={mean}, std={std}"
             )
-        if not all(s > 0 for s in std):
-            raise ValueError(f"`std` must be above 0. Received: std={std}")
-        if not 0 <= rotation <= 180:
-            raise ValueError(f"`rotation` must lie in [0, 180] degrees. Received: {rotation=}")
-        for argument, value in (("brightness", brightness), ("contrast", contrast)):
-            if not 0 <= value < 1:
-                raise ValueError(f"`{argument}` must lie in [0, 1). Received: {argument}={value}")
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        self.mean = mean
+        self.std = std
         self.rotation = rotation
         self.brightness = brightness
         self.contrast = contrast
-        self.shape = None if shape is None else tuple(shape)
+        self.shape = shape
         self.seed = seed
         self.random_key = random.key(seed, "augmentation")
         # A SeedGenerator is carried through compiled code and is not a parameter. Only its second

@@ -2,9 +2,14 @@
 
 import hashlib
 from importlib import resources
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
+
+from zoo.validation import validated
+
+Part = Literal["train", "validation", "test"]  # of a corpus
 
 
+@validated
 def embedded(name: str, sha256: str) -> BinaryIO:
     """Opens a file of `zoo/data/` for reading, after its SHA-256 digest is verified.
 

@@ -15,10 +15,12 @@ import numpy as np
 
 from zoo.datasets.augmentation import resize
 from zoo.datasets.embedded import embedded
+from zoo.validation import AnyPath, Count, NumberArray, Size, validated
 
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 
 
+@validated
 @dataclass(frozen=True)
 class ImageDataset:
     """Labelled images for training and testing, in memory.
@@ -56,7 +58,8 @@ class ImageDataset:
                 )
 
 
-def check_images(images: np.ndarray, name: str = "images") -> None:
+@validated
+def check_images(images: NumberArray, name: str = "images") -> None:
     """Raises ValueError unless `images` are uint8 of shape (N, H, W, 1) or (N, H, W, 3)."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
         raise ValueError(
@@ -65,7 +68,8 @@ def check_images(images: np.ndarray, name: str = "images") -> None:
         )
 
 
-def check_labels(labels: np.ndarray, num_classes: int, name: str = "labels") -> None:
+@validated
+def check_labels(labels: NumberArray, num_classes: Size, name: str = "labels") -> None:
     """Raises ValueError unless `labels` are integers in [0, num_classes) of shape (N,)."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
@@ -80,12 +84,13 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str = "labels") -> 
         )
 
 
+@validated
 def load(
     name: str,
-    image_size: int | None = None,
-    train_examples: int | None = None,
-    test_examples: int | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
+    image_size: Size | None = None,
+    train_examples: Count | None = None,
+    test_examples: Count | None = None,
+    data_dir: AnyPath | None = None,
 ) -> ImageDataset:
     """Loads an image data set into memory.
 
@@ -108,9 +113,6 @@ def load(
             downloaded.
     """
     requested = {"train": train_examples, "test": test_examples}
-    for part, count in requested.items():
-        if count is not None and count < 1:
-            raise ValueError(f"`{part}_examples` must be at least 1. Received: {count}")
     if name == "mnist":
         parts, num_classes = _mnist(), 10
     else:

@@ -11,14 +11,23 @@ Bible in 100 languages", 2015; batches by length as in Vaswani et al., 2017, sec
 import io
 import lzma
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from zoo import random
-from zoo.datasets.embedded import embedded
+from zoo.datasets.embedded import Part, embedded
 from zoo.datasets.tokenizer import Tokenizer
+from zoo.validation import (
+    MAX_COUNT,
+    FilePath,
+    Seed,
+    Size,
+    Vocabulary,
+    array,
+    each,
+    validated,
+)
 
 ENG_SPA_SHA256 = "cf28c95139d824ce07243af5254f25ab96c4e4a3bdde2f386b8fd10833752d52"
 
@@ -52,15 +61,14 @@ def pairs() -> Iterator[Pair]:
             yield Pair(*line.rstrip("\n").split("\t"))
 
 
-def split(part: str) -> list[Pair]:
+@validated
+def split(part: Part) -> list[Pair]:
     """The verses of "train", "validation" or "test", whole books each.
 
     Raises:
         ValueError: for another part.
     """
     books = {"validation": VALIDATION, "test": TEST}
-    if part not in ("train", *books):
-        raise ValueError(f"`part` must be train, validation or test. Received: part={part}")
     if part == "train":
         return [pair for pair in pairs() if pair.book not in VALIDATION + TEST]
     return [pair for pair in pairs() if pair.book in books[part]]
@@ -85,13 +93,14 @@ class LengthBuckets:
             all pairs are too long.
     """
 
+    @validated
     def __init__(
         self,
-        sources: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray],
-        tokens: int = 2048,
-        max_length: int = _WIDTHS[-1],
-        seed: int = 0,
+        sources: Annotated[Sequence[np.ndarray], each(array("iu", "(T,)"), most=MAX_COUNT)],
+        targets: Annotated[Sequence[np.ndarray], each(array("iu", "(T,)"), most=MAX_COUNT)],
+        tokens: Size = 2048,
+        max_length: Size = _WIDTHS[-1],
+        seed: Seed = 0,
     ):
         if len(sources) != len(targets) or not len(sources):
             raise ValueError(
@@ -143,7 +152,8 @@ class LengthBuckets:
         return {"source": source, "target": tokens}, labels, weights
 
 
-def make_tokenizer(saved: Path, size: int) -> Tokenizer:
+@validated
+def make_tokenizer(saved: FilePath, size: Vocabulary) -> Tokenizer:
     """What a run has saved; else of so many subwords, of both languages.
 
     Args:
@@ -157,6 +167,7 @@ def make_tokenizer(saved: Path, size: int) -> Tokenizer:
     return Tokenizer.train(texts, size)
 
 
+@validated
 def encoded(
     chosen: Sequence[Pair], vocabulary: Tokenizer
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:

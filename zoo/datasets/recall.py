@@ -1,8 +1,11 @@
 """The recall task: sequences whose label is their first symbol."""
 
+from typing import Annotated
+
 import numpy as np
 
 from zoo import random
+from zoo.validation import Count, Seed, Size, validated, whole
 
 
 class Recall:
@@ -22,14 +25,15 @@ class Recall:
         ValueError: If `length` or `count` is below 1, or `symbols` below 2.
     """
 
-    def __init__(self, seed: int, part: str, length: int, count: int, symbols: int = 8):
-        for name, value, least in (
-            ("length", length, 1),
-            ("count", count, 1),
-            ("symbols", symbols, 2),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
+    @validated
+    def __init__(
+        self,
+        seed: Seed,
+        part: str,
+        length: Size,
+        count: Count,
+        symbols: Annotated[int, whole(2, 1024)] = 8,
+    ):
         self.length = length
         self.symbols = symbols
         self._count = count

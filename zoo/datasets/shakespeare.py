@@ -3,20 +3,22 @@
 import io
 import lzma
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from zoo.datasets.embedded import embedded
+from zoo.datasets.embedded import Part, embedded
 from zoo.datasets.token_windows import encode_to_disk
 from zoo.datasets.tokenizer import SEPARATOR, Tokenizer
+from zoo.validation import FilePath, Vocabulary, validated
 
 SHAKESPEARE_SHA256 = "089ed6470c5acf7e0922bafaf46c3d999971315b3a41ca6674068634ae62b369"
 
 # Whole plays: a history or tragedy and a comedy in each split, which are 4.8 % of the characters.
 VALIDATION = ("KING JOHN", "MUCH ADO ABOUT NOTHING")
 TEST = ("JULIUS CAESAR", "MEASURE FOR MEASURE")
+
+Scheme = Literal["works", "first_90"]
 
 _CHUNK_SIZE = 1 << 16  # characters
 
@@ -34,7 +36,8 @@ def documents() -> Iterator[tuple[str, str]]:
             yield text.partition("\n")[0], text
 
 
-def split(part: str) -> Iterator[str]:
+@validated
+def split(part: Part) -> Iterator[str]:
     """Yields the texts of a split, read one at a time. A split consists of whole works.
 
     Args:
@@ -44,8 +47,6 @@ def split(part: str) -> Iterator[str]:
         ValueError: If `part` is not the name of a split.
     """
     held_out = {"validation": VALIDATION, "test": TEST}
-    if part not in ("train", *held_out):
-        raise ValueError(f"`part` must be train, validation or test. Received: part={part}")
     for title, text in documents():
         if title in held_out.get(part, ()) or (part == "train" and title not in VALIDATION + TEST):
             yield text
@@ -60,8 +61,9 @@ def _split_stream(file: Any, separator: str) -> Iterator[str]:
     yield rest
 
 
+@validated
 def encode_split(
-    tokenizer: Tokenizer, folder: Path | None = None, scheme: str = "works"
+    tokenizer: Tokenizer, folder: FilePath | None = None, scheme: Scheme = "works"
 ) -> dict[str, np.ndarray]:
     """Encodes the splits "train", "validation" and "test" as token ids on disk.
 
@@ -77,16 +79,15 @@ def encode_split(
     Raises:
         ValueError: If `scheme` is neither "works" nor "first_90".
     """
-    _check_scheme(scheme)
     if scheme == "works":
-        parts = ("train", "validation", "test")
-        return {part: encode_to_disk(split(part), tokenizer, folder) for part in parts}
+        return {part: encode_to_disk(split(part), tokenizer, folder) for part in get_args(Part)}
     ids = encode_to_disk(tokenizer_documents(scheme), tokenizer, folder)
     border = int(0.9 * len(ids))
     return {"train": ids[:border], "validation": ids[border:], "test": ids[border:]}
 
 
-def tokenizer_documents(scheme: str = "works") -> Iterator[str]:
+@validated
+def tokenizer_documents(scheme: Scheme = "works") -> Iterator[str]:
     """Yields the training texts of a tokenizer, read one at a time.
 
     Args:
@@ -96,11 +97,13 @@ def tokenizer_documents(scheme: str = "works") -> Iterator[str]:
     Raises:
         ValueError: If `scheme` is neither "works" nor "first_90".
     """
-    _check_scheme(scheme)
     return split("train") if scheme == "works" else (text for _, text in documents())
 
 
-def make_tokenizer(path: Path, vocabulary_size: int | None, scheme: str = "works") -> Tokenizer:
+@validated
+def make_tokenizer(
+    path: FilePath, vocabulary_size: Vocabulary | None, scheme: Scheme = "works"
+) -> Tokenizer:
     """Loads the tokenizer that a run has saved, or else trains a tokenizer.
 
     Args:
@@ -114,8 +117,3 @@ def make_tokenizer(path: Path, vocabulary_size: int | None, scheme: str = "works
     if vocabulary_size is None:
         return Tokenizer.characters(texts)
     return Tokenizer.train(texts, vocabulary_size)
-
-
-def _check_scheme(scheme: str) -> None:
-    if scheme not in ("works", "first_90"):
-        raise ValueError(f"`scheme` must be works or first_90. Received: scheme={scheme}")

@@ -9,16 +9,16 @@ does not grow with the corpus:
 """
 
 import tempfile
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from zoo.datasets.tokenizer import Tokenizer
+from zoo.validation import Count, FilePath, Texts, TokenArray, validated
 
 
+@validated
 def encode_to_disk(
-    texts: Iterable[str], tokenizer: Tokenizer, folder: Path | None = None
+    texts: Texts, tokenizer: Tokenizer, folder: FilePath | None = None
 ) -> np.ndarray:
     """Encodes documents into a memory-mapped file without a name.
 
@@ -46,7 +46,8 @@ def encode_to_disk(
         return np.memmap(file, np.uint16, "r")
 
 
-def split_documents(ids: np.ndarray) -> list[np.ndarray]:
+@validated
+def split_documents(ids: TokenArray) -> list[np.ndarray]:
     """Documents in the ids of `encode_to_disk`, each (T,) from its `BOS` on, still on the disk."""
     starts = np.flatnonzero(ids == Tokenizer.BOS)
     return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)])]
@@ -66,22 +67,25 @@ class TokenWindows:
         ValueError: If `ids` are too few for one window or for `count`, or `stride` is below 1.
     """
 
+    @validated
     def __init__(
-        self, ids: np.ndarray, length: int, stride: int | None = None, count: int | None = None
+        self,
+        ids: TokenArray,
+        length: Count,
+        stride: Count | None = None,
+        count: Count | None = None,
     ):
-        if not 1 <= length < len(ids):
+        if length >= len(ids):
             raise ValueError(
-                f"`length` must be at least 1 and below {len(ids)}, the tokens of the text. "
+                f"`length` must be below {len(ids)}, the tokens of the text. "
                 f"Received: length={length}"
             )
         self.length = length
         self.stride = length if stride is None else stride
-        if self.stride < 1:
-            raise ValueError(f"`stride` must be at least 1. Received: stride={stride}")
         available = (len(ids) - 1 - length) // self.stride + 1
-        if count is not None and not 1 <= count <= available:
+        if count is not None and count > available:
             raise ValueError(
-                f"`count` must be at least 1 and at most {available}, the windows of {length} "
+                f"`count` must be at most {available}, the windows of {length} "
                 f"tokens in the text. Received: count={count}"
             )
         self._ids = ids

@@ -7,11 +7,13 @@ applied to bytes as in Radford et al., "Language Models are Unsupervised Multita
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from zoo.validation import TEXT, FilePath, Texts, TokenArray, Vocabulary, validated, whole
 
 SEPARATOR = "\f"
 
@@ -32,11 +34,13 @@ class Tokenizer:
 
     BOS = 0
 
+    @validated
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
+    @validated
+    def train(cls, texts: Texts, vocabulary_size: Annotated[int, whole(2, 2**16)]) -> Self:
         """Trains a tokenizer by byte-pair encoding.
 
         Training starts from bytes and repeatedly merges the most frequent pair of tokens.
@@ -50,11 +54,6 @@ class Tokenizer:
             ValueError: If `vocabulary_size` is out of range or too small for the bytes of the
                 texts, or the texts are empty.
         """
-        if not 2 <= vocabulary_size <= 2**16:
-            raise ValueError(
-                "`vocabulary_size` must be at least 2 and at most 65536. "
-                f"Received: vocabulary_size={vocabulary_size}"
-            )
         tokenizer = cls._train(texts, vocabulary_size)
         num_tokens = len(tokenizer)
         if num_tokens > vocabulary_size or num_tokens < 2:
@@ -66,7 +65,8 @@ class Tokenizer:
         return tokenizer
 
     @classmethod
-    def characters(cls, texts: Iterable[str]) -> Self:
+    @validated
+    def characters(cls, texts: Texts) -> Self:
         """Creates a tokenizer without merges: each byte is a token, which is an ASCII character.
 
         Args:
@@ -86,7 +86,8 @@ class Tokenizer:
         return cls(tokenizer)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    @validated
+    def load(cls, path: FilePath) -> Self:
         """Loads a tokenizer from a file with the content of `to_json`.
 
         Args:
@@ -127,6 +128,7 @@ class Tokenizer:
         Raises:
             ValueError: If the text is empty or has a character that the training text lacks.
         """
+        TEXT.require(name, text)
         if not text:
             raise ValueError(f"`{name}` must not be empty. Received: ''. Give at least one word")
         unknown = {character for character in set(text) if not self._can_encode(character)}
@@ -139,7 +141,8 @@ class Tokenizer:
             )
         return np.asarray(self._tokenizer.encode(text).ids, np.int32)
 
-    def decode(self, ids: np.ndarray) -> str:
+    @validated
+    def decode(self, ids: TokenArray) -> str:
         """Decodes token ids, (T,) integers, to a text without `BOS`.
 
         Raises:
@@ -157,7 +160,8 @@ class Tokenizer:
         return all(self._tokenizer.token_to_id(symbol) is not None for symbol in symbols)
 
 
-def read_file(path: Path) -> str:
+@validated
+def read_file(path: FilePath) -> str:
     """Reads a UTF-8 text file that a user gives as the argument `text`.
 
     Args:
@@ -177,7 +181,8 @@ def read_file(path: Path) -> str:
         ) from error
 
 
-def check_ids(ids: np.ndarray, vocabulary_size: int) -> None:
+@validated
+def check_ids(ids: np.ndarray, vocabulary_size: Vocabulary) -> None:
     """Raises ValueError unless `ids` are integers in [0, vocabulary_size).
 
     Without the check, an invalid id raises an error, gives NaN or selects another token, depending

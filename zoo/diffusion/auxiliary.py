@@ -20,6 +20,7 @@ from zoo.models.autoencoder import autoencoder
 from zoo.training import Adam, Batches, CrossEntropy, Interrupted, Trainer
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import validated
 
 HELD_OUT = 512  # test images of a validation loss
 _SCALER_IMAGES = 5000  # training images that the statistics of latents are computed from
@@ -27,6 +28,7 @@ _SCALER_IMAGES = 5000  # training images that the statistics of latents are comp
 Tensor = Any
 
 
+@validated
 def train_classifier(
     config: DiffusionConfig, run: RunDirectory, data: ImageDataset, console: Console
 ) -> FeatureExtractor:
@@ -78,6 +80,7 @@ def train_classifier(
         return FeatureExtractor.load(nested.path, data)
 
 
+@validated
 def build_autoencoder(
     config: DiffusionConfig, data: ImageDataset
 ) -> tuple[keras.Model | None, tuple[int, ...]]:
@@ -89,6 +92,7 @@ def build_autoencoder(
     return model, tuple(model.get_layer("encoder").output.shape[1:])
 
 
+@validated
 def train_autoencoder(
     model: keras.Model, config: DiffusionConfig, run: RunDirectory, data: ImageDataset
 ) -> LatentScaler:
@@ -130,6 +134,7 @@ def train_autoencoder(
     return LatentScaler.from_images(model, data.x_train[:_SCALER_IMAGES])
 
 
+@validated
 def training_images(
     data: ImageDataset, latent_scaler: LatentScaler | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +158,7 @@ def _scaled(images: Tensor, training: bool = False) -> Tensor:
     return pixels(images)
 
 
+@validated
 @contextmanager
 def nested_run(run: RunDirectory, part: str, config: dict[str, Any]) -> Iterator[RunDirectory]:
     """A run directory within another; after Ctrl-C the text names the outer one.

@@ -11,12 +11,13 @@ Source: Ho et al., 2020, sections 2 and 3; Salimans and Ho, "Progressive Distill
 (v); Hang et al., "Efficient Diffusion Training via Min-SNR Weighting", 2023.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from keras import ops
 
 from zoo.diffusion.noise_schedule import NoiseSchedule
+from zoo.validation import Positive, validated
 
 Tensor = Any
 Prediction = Literal["noise", "x0", "v"]
@@ -37,12 +38,8 @@ class GaussianDiffusion:
             signal-to-noise ratio of 0, where the noise does not determine the image.
     """
 
-    def __init__(self, schedule: NoiseSchedule, prediction: str = "v"):
-        if prediction not in get_args(Prediction):
-            raise ValueError(
-                f"`prediction` must be one of {', '.join(get_args(Prediction))}. "
-                f"Received: prediction={prediction}"
-            )
+    @validated
+    def __init__(self, schedule: NoiseSchedule, prediction: Prediction = "v"):
         if prediction == "noise" and schedule.has_zero_terminal_snr:
             raise ValueError(
                 "`prediction` must be v or x0 for a schedule with a terminal signal-to-noise "
@@ -129,12 +126,9 @@ class GaussianDiffusion:
         return x, ops.convert_to_tensor(noise, dtype=x.dtype)
 
 
-def check_gamma(min_snr_gamma: float | None) -> None:
+@validated
+def check_gamma(min_snr_gamma: Positive | None) -> None:
     """Raises ValueError unless `min_snr_gamma` is None or above 0."""
-    if min_snr_gamma is not None and not min_snr_gamma > 0:
-        raise ValueError(
-            f"`min_snr_gamma` must be above 0. Received: min_snr_gamma={min_snr_gamma}"
-        )
 
 
 def _take(table: np.ndarray, t: Tensor, dtype: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """The latent space of an autoencoder, standardised to zero mean and unit variance."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ from keras import ops
 from zoo.backends import backend
 from zoo.datasets.images import check_images
 from zoo.diffusion.losses import pixels
+from zoo.validation import Images, each, number, validated
 
 Tensor = Any
 
@@ -23,7 +24,19 @@ class LatentScaler:
         std: Standard deviation of each latent channel.
     """
 
-    def __init__(self, model: keras.Model, mean: Sequence[float], std: Sequence[float]):
+    @validated
+    def __init__(
+        self,
+        model: keras.Model,
+        mean: Annotated[Sequence[float], each(number(), 1)],
+        std: Annotated[Sequence[float], each(number("(0, inf)"), 1)],
+    ):
+        names = [layer.name for layer in model.layers]
+        if not {"encoder", "decoder"} <= set(names):
+            raise ValueError(
+                "`model` must have the layers encoder and decoder, as an autoencoder has. "
+                f"Received: model={model.name} with the layers {', '.join(names)}"
+            )
         self.model = model
         self.mean = tuple(mean)
         self.std = tuple(std)
@@ -33,7 +46,8 @@ class LatentScaler:
         )
 
     @classmethod
-    def from_images(cls, model: keras.Model, images: np.ndarray) -> "LatentScaler":
+    @validated
+    def from_images(cls, model: keras.Model, images: Images) -> "LatentScaler":
         """Builds a scaler from the latents of sample images.
 
         Args:
@@ -45,7 +59,8 @@ class LatentScaler:
         mean, std = latents.mean(axis=(0, 1, 2)), latents.std(axis=(0, 1, 2))
         return cls(model, mean.tolist(), std.tolist())
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
+    @validated
+    def encode(self, images: Images) -> np.ndarray:
         """Encodes images, (N, H, W, C) uint8, to (N, h, w, latent_channels) in Keras' floatx.
 
         Raises:

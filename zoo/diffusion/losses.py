@@ -10,17 +10,18 @@ Source: Ho et al., 2020, algorithm 1; Ho and Salimans, 2022, algorithm 1; Kingma
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from zoo import random
-from zoo.diffusion.gaussian_diffusion import GaussianDiffusion, check_gamma
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.prompts import empty_prompts
 from zoo.training.losses import at_least_float32
 from zoo.training.trainer import Trainer
+from zoo.validation import Count, Positive, Seed, Timesteps, TokenRows, array, validated
 
 Tensor = Any
 
@@ -50,16 +51,16 @@ class DiffusionTrainer(Trainer):
         ValueError: If `min_snr_gamma` is not above 0.
     """
 
+    @validated
     def __init__(
         self,
         network: keras.Model,
         diffusion: GaussianDiffusion,
-        seed: int = 0,
-        prompts: np.ndarray | None = None,
-        min_snr_gamma: float | None = None,
+        seed: Seed = 0,
+        prompts: Annotated[np.ndarray, array("iu", "(classes, prompts, L)")] | None = None,
+        min_snr_gamma: Positive | None = None,
     ):
         super().__init__(network)
-        check_gamma(min_snr_gamma)
         self._diffusion = diffusion
         self._prompts = prompts
         self._min_snr_gamma = min_snr_gamma
@@ -116,8 +117,12 @@ class DiffusionTrainer(Trainer):
         return t, noise, ops.where(dropped, empty_prompts(1, prompt.shape[-1]), prompt)
 
 
+@validated
 def held_out_examples(
-    images: np.ndarray, num_steps: int, prompts: np.ndarray | None = None, seed: int = 0
+    images: Annotated[np.ndarray, array("uif", "(N, H, W, C)")],
+    num_steps: Timesteps,
+    prompts: TokenRows | None = None,
+    seed: Seed = 0,
 ) -> dict[str, np.ndarray]:
     """Examples for `DiffusionTrainer.evaluate`, with time steps and noise that stay the same.
 
@@ -184,6 +189,7 @@ def _draw_prompts(prompts: np.ndarray, labels: Tensor, key: random.Key) -> Tenso
     return ops.take(rows, ops.cast(labels, "int32") * per_class + number, axis=0)
 
 
+@validated
 @contextmanager
 def ema_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Within the context the model has the averages of its weights that the optimizer keeps."""
@@ -197,6 +203,7 @@ def ema_weights(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> It
             variable.assign(value)
 
 
-def ema_momentum(steps: int) -> float:
+@validated
+def ema_momentum(steps: Count) -> float:
     """Momentum of the weights' average, which covers about the last twentieth of `steps`."""
     return 1 - 20 / max(steps, 40)

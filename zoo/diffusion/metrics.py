@@ -11,6 +11,7 @@ Equilibrium", 2017 (the distance).
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import keras
 import numpy as np
@@ -22,6 +23,7 @@ from zoo.datasets.images import ImageDataset, check_images
 from zoo.diffusion.sampler import noise
 from zoo.training.batches import Batches
 from zoo.training.trainer import Trainer
+from zoo.validation import Features, Images, Labels, Size, array, validated
 
 
 class FeatureExtractor:
@@ -33,9 +35,15 @@ class FeatureExtractor:
         size: Height and width of the classifier's input.
     """
 
-    def __init__(self, model: keras.Model, preprocessing: ImageAugmentation, size: int):
-        self._size = size
+    @validated
+    def __init__(self, model: keras.Model, preprocessing: ImageAugmentation, size: Size):
         last = model.layers[-1]
+        if not isinstance(last, keras.layers.Dense) or not last.use_bias:
+            raise ValueError(
+                "`model` must be a classifier whose last layer is dense with biases. Received: "
+                f"model={model.name}, whose last layer is {last.name}"
+            )
+        self._size = size
         self._kernel, self._bias = (keras.ops.convert_to_numpy(w.value) for w in last.weights)
         self._features = Trainer(keras.Model(model.input, last.input), preprocessing)
 
@@ -71,7 +79,8 @@ class FeatureExtractor:
         preprocessing = ImageAugmentation(metrics["mean"], metrics["std"], shape=shape)
         return cls(model, preprocessing, classifier.images.size)
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    @validated
+    def features(self, images: Images) -> np.ndarray:
         """Computes the inputs of the last layer, (N, width) float64.
 
         Args:
@@ -86,15 +95,17 @@ class FeatureExtractor:
         features = self._features.predict(Batches(images, batch_size=256), verbose=0)
         return np.asarray(features, np.float64)
 
-    def classify(self, features: np.ndarray) -> np.ndarray:
+    @validated
+    def classify(self, features: Features) -> np.ndarray:
         """Predicts the classes, (N,), from features, (N, width)."""
         return np.asarray((features @ self._kernel + self._bias).argmax(-1))
 
 
+@validated
 def evaluate_samples(
     extractor: FeatureExtractor,
-    images: np.ndarray,
-    prompt_labels: np.ndarray | None,
+    images: Images,
+    prompt_labels: Labels | None,
     data: ImageDataset,
 ) -> dict[str, float | None]:
     """Computes the metrics of sampled images, and of real images and noise for comparison.
@@ -133,7 +144,8 @@ def evaluate_samples(
     }
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+@validated
+def frechet_distance(first: Features, second: Features) -> float:
     """Fréchet distance of two sets of features, each modelled as a normal distribution.
 
     Args:
@@ -152,7 +164,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(mean_distance + traces[0] + traces[1] - 2 * root_trace)
 
 
-def intra_class_diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float | None:
+@validated
+def intra_class_diversity(images: Images, real: Images, labels: Labels) -> float | None:
     """Mean distance between two images of a class, divided by that of real images.
 
     Args:
@@ -174,7 +187,8 @@ def intra_class_diversity(images: np.ndarray, real: np.ndarray, labels: np.ndarr
     return float(distances.mean() / pairwise_distances(real).mean())
 
 
-def indices_of_labels(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+@validated
+def indices_of_labels(labels: Labels, wanted: Labels) -> np.ndarray:
     """Selects an example for each wanted label, in turn from the examples of that label.
 
     Args:
@@ -199,6 +213,7 @@ def indices_of_labels(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return indices
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
+@validated
+def to_uint8(images: Annotated[np.ndarray, array("f", "(N, H, W, C)")]) -> np.ndarray:
     """Converts images in [-1, 1] to uint8; values outside the range are clipped."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -15,11 +15,11 @@ Noise Schedules and Sample Steps are Flawed", 2023 (zero terminal SNR).
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from zoo.validation import check_sizes
+from zoo.validation import NonNegative, Probability, Timesteps, array, validated
 
 Kind = Literal["linear", "cosine"]
 
@@ -39,7 +39,7 @@ class NoiseSchedule:
         ValueError: if a beta lies outside [0, 1] or the signal-to-noise ratio is infinite.
     """
 
-    betas: np.ndarray
+    betas: Annotated[np.ndarray, array("f", "(T,)")]
     alphas_cumprod: np.ndarray = field(init=False)
     signal: np.ndarray = field(init=False)
     sigma: np.ndarray = field(init=False)
@@ -97,7 +97,10 @@ class NoiseSchedule:
         return _from_alphas_cumprod(alphas_cumprod)
 
 
-def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+@validated
+def linear(
+    steps: Timesteps = 1000, beta_start: Probability = 1e-4, beta_end: Probability = 0.02
+) -> NoiseSchedule:
     """Linear schedule: the betas rise linearly. The default ends suit 1,000 steps.
 
     Args:
@@ -108,11 +111,13 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) 
     Raises:
         ValueError: if `steps` is not at least 1, or a beta lies outside [0, 1].
     """
-    check_sizes(steps=steps)
     return NoiseSchedule(np.linspace(beta_start, beta_end, steps))
 
 
-def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+@validated
+def cosine(
+    steps: Timesteps = 1000, offset: NonNegative = 0.008, max_beta: Probability = 0.999
+) -> NoiseSchedule:
     """Cosine schedule: alpha_bar falls as a squared cosine.
 
     Args:
@@ -123,7 +128,6 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     Raises:
         ValueError: if `steps` is not at least 1, or the signal-to-noise ratio is infinite.
     """
-    check_sizes(steps=steps)
 
     def alpha_bar(t: float) -> float:
         return math.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
@@ -132,8 +136,9 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     return NoiseSchedule(np.array([min(beta, max_beta) for beta in betas]))
 
 
+@validated
 def make_schedule(
-    kind: str = "cosine", steps: int = 1000, zero_terminal_snr: bool = False
+    kind: Kind = "cosine", steps: Timesteps = 1000, zero_terminal_snr: bool = False
 ) -> NoiseSchedule:
     """Builds a noise schedule by name.
 
@@ -148,8 +153,6 @@ def make_schedule(
             `zero_terminal_snr`.
     """
     builders = {"linear": linear, "cosine": cosine}
-    if kind not in builders:
-        raise ValueError(f"`kind` must be one of {', '.join(builders)}. Received: kind={kind}")
     schedule = builders[kind](steps)
     if not zero_terminal_snr:
         return schedule

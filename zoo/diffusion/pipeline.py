@@ -5,7 +5,6 @@ images = pipeline.sample(["a handwritten seven", "the digit 3"], steps=50, seed=
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 from zoo.diffusion import plots
-from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion, Prediction
 from zoo.diffusion.latents import LatentScaler
 from zoo.diffusion.metrics import to_uint8
-from zoo.diffusion.noise_schedule import make_schedule
+from zoo.diffusion.noise_schedule import Kind, make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import check_sizes
+from zoo.validation import (
+    FilePath,
+    NonNegative,
+    Probability,
+    Seed,
+    Size,
+    TextList,
+    Timesteps,
+    validated,
+)
 
 Tensor = Any
 
@@ -32,6 +40,7 @@ COLUMNS = 10  # images in a row of a grid
 _FILES = ("metrics.json", "model.json", "model.weights.h5", "diffusion.json")
 
 
+@validated
 @dataclass(frozen=True)
 class DiffusionSpec:
     """The forward process and the prediction that a model is trained with.
@@ -44,10 +53,10 @@ class DiffusionSpec:
         prediction: Quantity that the network predicts: "noise", "x0" or "v".
     """
 
-    schedule: str = "cosine"
-    num_steps: int = 1000
+    schedule: Kind = "cosine"
+    num_steps: Timesteps = 1000
     zero_terminal_snr: bool = False
-    prediction: str = "v"
+    prediction: Prediction = "v"
 
     def make_diffusion(self) -> GaussianDiffusion:
         """Builds the forward process.
@@ -70,6 +79,7 @@ class DiffusionPipeline:
         latent_scaler: Scaler and autoencoder of a model of latents; None for a model of pixels.
     """
 
+    @validated
     def __init__(
         self,
         model: keras.Model,
@@ -83,15 +93,16 @@ class DiffusionPipeline:
         self.latent_scaler = latent_scaler
         self.sampler = Sampler(model, spec.make_diffusion(), clip=latent_scaler is None)
 
+    @validated
     def sample(
         self,
-        prompts: Sequence[str] | int,
-        steps: int = 50,
-        guidance_scale: float = 3.0,
-        seed: int = 0,
-        eta: float = 0.0,
+        prompts: TextList | Size,
+        steps: Timesteps = 50,
+        guidance_scale: NonNegative = 3.0,
+        seed: Seed = 0,
+        eta: Probability = 0.0,
         negative_prompt: str = "",
-        batch_size: int = 64,
+        batch_size: Size = 64,
         console: Console | None = None,
         callback_on_step_end: StepCallback | None = None,
     ) -> np.ndarray:
@@ -119,7 +130,6 @@ class DiffusionPipeline:
                 `steps` lies outside 1..T, `guidance_scale` is below 0, or `eta` lies outside
                 [0, 1].
         """
-        check_sizes(batch_size=batch_size)
         if self.tokenizer is None:
             if not isinstance(prompts, int) or negative_prompt:
                 raise ValueError(
@@ -222,7 +232,8 @@ def _load_model(folder: Path, name: str) -> keras.Model:
     return model
 
 
-def check_out(out: Path) -> None:
+@validated
+def check_out(out: FilePath) -> None:
     """Raises ValueError unless the path has the suffix of an image format that Pillow can write."""
     image_format = Image.registered_extensions().get(out.suffix.lower())
     if image_format not in Image.SAVE:
@@ -231,10 +242,11 @@ def check_out(out: Path) -> None:
         )
 
 
+@validated
 def sample_to_file(
     pipeline: DiffusionPipeline,
-    prompts: Sequence[str] | int,
-    out: Path,
+    prompts: TextList | Size,
+    out: FilePath,
     console: Console,
     **options: Any,
 ) -> None:

@@ -2,17 +2,22 @@
 
 import io
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
 from zoo.datasets.images import check_images
+from zoo.validation import Images, Size, validated, whole
+
+Columns = Annotated[int, whole(1, 256)]
 
 _GAP = 2  # pixels between images
 _BACKGROUND = 96
 
 
-def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
+@validated
+def grid(images: Images, columns: Columns, scale: Annotated[int, whole(1, 16)] = 2) -> Image.Image:
     """Arranges images in a grid, row by row.
 
     Args:
@@ -37,7 +42,8 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def animation(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
+@validated
+def animation(frames: Sequence[Image.Image], milliseconds: Size = 80) -> bytes:
     """Encodes frames as a looping GIF that shows the last frame for two seconds.
 
     Args:
@@ -53,6 +59,7 @@ def animation(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
     return file.getvalue()
 
 
+@validated
 def png(image: Image.Image) -> bytes:
     """Encodes an image as PNG."""
     file = io.BytesIO()

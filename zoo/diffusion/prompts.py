@@ -7,13 +7,14 @@ then samples unconditionally.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from zoo.models.text_encoder import PADDING
+from zoo.validation import Size, TextList, Texts, validated
 
 BOS = 1
 _WORD = re.compile(r"[^\W_]+")
@@ -49,7 +50,8 @@ class WordTokenizer:
             of tokens in a row, BOS included.
     """
 
-    def __init__(self, prompts: Iterable[str]):
+    @validated
+    def __init__(self, prompts: Texts):
         tokenized = [_split_words(prompt) for prompt in prompts]
         self.words = sorted({word for words in tokenized for word in words})
         self.max_length = 1 + max(map(len, tokenized))
@@ -59,7 +61,8 @@ class WordTokenizer:
         """The vocabulary size: all words, padding and BOS."""
         return BOS + 1 + len(self.words)
 
-    def encode(self, prompts: Sequence[str]) -> np.ndarray:
+    @validated
+    def encode(self, prompts: TextList) -> np.ndarray:
         """Encodes prompts as token ids, (N, max_length) int32.
 
         Raises:
@@ -97,13 +100,15 @@ class WordTokenizer:
         return tokenizer
 
 
-def empty_prompts(count: int, length: int) -> np.ndarray:
+@validated
+def empty_prompts(count: Size, length: Size) -> np.ndarray:
     """Token ids of empty prompts, (count, length) int32."""
     rows = np.full((count, length), PADDING, np.int32)
     rows[:, 0] = BOS
     return rows
 
 
+@validated
 def check_prompts(prompts: Any) -> None:
     """Raises ValueError unless `prompts` is a non-empty list of texts with at least one word."""
     is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
@@ -121,6 +126,7 @@ def _split_words(prompt: str) -> list[str]:
     return _WORD.findall(prompt.lower())
 
 
+@validated
 @dataclass(frozen=True)
 class ClassPrompts:
     """Prompts of each class of a data set.

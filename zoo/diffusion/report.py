@@ -19,12 +19,14 @@ from zoo.diffusion.prompts import ClassPrompts
 from zoo.diffusion.sampler import StepCallback
 from zoo.evaluation.plots import plot_curves
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import NonNegative, Probability, Seed, Size, Timesteps, validated
 
 _PREVIEWS = 40  # images of each epoch, and of each batch at the end, so that one step is compiled
 _PREVIEW_STEPS = 20
 _FRAMES = 25  # of the animation, at most
 
 
+@validated
 @dataclass(frozen=True)
 class SampleRequest:
     """Images to sample, of all classes in turn.
@@ -39,12 +41,12 @@ class SampleRequest:
         prompts: Prompts of each class; None for a network without prompts.
     """
 
-    count: int
-    num_classes: int
-    steps: int
-    eta: float = 0.0
-    seed: int = 0
-    guidance_scale: float = 1.0
+    count: Size
+    num_classes: Size
+    steps: Timesteps
+    eta: Probability = 0.0
+    seed: Seed = 0
+    guidance_scale: NonNegative = 1.0
     prompts: ClassPrompts | None = None
 
     def sample(
@@ -74,6 +76,7 @@ class SamplePreviews(keras.callbacks.Callback):  # type: ignore[misc]
         request: Images to sample.
     """
 
+    @validated
     def __init__(self, run: RunDirectory, pipeline: DiffusionPipeline, request: SampleRequest):
         super().__init__()
         self._run = run
@@ -108,6 +111,7 @@ class DenoisingAnimation:
         return plots.animation([self._frames[int(number)] for number in chosen])
 
 
+@validated
 def write_report(
     run: RunDirectory,
     history: keras.callbacks.History,

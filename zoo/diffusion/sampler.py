@@ -19,7 +19,7 @@ equation 12; Lin et al., 2023, section 3.3 (spacing of the timesteps).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -29,13 +29,26 @@ from zoo import random
 from zoo.backends import backend
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.prompts import empty_prompts
-from zoo.validation import check_sizes
+from zoo.validation import (
+    MAX_COUNT,
+    NonNegative,
+    Probability,
+    Seed,
+    Shape,
+    Size,
+    Timesteps,
+    TokenRows,
+    each,
+    validated,
+    whole,
+)
 
 Tensor = Any
 StepCallback = Callable[[int, Tensor, Tensor], None]
 
 
-def timesteps(total: int, steps: int) -> np.ndarray:
+@validated
+def timesteps(total: Timesteps, steps: Timesteps) -> np.ndarray:
     """Timesteps of the sampler, (steps,) int: evenly spaced, descending from total - 1.
 
     Args:
@@ -45,7 +58,6 @@ def timesteps(total: int, steps: int) -> np.ndarray:
     Raises:
         ValueError: if `steps` lies outside 1..total.
     """
-    check_sizes(steps=steps)
     if steps > total:
         raise ValueError(
             f"`steps` must lie in 1..{total}, the steps of the schedule. Received: steps={steps}"
@@ -53,7 +65,10 @@ def timesteps(total: int, steps: int) -> np.ndarray:
     return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int32) - 1
 
 
-def coefficients(diffusion: GaussianDiffusion, steps: int, eta: float = 0.0) -> np.ndarray:
+@validated
+def coefficients(
+    diffusion: GaussianDiffusion, steps: Timesteps, eta: Probability = 0.0
+) -> np.ndarray:
     """Coefficients of each sampling step: from_x, from_output, to_x0, to_x and to_z.
 
     Args:
@@ -67,8 +82,6 @@ def coefficients(diffusion: GaussianDiffusion, steps: int, eta: float = 0.0) -> 
     Raises:
         ValueError: if `steps` lies outside 1..T or `eta` outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"`eta` must lie in [0, 1]. Received: eta={eta}")
     schedule = diffusion.schedule
     t = timesteps(len(schedule), steps)
     alpha_bar_t = schedule.alphas_cumprod[t]
@@ -88,13 +101,9 @@ def coefficients(diffusion: GaussianDiffusion, steps: int, eta: float = 0.0) -> 
     return np.stack([from_x, from_output, to_x0, to_x, std], axis=1)
 
 
-def check_guidance(guidance_scale: float) -> None:
+@validated
+def check_guidance(guidance_scale: NonNegative) -> None:
     """Raises ValueError unless `guidance_scale` is a finite number of at least 0."""
-    if not 0 <= guidance_scale < np.inf:
-        raise ValueError(
-            "`guidance_scale` must be a number of at least 0. "
-            f"Received: guidance_scale={guidance_scale}"
-        )
 
 
 class Sampler:
@@ -110,8 +119,14 @@ class Sampler:
         ValueError: if the model was built for another number of steps than the schedule has.
     """
 
+    @validated
     def __init__(self, model: keras.Model, diffusion: GaussianDiffusion, clip: bool = True):
-        self.is_text_conditional = "prompt" in model.input
+        inputs = getattr(model, "input", None)
+        if not isinstance(inputs, dict) or not {"image", "time"} <= set(inputs):
+            raise ValueError(
+                f"`model` must be a text_to_image model or a unet. Received: model={model.name}"
+            )
+        self.is_text_conditional = "prompt" in inputs
         network = model.get_layer("unet") if self.is_text_conditional else model
         num_steps = network.get_layer("time_embedding").num_steps
         if num_steps != len(diffusion.schedule):
@@ -137,16 +152,17 @@ class Sampler:
 
         self._step = backend.sampling_function(network, step)
 
+    @validated
     def sample(
         self,
-        count: int,
-        prompts: np.ndarray | None = None,
-        negative_prompts: np.ndarray | None = None,
-        guidance_scale: float = 3.0,
-        seed: int = 0,
-        steps: int = 50,
-        eta: float = 0.0,
-        batch_size: int = 64,
+        count: Size,
+        prompts: TokenRows | None = None,
+        negative_prompts: TokenRows | None = None,
+        guidance_scale: NonNegative = 3.0,
+        seed: Seed = 0,
+        steps: Timesteps = 50,
+        eta: Probability = 0.0,
+        batch_size: Size = 64,
         callback_on_step_end: StepCallback | None = None,
     ) -> np.ndarray:
         """Samples images. The noise of an image depends on its index, not on the batch size.
@@ -173,8 +189,6 @@ class Sampler:
                 [0, 1]; if the number of prompts is not `count`; if prompts are missing, or given
                 to a model without a text encoder.
         """
-        check_sizes(count=count, batch_size=batch_size)
-        check_guidance(guidance_scale)
         texts = self._network_prompts(count, prompts, negative_prompts, guidance_scale)
         table = coefficients(self.diffusion, steps, eta)
         table = np.concatenate([table, np.full((steps, 1), guidance_scale)], axis=1)
@@ -255,7 +269,13 @@ def _guided_output(
     return negative + ops.cast(guidance_scale, positive.dtype) * (positive - negative)
 
 
-def noise(seed: int, stream: str, shape: Sequence[int], indices: Iterable[int]) -> np.ndarray:
+@validated
+def noise(
+    seed: Seed,
+    stream: str,
+    shape: Shape,
+    indices: Annotated[Iterable[int], each(whole(0, MAX_COUNT))],
+) -> np.ndarray:
     """Standard normal noise of the images with these indices.
 
     Args:

@@ -1,8 +1,7 @@
 """Attention maps: attention weights, which fused kernels do not return, and their plots."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -10,8 +9,10 @@ from keras import ops
 from matplotlib.figure import Figure
 
 from zoo.layers.attention import collected_attention_maps
+from zoo.validation import TextList, array, validated
 
 
+@validated
 def attention_maps(model: keras.Model, inputs: Any) -> dict[str, np.ndarray]:
     """Computes the attention weights of each layer and head in inference mode.
 
@@ -32,7 +33,10 @@ def attention_maps(model: keras.Model, inputs: Any) -> dict[str, np.ndarray]:
     return {path: ops.convert_to_numpy(weights) for path, weights in maps.items()}
 
 
-def plot_attention(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str]) -> Figure:
+@validated
+def plot_attention(
+    weights: Annotated[np.ndarray, array("f", "(heads, T, S)")], queries: TextList, keys: TextList
+) -> Figure:
     """Plots the attention weights of each head as an image.
 
     Args:

@@ -9,24 +9,32 @@ from sklearn.metrics import classification_report, confusion_matrix
 from zoo.datasets.images import ImageDataset
 from zoo.evaluation.plots import plot_confusion, plot_curves, plot_mistakes
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Labels, Logits, Size, check_lengths, validated
 
 
-def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+@validated
+def loss_and_accuracy(logits: Logits, labels: Labels) -> tuple[float, float]:
     """Mean cross-entropy in nats, and the fraction of labels with the largest logit."""
+    check_lengths(logits=logits, labels=labels)
     likelihood = log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
     return float(-likelihood.mean()), float((logits.argmax(-1) == labels).mean())
 
 
-def report(labels: np.ndarray, predictions: np.ndarray) -> str:
+@validated
+def report(labels: Labels, predictions: Labels) -> str:
     """Precision, recall and F1 of each class."""
+    check_lengths(labels=labels, predictions=predictions)
     return str(classification_report(labels, predictions, digits=4, zero_division=0))
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+@validated
+def confusion(labels: Labels, predictions: Labels, num_classes: Size) -> np.ndarray:
     """(num_classes, num_classes): rows are true classes, columns predicted ones."""
+    check_lengths(labels=labels, predictions=predictions)
     return np.asarray(confusion_matrix(labels, predictions, labels=range(num_classes)))
 
 
+@validated
 def write_report(
     run: RunDirectory,
     history: keras.callbacks.History,

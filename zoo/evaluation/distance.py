@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from zoo.validation import NonNegative, NumberArray, validated
+
 _HUGE = 1e4  # smallest magnitude of numbers that are compared apart from far smaller ones
 _GAP = 1e3  # smallest ratio between the two
 
 
-def distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:
+@validated
+def distance(a: NumberArray, b: NumberArray, min_scale: NonNegative = 0.0) -> float:
     """Relative maximum distance of two arrays.
 
     The largest absolute difference is divided by the largest absolute value in the two arrays.
@@ -67,7 +70,8 @@ def _relative(
     )
 
 
-def typical_distance(a: np.ndarray, b: np.ndarray, min_scale: float = 0.0) -> float:
+@validated
+def typical_distance(a: NumberArray, b: NumberArray, min_scale: NonNegative = 0.0) -> float:
     """Relative root mean square distance of two arrays.
 
     A few large differences, such as those at the kink of a ReLU, have little influence.

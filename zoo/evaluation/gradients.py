@@ -11,8 +11,10 @@ from keras import ops
 from zoo import backends
 from zoo.evaluation.distance import distance
 from zoo.lessons.backprop import backward, forward, layers_of
+from zoo.validation import validated
 
 
+@validated
 def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
     """Distance of gradients by hand from the backend's own, by the path of each weight.
 
@@ -23,9 +25,9 @@ def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
         x: Batch of inputs, (B, features).
         labels: Labels of the batch, (B,).
     """
+    layers = layers_of(model)
     loss = partial(ops.sparse_categorical_crossentropy, from_logits=True)
     own = backends.gradients(model, x, labels, loss)
-    layers = layers_of(model)
     outputs = forward(layers, ops.cast(x, layers[0].w.dtype))
     by_hand = chain.from_iterable(backward(layers, outputs, ops.convert_to_tensor(labels)))
     return {
@@ -33,6 +35,7 @@ def distances(model: keras.Model, x: Any, labels: Any) -> dict[str, float]:
     }
 
 
+@validated
 def gradient_by_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> list[float]:
     """Norm of the loss' gradient with respect to the input of each time step.
 

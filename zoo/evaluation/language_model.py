@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ from zoo.evaluation.plots import plot_perplexity
 from zoo.generation import decoding
 from zoo.training.losses import cross_entropy
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Number, Size, TokenArray, Vocabulary, number, validated
 
 Tensor = Any
 
@@ -29,7 +30,8 @@ class DocumentLoss(keras.callbacks.Callback):  # type: ignore[misc]
         ids: Token ids of the validation documents, (N,), as `encode_to_disk` gives them.
     """
 
-    def __init__(self, network: keras.Model, ids: np.ndarray):
+    @validated
+    def __init__(self, network: keras.Model, ids: TokenArray):
         super().__init__()
         self._scorer = DocumentScorer(network)
         self._ids = ids
@@ -50,7 +52,9 @@ class DocumentScorer:
         batch_size: Number of documents read side by side; it changes the memory, not the loss.
     """
 
-    def __init__(self, network: keras.Model, chunk: int = 128, batch_size: int = 8):
+    @validated
+    def __init__(self, network: keras.Model, chunk: Size = 128, batch_size: Size = 8):
+        decoding.check_recurrent(network, "network")
         self._stateful = decoding.with_explicit_states(network)
         targets = keras.Input((None,), dtype="int32", name="targets")
         logits, *states = self._stateful.outputs
@@ -59,7 +63,8 @@ class DocumentScorer:
         self._chunk = chunk
         self._batch_size = batch_size
 
-    def evaluate(self, ids: np.ndarray) -> float:
+    @validated
+    def evaluate(self, ids: TokenArray) -> float:
         """The mean loss over all tokens but each document's first.
 
         Args:
@@ -98,22 +103,27 @@ class _TokenLosses(keras.layers.Layer):  # type: ignore[misc]
         return cross_entropy(labels, logits)
 
 
-def loss_and_perplexity(part: str, loss: float) -> dict[str, float]:
+@validated
+def loss_and_perplexity(
+    part: str, loss: Annotated[float, number("[-700, 700]")]
+) -> dict[str, float]:
     """A loss in nats a token and its perplexity, by names such as `test_loss`."""
     return {f"{part}_loss": loss, f"{part}_perplexity": math.exp(loss)}
 
 
-def bits_per_character(loss: float, ids: np.ndarray, tokenizer: Tokenizer) -> float:
+@validated
+def bits_per_character(loss: Number, ids: TokenArray, tokenizer: Tokenizer) -> float:
     """Converts a mean loss in nats a token over a text, (N,) ids, to bits a character."""
     return loss / math.log(2) * len(ids) / len(tokenizer.decode(ids))
 
 
+@validated
 def write_report(
     run: RunDirectory,
     history: keras.callbacks.History,
     ids: Mapping[str, np.ndarray],
-    test_loss: float,
-    vocabulary_size: int,
+    test_loss: Number,
+    vocabulary_size: Vocabulary,
     console: Console,
 ) -> dict[str, float]:
     """Compares a model with n-grams on the same tokens; prints the losses and plots perplexity.

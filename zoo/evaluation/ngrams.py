@@ -18,10 +18,11 @@ interpolated Kneser-Ney smoothing with three discounts.
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
+
+from zoo.validation import Arrays, TokenArray, Vocabulary, validated, whole
 
 _DISCOUNT = 0.75  # used unless n-grams with each of the counts 1, 2, 3 and 4 exist
 _MIN_DISCOUNT = 0.05  # so that every history leaves some probability to unseen tokens
@@ -78,17 +79,19 @@ class NGrams:
         ValueError: If `order` is below 1, or vocabulary_size**order does not fit in 63 bits.
     """
 
-    def __init__(self, order: int, vocabulary_size: int):
-        if order < 1 or vocabulary_size**order >= 2**63:
+    @validated
+    def __init__(self, order: Annotated[int, whole(1, 62)], vocabulary_size: Vocabulary):
+        if vocabulary_size**order >= 2**63:
             raise ValueError(
-                "`order` must be at least 1, and vocabulary_size**order below 2**63. "
+                "`order` must be small enough that vocabulary_size**order is below 2**63. "
                 f"Received: order={order}, vocabulary_size={vocabulary_size}"
             )
         self._order = order
         self._vocabulary_size = vocabulary_size
         self._tables: list[_NGramTable] = []
 
-    def fit(self, documents: Iterable[np.ndarray]) -> Self:
+    @validated
+    def fit(self, documents: Arrays) -> Self:
         """Fits the model to the n-gram counts of documents.
 
         Args:
@@ -118,7 +121,8 @@ class NGrams:
             self._tables.insert(0, _NGramTable.from_counts(ngrams, counts, self._vocabulary_size))
         return self
 
-    def log_probabilities(self, document: np.ndarray) -> np.ndarray:
+    @validated
+    def log_probabilities(self, document: TokenArray) -> np.ndarray:
         """Computes the log-probability of each token but the first, given the previous tokens.
 
         Args:

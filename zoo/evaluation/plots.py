@@ -1,7 +1,7 @@
 """Plots of training and evaluation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
@@ -9,13 +9,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
 
+from zoo.layers.recurrent import Cell
+from zoo.validation import (
+    Labels,
+    Logits,
+    Numbers,
+    Probability,
+    Sizes,
+    TextList,
+    array,
+    check_lengths,
+    validated,
+    whole,
+)
 
+
+def _check_history(history: keras.callbacks.History, metrics: Sequence[str]) -> None:
+    names = {name for metric in metrics for name in (metric, f"val_{metric}")}
+    known = getattr(history, "history", {})
+    if not getattr(history, "epoch", None) or not names <= set(known):
+        raise ValueError(
+            f"`history` must have {', '.join(metrics)} of a training with validation data. "
+            f"Received: a history of {', '.join(known) or 'nothing'}"
+        )
+
+
+@validated
 def plot_curves(
     history: keras.callbacks.History,
-    metrics: Sequence[str] = ("loss", "accuracy"),
+    metrics: TextList = ("loss", "accuracy"),
     training: str = "training (augmented, dropout)",
     validation: str = "test",
-    ylabels: Sequence[str] | None = None,
+    ylabels: TextList | None = None,
 ) -> Figure:
     """Metrics over the epochs, on training and validation data.
 
@@ -26,6 +51,7 @@ def plot_curves(
         validation: Legend of the validation curve.
         ylabels: Labels of the axes, by default the names of the metrics.
     """
+    _check_history(history, metrics)
     figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
     epochs = [epoch + 1 for epoch in history.epoch]
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
@@ -39,12 +65,18 @@ def plot_curves(
     return figure
 
 
-def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
+@validated
+def plot_same_run(losses: Mapping[str, Numbers]) -> Figure:
     """Losses of two implementations of one training, and their relative distance at each step.
 
     Args:
         losses: Loss at each step, by the name of the implementation.
     """
+    if len(losses) != 2:
+        raise ValueError(
+            f"`losses` must be those of two implementations. Received: {', '.join(losses)}"
+        )
+    check_lengths(**losses)
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     # Readers of all kinds tell blue from orange; the second curve lies on the first, so it is thin.
@@ -62,13 +94,16 @@ def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def relative_distances(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+@validated
+def relative_distances(first: Numbers, second: Numbers) -> np.ndarray:
     """|a - b| / |a| of each pair of numbers."""
+    check_lengths(first=first, second=second)
     a, b = np.asarray(first), np.asarray(second)
     return np.asarray(np.abs(a - b) / np.abs(a))
 
 
-def plot_confusion(matrix: np.ndarray) -> Figure:
+@validated
+def plot_confusion(matrix: Annotated[np.ndarray, array("iu", "(classes, classes)")]) -> Figure:
     """The confusion matrix, each row coloured by its fractions; counts where they can be read."""
     classes = len(matrix)
     size = max(5.0, min(14.0, 0.55 * classes))
@@ -95,8 +130,12 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
     return figure
 
 
+@validated
 def plot_mistakes(
-    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, count: int = 16
+    images: Annotated[np.ndarray, array("uif")],
+    labels: Labels,
+    logits: Logits,
+    count: Annotated[int, whole(1, 256)] = 16,
 ) -> Figure:
     """Misclassified images with the greatest confidence."""
     predictions = logits.argmax(-1)
@@ -130,11 +169,12 @@ _CELLS: dict[str, tuple[str, str, dict[str, Any]]] = {  # Okabe and Ito's colour
 }
 
 
+@validated
 def plot_memory(
-    lengths: Sequence[int],
-    recall: Mapping[str, Sequence[float]],
-    chance: float,
-    gradients: Mapping[str, Mapping[str, Sequence[float]]],
+    lengths: Sizes,
+    recall: Mapping[Cell, Numbers],
+    chance: Probability,
+    gradients: Mapping[Cell, Mapping[Literal["before", "after"], Numbers]],
 ) -> Figure:
     """Recall of the first symbol by length, and the gradient that reaches each step.
 
@@ -145,6 +185,14 @@ def plot_memory(
         gradients: Gradient norms by cell and time, "before" or "after" training: one for each step
             of the longest sequences. They are drawn relative to the norm at the last step.
     """
+    for cell, accuracies in recall.items():
+        check_lengths(lengths=lengths, **{cell: accuracies})
+    for times in gradients.values():
+        if set(times) != {"before", "after"} or not all(map(len, times.values())):
+            raise ValueError(
+                "`gradients` must have norms before and after the training of each cell. "
+                f"Received: {', '.join(times)}"
+            )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for cell, fractions in recall.items():
@@ -158,8 +206,11 @@ def plot_memory(
     left.set_title("Recall of the first symbol, after training at each length")
     for cell, times in gradients.items():
         name, colour, _ = _CELLS[cell]
-        for time, style in (("before", ":"), ("after", "-")):
-            norms = np.asarray(times[time], np.float64)[::-1]
+        for time, gradient, style in (
+            ("before", times["before"], ":"),
+            ("after", times["after"], "-"),
+        ):
+            norms = np.asarray(gradient, np.float64)[::-1]
             parts = np.divide(norms, norms[0], out=np.zeros_like(norms), where=norms[0] > 0)
             seen = np.where(parts > 0, parts, np.nan)  # less than float32 can hold
             right.plot(seen, color=colour, linestyle=style, label=f"{name}, {time} training")
@@ -173,6 +224,7 @@ def plot_memory(
     return figure
 
 
+@validated
 def plot_perplexity(
     history: keras.callbacks.History, baselines: Mapping[str, float], metric: str = "loss"
 ) -> Figure:
@@ -183,6 +235,7 @@ def plot_perplexity(
         baselines: Validation loss in nats a token of other models, by name.
         metric: Name of the metric in nats a token.
     """
+    _check_history(history, [metric])
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [epoch + 1 for epoch in history.epoch]

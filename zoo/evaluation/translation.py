@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import keras
 import numpy as np
@@ -20,10 +21,24 @@ from zoo.evaluation.plots import plot_perplexity
 from zoo.generation.sampling import generate
 from zoo.generation.translate import translate
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import (
+    Beams,
+    Count,
+    TextList,
+    TokenSequences,
+    Vocabulary,
+    check_lengths,
+    each,
+    instance,
+    validated,
+)
+
+Pairs = Annotated[Sequence[Pair], each(instance(Pair), 1)]
 
 
+@validated
 def unigram_loss(
-    train: Sequence[np.ndarray], vocabulary_size: int
+    train: TokenSequences, vocabulary_size: Vocabulary
 ) -> Callable[[Sequence[np.ndarray]], float]:
     """The loss of a model that knows the frequencies of tokens only, in nats a token.
 
@@ -47,18 +62,21 @@ def unigram_loss(
     return mean_loss
 
 
-def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+@validated
+def scores(hypotheses: TextList, references: TextList) -> dict[str, float]:
     """BLEU and chrF of a corpus, from 0 to 100, by sacreBLEU with its own settings.
 
     Source: Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
     """
+    check_lengths(hypotheses=hypotheses, references=references)
     return {
         "bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score,
         "chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score,
     }
 
 
-def baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, list[str]]:
+@validated
+def baselines(train: Pairs, test: Pairs) -> dict[str, list[str]]:
     """Translations of the test set without a model, by the name of the method.
 
     "copied_source" copies the source. "most_frequent_word" repeats the most frequent word of the
@@ -100,15 +118,16 @@ def _dictionary(train: Sequence[Pair]) -> dict[str, str]:
     }
 
 
+@validated
 def write_report(
     run: RunDirectory,
     history: keras.callbacks.History,
     model: keras.Model,
     tokenizer: Tokenizer,
-    parts: Mapping[str, Sequence[Pair]],
+    parts: Mapping[str, Pairs],
     console: Console,
-    num_beams: int = 4,
-    test_pairs: int | None = None,
+    num_beams: Beams = 4,
+    test_pairs: Count | None = None,
 ) -> dict[str, float]:
     """Translates the test set and compares the scores with baselines; prints and plots them.
 
@@ -168,6 +187,7 @@ def _examples(test: Sequence[Pair], hypotheses: Sequence[str], count: int = 6) -
     return table
 
 
+@validated
 def plot_cross_attention(model: keras.Model, tokenizer: Tokenizer, source: str) -> Figure:
     """Plots the cross-attention weights of the last block for a greedy translation.
 

@@ -7,7 +7,6 @@ Source: Wu et al., "Google's Neural Machine Translation System", 2016, section 7
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -16,17 +15,18 @@ from keras import ops
 from scipy.special import log_softmax
 
 from zoo.generation.sampling import check_logits, prepare_generation
-from zoo.validation import check_sizes
+from zoo.validation import Beams, NewTokens, NonNegative, TokenIds, TokenSequences, validated
 
 
+@validated
 def beam_search(
     model: keras.Model,
-    prompts: Sequence[Any],
-    max_new_tokens: int,
-    num_beams: int = 4,
-    length_penalty: float = 0.6,
-    stop_tokens: Sequence[int] = (),
-    sources: Sequence[Any] | None = None,
+    prompts: TokenSequences,
+    max_new_tokens: NewTokens,
+    num_beams: Beams = 4,
+    length_penalty: NonNegative = 0.6,
+    stop_tokens: TokenIds = (),
+    sources: TokenSequences | None = None,
 ) -> list[np.ndarray]:
     """Continues each prompt by a beam search.
 
@@ -58,11 +58,6 @@ def beam_search(
     decoder, (ids, source_ids), max_new_tokens = prepare_generation(
         model, prompts, sources, max_new_tokens
     )
-    check_sizes(num_beams=num_beams)
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(
-            f"`length_penalty` must be 0 or more. Received: length_penalty={length_penalty}"
-        )
 
     def repeat(sequences: list[np.ndarray]) -> list[np.ndarray]:
         return [ids for ids in sequences for _ in range(num_beams)]

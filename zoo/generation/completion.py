@@ -10,6 +10,7 @@ from rich.console import Console
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation import decoding, sampling
 from zoo.generation.next_word import next_token, next_words
+from zoo.validation import FilePath, NewTokens, NonNegative, Seed, validated
 
 _TOP_K = 40  # tokens that a text is sampled from
 
@@ -32,24 +33,24 @@ class TextGenerator:
             `temperature` is below 0.
     """
 
+    @validated
     def __init__(
         self,
         tokenizer: Tokenizer,
         prompt: str,
-        seed: int = 0,
-        temperature: float | None = None,
+        seed: Seed = 0,
+        temperature: NonNegative | None = None,
     ):
-        if temperature is not None and not temperature >= 0:
-            raise ValueError(
-                f"`temperature` must be 0 or more. Received: temperature={temperature}"
-            )
         self.tokenizer = tokenizer
         self.prompt = prompt.rstrip(" ")
         self.ids = tokenizer.encode(self.prompt, "prompt")
         self.seed = seed
         self.temperature = temperature
 
-    def print_text(self, model: keras.Model, console: Console, max_new_tokens: int = 300) -> None:
+    @validated
+    def print_text(
+        self, model: keras.Model, console: Console, max_new_tokens: NewTokens = 300
+    ) -> None:
         """Prints the prompt and its continuation, or its translation, token by token.
 
         Args:
@@ -88,7 +89,10 @@ class TextGenerator:
 class NextWordDemo(TextGenerator):
     """Text generator for recurrent models that also prints the five most likely next words."""
 
-    def print_text(self, model: keras.Model, console: Console, max_new_tokens: int = 120) -> None:
+    @validated
+    def print_text(
+        self, model: keras.Model, console: Console, max_new_tokens: NewTokens = 120
+    ) -> None:
         """Prints the most likely words after the prompt, and then the continued prompt.
 
         Args:
@@ -102,7 +106,8 @@ class NextWordDemo(TextGenerator):
         super().print_text(model, console, max_new_tokens)
 
 
-def load_run(folder: Path) -> tuple[keras.Model, Tokenizer]:
+@validated
+def load_run(folder: FilePath) -> tuple[keras.Model, Tokenizer]:
     """Loads the model and the tokenizer of a finished run of a language model.
 
     Args:

@@ -6,7 +6,7 @@ of the previous tokens; an encoder-decoder also caches those of the encoder's ou
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -16,12 +16,68 @@ from zoo import random
 from zoo.backends import backend
 from zoo.layers.attention import Attention, Positions
 from zoo.layers.transformer_block import TransformerBlock
+from zoo.validation import Size, validated
 
 Tensor = Any
+
+
+@validated
+def check_language_model(
+    model: keras.Model, argument: Literal["model", "network"] = "model"
+) -> None:
+    """Checks that tokens can be decoded with a model.
+
+    Args:
+        model: Model to check.
+        argument: Name of the argument in the error.
+
+    Raises:
+        ValueError: Unless the model is a `gpt`, `transformer` or `rnn_language_model`.
+    """
+    if not (_is_recurrent(model) or _maps_ids_to_logits(model, TransformerBlock)):
+        raise ValueError(
+            f"`{argument}` must be a gpt, transformer or rnn_language_model. "
+            f"Received: {argument}={model.name}"
+        )
+
+
+@validated
+def check_recurrent(model: keras.Model, argument: Literal["model", "network"] = "model") -> None:
+    """Checks that a model is a recurrent language model.
+
+    Args:
+        model: Model to check.
+        argument: Name of the argument in the error.
+
+    Raises:
+        ValueError: Unless the model is an `rnn_language_model`.
+    """
+    if not _is_recurrent(model):
+        raise ValueError(
+            f"`{argument}` must be an rnn_language_model. Received: {argument}={model.name}"
+        )
+
+
+def _is_recurrent(model: keras.Model) -> bool:
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.RNN)]
+    return _maps_ids_to_logits(model, keras.layers.RNN) and all(x.return_state for x in layers)
+
+
+def _maps_ids_to_logits(model: keras.Model, kind: type) -> bool:
+    """Whether a model maps ids, (B, T) int, to (B, T, V), with a layer of this kind."""
+    inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
+    return (
+        bool(inputs)
+        and all(len(x.shape) == 2 and "int" in x.dtype for x in inputs)
+        and [len(x.shape) for x in outputs] == [3]
+        and any(isinstance(layer, kind) for layer in model.layers)
+    )
+
 
 # ------------------------------------------------------------------ explicit states
 
 
+@validated
 def with_explicit_states(model: keras.Model) -> keras.Model:
     """Builds a model of the same layers that takes and returns the recurrent states.
 
@@ -35,6 +91,7 @@ def with_explicit_states(model: keras.Model) -> keras.Model:
         A model from [ids (B, T), *states] to [logits (B, T, vocabulary), *states]. A state is
         (B, units); an LSTM layer has two. `initial_states` gives the states of a new sequence.
     """
+    check_recurrent(model)
     ids = keras.Input((None,), dtype="int32", name="ids")
     x, input_states, output_states = ids, [], []
     for layer in model.layers[1:]:
@@ -50,7 +107,8 @@ def with_explicit_states(model: keras.Model) -> keras.Model:
     )
 
 
-def initial_states(stateful_model: keras.Model, batch_size: int) -> list[np.ndarray]:
+@validated
+def initial_states(stateful_model: keras.Model, batch_size: Size) -> list[np.ndarray]:
     """Creates the zero states at the beginning of a sequence.
 
     Args:
@@ -59,7 +117,15 @@ def initial_states(stateful_model: keras.Model, batch_size: int) -> list[np.ndar
 
     Returns:
         A (batch_size, units) array for each state; float32 if the model computes in 16 bits.
+
+    Raises:
+        ValueError: If the inputs of the model after the first are not states.
     """
+    if any(len(state.shape) != 2 or not state.shape[-1] for state in stateful_model.inputs[1:]):
+        raise ValueError(
+            "`stateful_model` must be a model of `with_explicit_states`. "
+            f"Received: stateful_model={stateful_model.name}"
+        )
     return [
         np.zeros((batch_size, state.shape[-1]), np.float32 if "16" in state.dtype else state.dtype)
         for state in stateful_model.inputs[1:]
@@ -76,6 +142,7 @@ class RecurrentDecoder:
         model: An `rnn_language_model`.
     """
 
+    @validated
     def __init__(self, model: keras.Model):
         self._model = with_explicit_states(model)
 
@@ -123,7 +190,9 @@ class KVCacheDecoder:
         model: A `gpt` or a `transformer`.
     """
 
+    @validated
     def __init__(self, model: keras.Model):
+        check_language_model(model)
         self._layers = [
             layer
             for layer in model.layers
@@ -258,6 +327,7 @@ class KVCacheDecoder:
         return ops.cast(x[:, -1], "float32"), new_caches
 
 
+@validated
 def is_encoder_decoder(model: keras.Model) -> bool:
     """Whether the model is an encoder-decoder, such as a `transformer`."""
     return len(model.inputs) == 2
@@ -273,6 +343,7 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+@validated
 def max_length(model: keras.Model) -> int:
     """Context of a transformer: the maximum sequence length, in tokens."""
     lengths = [
@@ -281,14 +352,20 @@ def max_length(model: keras.Model) -> int:
         if isinstance(layer, Positions)
         or (isinstance(layer, Attention) and layer.rotary_base is not None)
     ]
+    if not lengths:
+        raise ValueError(
+            f"`model` must have positions: a gpt or transformer. Received: model={model.name}"
+        )
     return min(lengths)
 
 
+@validated
 def decoder_for(model: keras.Model) -> Any:
     """Creates a decoder of the model, with state of its own.
 
     The compiled step is stored on the model, so that all decoders of a model share it.
     """
+    check_language_model(model)
     if "_decoder" not in vars(model):
         is_transformer = any(isinstance(layer, TransformerBlock) for layer in model.layers)
         vars(model)["_decoder"] = (KVCacheDecoder if is_transformer else RecurrentDecoder)(model)

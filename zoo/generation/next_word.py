@@ -19,6 +19,7 @@ from zoo.backends import backend
 from zoo.datasets.tokenizer import Tokenizer, check_ids
 from zoo.generation import decoding
 from zoo.generation.sampling import check_logits
+from zoo.validation import Positive, Size, validated
 
 Tensor = Any
 Ids = tuple[int, ...]
@@ -31,6 +32,7 @@ _WORD_END = re.compile(r"(?:[^\W_]|')*\Z")
 _WORD_START = re.compile(r"(?:[^\W_]|')*")
 
 
+@validated
 def next_token(model: keras.Model) -> Predict:
     """Compiles a function from token sequences to log-probabilities of the next token.
 
@@ -94,13 +96,14 @@ def next_token(model: keras.Model) -> Predict:
     return predict
 
 
+@validated
 def next_words(
     predict: Predict,
     tokenizer: Tokenizer,
     prompt: str,
-    num_words: int = 5,
-    tolerance: float = 5e-3,
-    max_expansions: int = 1000,
+    num_words: Size = 5,
+    tolerance: Positive = 5e-3,
+    max_expansions: Size = 1000,
 ) -> list[tuple[str, float]]:
     """Finds the most likely next words, regardless of their tokenization.
 

@@ -7,7 +7,6 @@ Tokens are sampled by inverse transform sampling from uniform numbers that are t
 backend: see `sample_tokens`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,21 +16,36 @@ from keras import ops
 from scipy.special import softmax
 
 from zoo import random
-from zoo.generation.decoding import decoder_for, is_encoder_decoder, max_length
+from zoo.generation.decoding import (
+    check_language_model,
+    decoder_for,
+    is_encoder_decoder,
+    max_length,
+)
 from zoo.layers.core import Embedding
-from zoo.validation import check_sizes
+from zoo.validation import (
+    NewTokens,
+    NonNegative,
+    Nucleus,
+    Seed,
+    Size,
+    TokenIds,
+    TokenSequences,
+    validated,
+)
 
 
+@validated
 def stream(
     model: keras.Model,
-    prompts: Sequence[Any],
-    max_new_tokens: int,
-    seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_tokens: Sequence[int] = (),
-    sources: Sequence[Any] | None = None,
+    prompts: TokenSequences,
+    max_new_tokens: NewTokens,
+    seed: Seed = 0,
+    temperature: NonNegative = 1.0,
+    top_k: Size | None = None,
+    top_p: Nucleus | None = None,
+    stop_tokens: TokenIds = (),
+    sources: TokenSequences | None = None,
 ) -> Iterator[np.ndarray]:
     """Continues prompts and yields the tokens one by one.
 
@@ -68,11 +82,6 @@ def stream(
     decoder, (ids, source_ids), max_new_tokens = prepare_generation(
         model, prompts, sources, max_new_tokens
     )
-    check_sizes(top_k=1 if top_k is None else top_k)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"`temperature` must be 0 or more. Received: temperature={temperature}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must lie in (0, 1]. Received: top_p={top_p}")
     key = random.key(seed, "generate")
 
     def iterate() -> Iterator[np.ndarray]:
@@ -93,8 +102,9 @@ def stream(
     return iterate()
 
 
+@validated
 def generate(
-    model: keras.Model, prompts: Sequence[Any], max_new_tokens: int, **options: Any
+    model: keras.Model, prompts: TokenSequences, max_new_tokens: NewTokens, **options: Any
 ) -> list[np.ndarray]:
     """Continues prompts and returns the whole continuations.
 
@@ -116,8 +126,12 @@ def generate(
     return [row[row >= 0] for row in tokens]
 
 
+@validated
 def prepare_generation(
-    model: keras.Model, prompts: Sequence[Any], sources: Sequence[Any] | None, max_new_tokens: int
+    model: keras.Model,
+    prompts: TokenSequences,
+    sources: TokenSequences | None,
+    max_new_tokens: NewTokens,
 ) -> tuple[Any, tuple[list[np.ndarray], list[np.ndarray] | None], int]:
     """Validates the inputs of a generation and creates its decoder.
 
@@ -134,7 +148,7 @@ def prepare_generation(
     Raises:
         ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
-    check_sizes(max_new_tokens=max_new_tokens)
+    check_language_model(model)
     ids = _as_token_ids("prompts", prompts, int(model.output.shape[-1]))
     source_ids = None
     if is_encoder_decoder(model):
@@ -158,15 +172,12 @@ def prepare_generation(
     return decoder, (ids, source_ids), max_new_tokens
 
 
-def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np.ndarray]:
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    if not arrays:
-        raise ValueError(f"`{argument}` must hold at least one sequence. Received: none")
-    for index, ids in enumerate(arrays):
-        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+def _as_token_ids(argument: str, sequences: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    for index, ids in enumerate(sequences):
+        if not ids.size:
             raise ValueError(
                 f"Each of `{argument}` must be a sequence of integers, at least one. Received: "
-                f"shape={ids.shape}, dtype={ids.dtype} at index {index}"
+                f"none at index {index}"
             )
         invalid = ids[(ids < 0) | (ids >= size)]
         if invalid.size:
@@ -174,7 +185,7 @@ def _as_token_ids(argument: str, sequences: Sequence[Any], size: int) -> list[np
                 f"`{argument}` must hold ids in [0, {size}), the model's vocabulary. "
                 f"Received: id {invalid[0]} at index {index}"
             )
-    return [ids.astype(np.int32) for ids in arrays]
+    return [ids.astype(np.int32) for ids in sequences]
 
 
 def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np.ndarray:

@@ -1,19 +1,19 @@
 """Translation by beam search."""
 
-from collections.abc import Sequence
-
 import keras
 
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation.beam_search import beam_search
+from zoo.validation import Beams, Size, TextList, validated
 
 
+@validated
 def translate(
     model: keras.Model,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
-    num_beams: int = 4,
-    batch_size: int = 32,
+    texts: TextList,
+    num_beams: Beams = 4,
+    batch_size: Size = 32,
 ) -> list[str]:
     """Translates sentences.
 

@@ -19,7 +19,7 @@ You Need", 2017, sections 3.2 and 3.5; Su et al., "RoFormer", 2021; Ainslie et a
 import contextvars
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
@@ -28,6 +28,7 @@ from keras import ops
 from zoo.backends import backend
 from zoo.layers.core import call_built, dense_projection
 from zoo.layers.rotary import RotaryScaling, rotate, rotations
+from zoo.validation import MAX_ELEMENTS, Index, NonNegative, Positive, Rule, Seed, Size, validated
 
 Tensor = Any
 Cache = tuple[Tensor, Tensor]  # cached keys and values, (B, num_kv_heads, capacity, head_dim) each
@@ -42,13 +43,24 @@ collected_attention_maps: contextvars.ContextVar[dict[str, Tensor] | None] = con
 
 # ------------------------------------------------------------------ position encodings
 
+Initializer = Annotated[Any, Rule("an initializer of Keras or its name", keras.initializers.get)]
 
-def sinusoidal_table(length: int, dim: int) -> np.ndarray:
+
+@validated
+def sinusoidal_table(length: Size, dim: Size) -> np.ndarray:
     """Returns sinusoidal position encodings, (length, dim) float64.
 
     Even columns hold sines and odd columns cosines. The frequency falls from column to column.
     Source: Vaswani et al., 2017, section 3.5.
+
+    Raises:
+        ValueError: If `length` or `dim` is not a size, or the table would have 2**31 numbers.
     """
+    if length * dim > MAX_ELEMENTS:
+        raise ValueError(
+            "`length` and `dim` must give a table of fewer than 2**31 numbers. Received: "
+            f"length={length}, dim={dim}"
+        )
     angles = np.arange(length)[:, None] * 10000.0 ** -(np.arange(0, dim, 2) / dim)
     table = np.empty((length, dim))
     table[:, 0::2] = np.sin(angles)
@@ -74,11 +86,18 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
         ValueError: When called with a sequence longer than `max_length`.
     """
 
-    def __init__(self, kind: str, max_length: int, initializer: Any = "zeros", **kwargs: Any):
+    @validated
+    def __init__(
+        self,
+        kind: Literal["sinusoidal", "learned"],
+        max_length: Index,
+        initializer: Initializer = "zeros",
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.kind = kind
         self.max_length = max_length
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = initializer
 
     def build(self, input_shape: Any) -> None:
         shape = self.max_length, input_shape[-1]
@@ -166,19 +185,20 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         stream: Name of the random stream of the initial weights, unique within a model.
     """
 
+    @validated
     def __init__(
         self,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
+        num_heads: Size,
+        num_kv_heads: Size | None = None,
+        head_dim: Size | None = None,
         causal: bool = False,
-        rotary_base: float | None = None,
+        rotary_base: Positive | None = None,
         rotary_scaling: Mapping[str, Any] | None = None,
-        max_length: int = 0,
+        max_length: Index = 0,
         use_bias: AttentionBias = True,
-        stddev: float | None = None,
-        output_stddev: float | None = None,
-        seed: int = 0,
+        stddev: NonNegative | None = None,
+        output_stddev: NonNegative | None = None,
+        seed: Seed = 0,
         stream: str = "attention",
         **kwargs: Any,
     ):

@@ -11,6 +11,7 @@ from keras import ops
 
 from zoo import initializers
 from zoo.backends import backend
+from zoo.validation import Activation, Positive, Size, TokenId, validated
 
 Tensor = Any
 
@@ -55,8 +56,13 @@ class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]
         **kwargs: Further arguments of `keras.layers.GroupNormalization`.
     """
 
+    @validated
     def __init__(
-        self, groups: int, activation: str | None = None, epsilon: float = 1e-5, **kwargs: Any
+        self,
+        groups: Size,
+        activation: Activation | None = None,
+        epsilon: Positive = 1e-5,
+        **kwargs: Any,
     ):
         super().__init__(groups, epsilon=epsilon, **kwargs)
         self.activation = keras.activations.get(activation)
@@ -129,7 +135,8 @@ class PaddingMask(keras.layers.Layer):  # type: ignore[misc]
         padding: Token id of padding.
     """
 
-    def __init__(self, padding: int, **kwargs: Any):
+    @validated
+    def __init__(self, padding: TokenId, **kwargs: Any):
         super().__init__(**kwargs)
         self.padding = padding
 

@@ -8,14 +8,16 @@ Improve Transformer", 2020.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from zoo.layers.core import call_built, dense_projection
+from zoo.validation import NonNegative, Seed, Size, validated
 
 Tensor = Any
+FeedForwardActivation = Literal["relu", "gelu", "gelu_tanh", "swiglu"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": ops.relu,
@@ -41,14 +43,15 @@ class FeedForward(keras.layers.Layer):  # type: ignore[misc]
         stream: Name of the random stream of the initial weights, unique within a model.
     """
 
+    @validated
     def __init__(
         self,
-        intermediate_dim: int,
-        activation: str = "relu",
+        intermediate_dim: Size,
+        activation: FeedForwardActivation = "relu",
         use_bias: bool = True,
-        stddev: float | None = None,
-        output_stddev: float | None = None,
-        seed: int = 0,
+        stddev: NonNegative | None = None,
+        output_stddev: NonNegative | None = None,
+        seed: Seed = 0,
         stream: str = "feed_forward",
         **kwargs: Any,
     ):

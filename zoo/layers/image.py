@@ -7,6 +7,7 @@ from keras import ops
 
 from zoo.layers.attention import sinusoidal_table
 from zoo.layers.core import check_token_ids
+from zoo.validation import Size, Timesteps, validated
 
 Tensor = Any
 
@@ -24,7 +25,8 @@ class TimeEmbedding(keras.layers.Layer):  # type: ignore[misc]
             backend's own error with the same text; XLA on TensorFlow drops the check.
     """
 
-    def __init__(self, num_steps: int, dim: int, **kwargs: Any):
+    @validated
+    def __init__(self, num_steps: Timesteps, dim: Size, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_steps = num_steps
         self.dim = dim

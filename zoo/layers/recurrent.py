@@ -30,7 +30,7 @@ from keras import ops
 
 from zoo import initializers
 from zoo.backends import backend
-from zoo.validation import check_sizes
+from zoo.validation import Count, DType, Name, Number, Rate, Seed, Size, validated
 
 Tensor = Any
 Cell = Literal["simple_rnn", "lstm", "gru"]
@@ -85,8 +85,9 @@ class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
     cell: Any
     go_backwards: bool
 
+    @validated
     def __init__(
-        self, units: int, *, dropout: float = 0.0, recurrent_dropout: float = 0.0, **kwargs: Any
+        self, units: Size, *, dropout: Rate = 0.0, recurrent_dropout: Number = 0.0, **kwargs: Any
     ):
         if dropout or recurrent_dropout:
             raise ValueError(
@@ -165,19 +166,15 @@ LAYERS = {"simple_rnn": SimpleRNN, "lstm": LSTM, "gru": GRU}
 GATES_AND_BIASES = {"simple_rnn": (1, 1), "lstm": (4, 1), "gru": (3, 2)}
 
 
-def check_cell(cell: str) -> None:
-    """Raises ValueError for an unknown cell. The text lists the known ones."""
-    if cell not in LAYERS:
-        raise ValueError(f"`cell` must be one of {', '.join(LAYERS)}. Received: cell={cell}")
-
-
+@validated
+@validated
 def recurrent_layer(
-    cell: str,
-    units: int,
-    seed: int,
-    dtype: str | None,
-    name: str,
-    recurrent_initializer: str = "orthogonal",
+    cell: Cell,
+    units: Size,
+    seed: Seed,
+    dtype: DType | None,
+    name: Name,
+    recurrent_initializer: Literal["orthogonal", "uniform"] = "orthogonal",
     **options: Any,
 ) -> keras.layers.RNN:
     """Creates a recurrent layer with reproducible initial weights.
@@ -217,7 +214,8 @@ def recurrent_layer(
     )
 
 
-def chrono_initialize(model: keras.Model, steps: int) -> None:
+@validated
+def chrono_initialize(model: keras.Model, steps: Count) -> None:
     """Sets the gate biases of LSTM and GRU layers for a memory of a given number of steps.
 
     The bias of each forget or update gate becomes log(steps). With this bias alone, the gate keeps
@@ -234,7 +232,6 @@ def chrono_initialize(model: keras.Model, steps: int) -> None:
     Source: Gers, Schmidhuber and Cummins, "Learning to Forget", 2000; the logarithm from Tallec and
     Ollivier, "Can Recurrent Neural Networks Warp Time?", ICLR 2018, section 3.
     """
-    check_sizes(steps=steps)
     for layer in model.layers:
         if isinstance(layer, LSTM | GRU):
             units = layer.cell.units

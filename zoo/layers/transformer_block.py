@@ -21,15 +21,28 @@ import keras
 from zoo import random
 from zoo.layers.attention import Attention, AttentionBias, Cache, heads_first
 from zoo.layers.core import call_built
-from zoo.layers.feed_forward import ACTIVATIONS, FeedForward
+from zoo.layers.feed_forward import FeedForward, FeedForwardActivation
 from zoo.layers.rotary import RotaryScaling
-from zoo.validation import check_dropout, check_sizes
+from zoo.validation import (
+    DType,
+    Index,
+    Name,
+    NonNegative,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+    validated,
+)
 
 Tensor = Any
 Norm = Literal["layer_norm", "rms_norm"]
 
 
-def normalization(norm: str, epsilon: float, dtype: Any, name: str) -> keras.layers.Layer:
+@validated
+def normalization(
+    norm: Norm, epsilon: Positive, dtype: DType | None, name: Name
+) -> keras.layers.Layer:
     """Creates a normalization layer over the last axis.
 
     Args:
@@ -73,27 +86,28 @@ class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         seed: Seed of the initial weights and dropout masks.
     """
 
+    @validated
     def __init__(
         self,
-        intermediate_dim: int,
-        activation: str,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
+        intermediate_dim: Size,
+        activation: FeedForwardActivation,
+        num_heads: Size,
+        num_kv_heads: Size | None = None,
+        head_dim: Size | None = None,
         causal: bool = False,
-        rotary_base: float | None = None,
+        rotary_base: Positive | None = None,
         rotary_scaling: Mapping[str, Any] | None = None,
-        max_length: int = 0,
+        max_length: Index = 0,
         cross_attention: bool = False,
-        norm: str = "layer_norm",
-        epsilon: float = 1e-5,
+        norm: Norm = "layer_norm",
+        epsilon: Positive = 1e-5,
         norm_first: bool = True,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         use_bias: bool = True,
         attention_bias: AttentionBias | None = None,
-        stddev: float | None = None,
-        output_stddev: float | None = None,
-        seed: int = 0,
+        stddev: NonNegative | None = None,
+        output_stddev: NonNegative | None = None,
+        seed: Seed = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -291,41 +305,29 @@ def _check_batch_sizes(sources: int | None, targets: int | None) -> None:
         )
 
 
-def check_block(
-    hidden_dim: int,
-    num_heads: int,
-    num_kv_heads: int | None,
-    activation: str,
-    norm: str,
-    dropout: float,
-    positions: str,
-    head_dim: int | None = None,
-    attention_bias: AttentionBias | None = None,
+@validated
+def check_heads(
+    hidden_dim: Size,
+    num_heads: Size,
+    num_kv_heads: Size | None = None,
+    positions: str = "learned",
+    head_dim: Size | None = None,
     rotary_scaling: Mapping[str, Any] | None = None,
-    **sizes: int,
 ) -> None:
-    """Checks the arguments of a transformer block.
+    """Checks the relations between the widths of a transformer block.
 
     Args:
         hidden_dim: Width of a token's vector.
         num_heads: Number of query heads.
         num_kv_heads: Number of key and value heads; None means `num_heads`.
-        activation: Activation of the feed-forward network.
-        norm: Kind of the normalization.
-        dropout: Dropout rate.
         positions: Kind of the position encodings.
         head_dim: Width of a head; None means `hidden_dim` / `num_heads`.
-        attention_bias: Which projections of attention have biases; None means as other layers.
         rotary_scaling: Scaling of rotary embeddings; None means none.
-        **sizes: Further sizes, each a whole number of at least 1.
 
     Raises:
-        ValueError: If an argument is invalid. The text names the argument.
+        ValueError: If `num_heads` does not divide `hidden_dim`, `num_kv_heads` does not divide
+            `num_heads`, or the width of a head is odd and positions are rotary.
     """
-    check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, **sizes)
-    check_sizes(num_kv_heads=1 if num_kv_heads is None else num_kv_heads)
-    check_sizes(head_dim=1 if head_dim is None else head_dim)
-    check_dropout(dropout)
     if head_dim is None and hidden_dim % num_heads:
         raise ValueError(
             "`hidden_dim` must be divisible by `num_heads`. Received: "
@@ -346,27 +348,14 @@ def check_block(
             "`rotary_scaling` must be None unless the positions are rotary. Received: "
             f"rotary_scaling={rotary_scaling}, positions={positions}"
         )
-    if attention_bias not in (None, "qkv") and not isinstance(attention_bias, bool):
-        raise ValueError(
-            '`attention_bias` must be None, True, False or "qkv". '
-            f"Received: attention_bias={attention_bias!r}"
-        )
-    for argument, value, known in (
-        ("activation", activation, tuple(ACTIVATIONS)),
-        ("norm", norm, ("layer_norm", "rms_norm")),
-        ("positions", positions, ("learned", "sinusoidal", "rotary")),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"`{argument}` must be one of {', '.join(known)}. Received: {argument}={value}"
-            )
 
 
+@validated
 def block_parameter_count(
-    hidden_dim: int,
-    intermediate_dim: int,
-    num_heads: int,
-    num_kv_heads: int | None = None,
+    hidden_dim: Size,
+    intermediate_dim: Size,
+    num_heads: Size,
+    num_kv_heads: Size | None = None,
     activation: str = "relu",
     cross_attention: bool = False,
     norm: str = "layer_norm",

@@ -24,6 +24,7 @@ import numpy as np
 from keras import ops
 
 from zoo.lessons.activations import ACTIVATIONS
+from zoo.validation import validated
 
 Tensor = Any
 Gradient = tuple[Tensor, Tensor]  # derivatives of the loss with respect to W and b of a layer
@@ -43,6 +44,7 @@ class Layer(NamedTuple):
     activation: str | None
 
 
+@validated
 def layers_of(model: keras.Model) -> list[Layer]:
     """Extracts the dense layers of a `zoo.mlp` with a copy of their weights.
 

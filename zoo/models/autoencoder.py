@@ -10,21 +10,21 @@ Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion M
 section 3.1.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import keras
 
-from zoo.models.unet import UNetLayers, check_network, residual_parameter_count
+from zoo.models.unet import UNetLayers, check_levels, residual_parameter_count
 from zoo.registry import register
-from zoo.validation import check_sizes
+from zoo.validation import DType, ImageShape, Name, Seed, Size, Sizes, validated
 
 Tensor = Any
 
 
+@validated
 def parameter_count(
-    input_shape: tuple[int, int, int], channels: Sequence[int], latent_channels: int, **_: object
+    input_shape: ImageShape, channels: Sizes, latent_channels: Size, **_: object
 ) -> int:
     """Returns the parameter count of an `autoencoder` with these arguments."""
 
@@ -50,13 +50,13 @@ def parameter_count(
     examples={"": {"input_shape": (8, 8, 1), "channels": (8, 16), "latent_channels": 2}},
 )
 def autoencoder(
-    input_shape: tuple[int, int, int] = (28, 28, 1),
-    channels: Sequence[int] = (16, 32),
-    latent_channels: int = 2,
-    num_groups: int = 8,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "autoencoder",
+    input_shape: ImageShape = (28, 28, 1),
+    channels: Sizes = (16, 32),
+    latent_channels: Size = 2,
+    num_groups: Size = 8,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "autoencoder",
 ) -> keras.Model:
     """Convolutional autoencoder of images.
 
@@ -77,8 +77,7 @@ def autoencoder(
         ValueError: If a size is not at least 1, `input_shape` is not divisible as required, or
             `channels` are no multiples of `num_groups`.
     """
-    check_network(input_shape, channels, num_groups)
-    check_sizes(latent_channels=latent_channels)
+    check_levels(input_shape, channels, num_groups)
     layers = UNetLayers(seed, dtype, num_groups=num_groups)
 
     image = keras.Input(input_shape, name="image")

@@ -24,7 +24,7 @@ import keras
 from zoo import initializers, random
 from zoo.layers.core import Conv2D, MaxPooling2D
 from zoo.registry import ImageInput, register
-from zoo.validation import check_dropout, check_sizes
+from zoo.validation import DType, Name, Rate, Seed, Size
 
 
 @register(
@@ -35,11 +35,11 @@ from zoo.validation import check_dropout, check_sizes
     images=ImageInput(48, channels=3),
 )
 def cnn_48x48(
-    num_classes: int = 32,
-    dropout: float = 0.5,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "cnn_48x48",
+    num_classes: Size = 32,
+    dropout: Rate = 0.5,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "cnn_48x48",
 ) -> keras.Model:
     """Convolutional network `MY_NET` of the document, with three convolutions.
 
@@ -57,10 +57,8 @@ def cnn_48x48(
         An uncompiled model from images, (B, 48, 48, 3) float, to logits, (B, num_classes).
 
     Raises:
-        ValueError: If `num_classes` is not at least 1, or `dropout` lies outside [0, 1).
+        ValueError: If an argument is invalid; the text names it.
     """
-    check_sizes(num_classes=num_classes)
-    check_dropout(dropout)
 
     def weight_options(layer: str, fan_in: int) -> dict[str, object]:
         return {

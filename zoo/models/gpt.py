@@ -23,15 +23,16 @@ import keras
 from zoo import initializers, random
 from zoo.layers.attention import AttentionBias, PositionKind, Positions
 from zoo.layers.core import Dense, Embedding
+from zoo.layers.feed_forward import FeedForwardActivation
 from zoo.layers.transformer_block import (
     Norm,
     TransformerBlock,
     block_parameter_count,
-    check_block,
+    check_heads,
     normalization,
 )
 from zoo.registry import register
-from zoo.validation import check_sizes
+from zoo.validation import DType, Layers, Name, Positive, Rate, Seed, Size, Vocabulary, validated
 
 _STDDEV = 0.02  # standard deviation of the initial weights, as in GPT-2
 
@@ -49,15 +50,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@validated
 def parameter_count(
-    vocabulary_size: int,
-    max_length: int,
-    num_layers: int,
-    num_heads: int,
-    hidden_dim: int,
-    num_kv_heads: int | None,
-    head_dim: int | None,
-    intermediate_dim: int | None,
+    vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
+    num_kv_heads: Size | None,
+    head_dim: Size | None,
+    intermediate_dim: Size | None,
     activation: str,
     norm: str,
     positions: str,
@@ -99,27 +101,27 @@ def parameter_count(
     },
 )  # fmt: skip
 def gpt(
-    vocabulary_size: int = 5000,
-    max_length: int = 64,
-    num_layers: int = 4,
-    num_heads: int = 4,
-    hidden_dim: int = 128,
-    num_kv_heads: int | None = None,
-    head_dim: int | None = None,
-    intermediate_dim: int | None = None,
-    activation: str = "gelu_tanh",
+    vocabulary_size: Vocabulary = 5000,
+    max_length: Size = 64,
+    num_layers: Layers = 4,
+    num_heads: Size = 4,
+    hidden_dim: Size = 128,
+    num_kv_heads: Size | None = None,
+    head_dim: Size | None = None,
+    intermediate_dim: Size | None = None,
+    activation: FeedForwardActivation = "gelu_tanh",
     norm: Norm = "layer_norm",
     positions: PositionKind = "learned",
-    rotary_base: float = 10000.0,
+    rotary_base: Positive = 10000.0,
     rotary_scaling: Mapping[str, Any] | None = None,
-    epsilon: float = 1e-5,
+    epsilon: Positive = 1e-5,
     use_bias: bool = True,
     attention_bias: AttentionBias | None = None,
     tie_embeddings: bool = True,
-    dropout: float = 0.0,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "gpt",
+    dropout: Rate = 0.0,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "gpt",
 ) -> keras.Model:
     """Decoder-only transformer: predicts the next token from all tokens up to each position.
 
@@ -164,12 +166,8 @@ def gpt(
             When called: if a sequence is longer than `max_length`, or an id lies outside the
             vocabulary (see `zoo.layers.core.Embedding`).
     """
-    check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
+    check_heads(hidden_dim, num_heads, num_kv_heads, positions, head_dim, rotary_scaling)
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
-    check_block(
-        hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, positions,
-        head_dim, attention_bias, rotary_scaling, intermediate_dim=intermediate_dim,
-    )  # fmt: skip
 
     ids = keras.Input((None,), dtype="int32", name="ids")
     embedding = Embedding(

@@ -18,19 +18,33 @@ Source: the document's sections "Neural Networks", "Activation Functions" and "B
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 
 from zoo import initializers, random
 from zoo.registry import ImageInput, register
-from zoo.validation import check_activation, check_dropout, check_sizes
+from zoo.validation import (
+    ACTIVATION,
+    MAX_LAYERS,
+    Activation,
+    DType,
+    Name,
+    Rate,
+    Seed,
+    Size,
+    Sizes,
+    each,
+    validated,
+    whole,
+)
 
 
+@validated
 def parameter_count(
-    input_shape: Sequence[int],
-    num_classes: int,
-    hidden_units: Sequence[int],
+    input_shape: Sizes,
+    num_classes: Size,
+    hidden_units: Annotated[Sequence[int], each(whole(), most=MAX_LAYERS)],
     **_: object,
 ) -> int:
     """Returns the parameter count of an `mlp` with these arguments."""
@@ -46,15 +60,15 @@ def parameter_count(
     images=ImageInput(28),
 )
 def mlp(
-    input_shape: Sequence[int] = (28, 28, 1),
-    num_classes: int = 10,
-    hidden_units: Sequence[int] = (512,),
-    activation: str | Sequence[str] = "relu",
+    input_shape: Sizes = (28, 28, 1),
+    num_classes: Size = 10,
+    hidden_units: Annotated[Sequence[int], each(whole(), most=MAX_LAYERS)] = (512,),
+    activation: Activation | Annotated[Sequence[str], each(ACTIVATION, most=MAX_LAYERS)] = "relu",
     output_activation: Literal["sigmoid", "softmax"] | None = None,
-    dropout: float = 0.0,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "mlp",
+    dropout: Rate = 0.0,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "mlp",
 ) -> keras.Model:
     """Multilayer perceptron: an input layer, hidden layers and an output layer.
 
@@ -80,25 +94,12 @@ def mlp(
             ones), the number of activations is not the number of hidden layers, or `dropout` lies
             outside [0, 1).
     """
-    input_shape, hidden_units = tuple(input_shape), tuple(hidden_units)
-    check_sizes(num_classes=num_classes)
-    for size in input_shape:
-        check_sizes(input_shape=size)
-    for units in hidden_units:
-        check_sizes(hidden_units=units)
-    check_dropout(dropout)
     if isinstance(activation, str):
         activation = [activation] * len(hidden_units)
     if len(activation) != len(hidden_units):
         raise ValueError(
             "`activation` must be one for all hidden layers or one for each. "
             f"Received: activation={tuple(activation)}, hidden_units={hidden_units}"
-        )
-    activation = [check_activation(function) for function in activation]
-    if output_activation not in (None, "sigmoid", "softmax"):
-        raise ValueError(
-            "`output_activation` must be None (logits), sigmoid or softmax. "
-            f"Received: output_activation={output_activation}"
         )
 
     def dense(layer: str, inputs: int, units: int, function: str | None) -> keras.layers.Dense:

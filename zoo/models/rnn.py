@@ -19,15 +19,27 @@ Source: the document's section "Réseaux de Neurones Récurrents".
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 
 from zoo import initializers, random
 from zoo.layers.core import Embedding
-from zoo.layers.recurrent import GATES_AND_BIASES, LAYERS, Cell, check_cell, recurrent_layer
+from zoo.layers.recurrent import GATES_AND_BIASES, LAYERS, Cell, recurrent_layer
 from zoo.registry import ImageInput, register
-from zoo.validation import check_dropout, check_sizes
+from zoo.validation import (
+    DType,
+    Layers,
+    Name,
+    Number,
+    Rate,
+    Seed,
+    Size,
+    Vocabulary,
+    each,
+    validated,
+    whole,
+)
 
 Tensor = Any
 
@@ -55,12 +67,13 @@ def _stack_parameter_count(
 # ------------------------------------------------------------------ sequence classifier
 
 
+@validated
 def classifier_parameter_count(
-    input_shape: Sequence[int | None],
-    num_classes: int,
+    input_shape: Annotated[Sequence[int | None], each(whole().or_none(), 2, 2)],
+    num_classes: Size,
     cell: Cell,
-    units: int,
-    num_layers: int,
+    units: Size,
+    num_layers: Layers,
     bidirectional: bool,
     **_: object,
 ) -> int:
@@ -79,19 +92,19 @@ def classifier_parameter_count(
     examples={cell: {"cell": cell} for cell in LAYERS},
 )
 def rnn_classifier(
-    input_shape: Sequence[int | None] = (28, 28),
-    num_classes: int = 10,
+    input_shape: Annotated[Sequence[int | None], each(whole().or_none(), 2, 2)] = (28, 28),
+    num_classes: Size = 10,
     cell: Cell = "lstm",
-    units: int = 128,
-    num_layers: int = 1,
-    dropout: float = 0.0,
+    units: Size = 128,
+    num_layers: Layers = 1,
+    dropout: Rate = 0.0,
     bidirectional: bool = False,
-    padding_value: float | None = None,
+    padding_value: Number | None = None,
     mask: bool = False,
     recurrent_initializer: Literal["orthogonal", "uniform"] = "orthogonal",
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "rnn_classifier",
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "rnn_classifier",
 ) -> keras.Model:
     """Recurrent classifier of sequences by the final hidden state.
 
@@ -123,20 +136,11 @@ def rnn_classifier(
             `dropout` lies outside [0, 1), or both `padding_value` and `mask` are given. When
             called: if the shape of the mask does not fit the sequences.
     """
-    check_cell(cell)
-    if len(input_shape) != 2:
-        raise ValueError(
-            f"`input_shape` must be (steps, features). Received: input_shape={tuple(input_shape)}"
-        )
     steps, features = input_shape
-    check_sizes(input_shape=1 if steps is None else steps)
-    check_sizes(input_shape=features)
-    check_sizes(num_classes=num_classes, units=units, num_layers=num_layers)
-    check_dropout(dropout)
-    if recurrent_initializer not in ("orthogonal", "uniform"):
+    if features is None:
         raise ValueError(
-            "`recurrent_initializer` must be orthogonal or uniform. "
-            f"Received: recurrent_initializer={recurrent_initializer}"
+            "`input_shape` must be (steps, features), of which only steps may be None. "
+            f"Received: input_shape={input_shape}"
         )
     if mask and padding_value is not None:
         raise ValueError(
@@ -174,12 +178,13 @@ def rnn_classifier(
 # ------------------------------------------------------------------ language model
 
 
+@validated
 def language_model_parameter_count(
-    vocabulary_size: int,
+    vocabulary_size: Vocabulary,
     cell: Cell,
-    embedding_dim: int,
-    units: int,
-    num_layers: int,
+    embedding_dim: Size,
+    units: Size,
+    num_layers: Layers,
     **_: object,
 ) -> int:
     """Returns the parameter count of an `rnn_language_model` with these arguments."""
@@ -202,17 +207,17 @@ def language_model_parameter_count(
     },
 )  # fmt: skip
 def rnn_language_model(
-    vocabulary_size: int = 5000,
+    vocabulary_size: Vocabulary = 5000,
     cell: Cell = "lstm",
-    embedding_dim: int = 256,
-    units: int = 256,
-    num_layers: int = 1,
-    dropout: float = 0.0,
+    embedding_dim: Size = 256,
+    units: Size = 256,
+    num_layers: Layers = 1,
+    dropout: Rate = 0.0,
     stateful: bool = False,
-    batch_size: int | None = None,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "rnn_language_model",
+    batch_size: Size | None = None,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "rnn_language_model",
 ) -> keras.Model:
     """Recurrent language model: predicts the next token after each token.
 
@@ -239,10 +244,6 @@ def rnn_language_model(
             `dropout` lies outside [0, 1), or a stateful model has no `batch_size`. When called: if
             an id lies outside the vocabulary (see `zoo.layers.core.Embedding`).
     """
-    check_cell(cell)
-    check_sizes(vocabulary_size=vocabulary_size, embedding_dim=embedding_dim, units=units)
-    check_sizes(num_layers=num_layers, batch_size=1 if batch_size is None else batch_size)
-    check_dropout(dropout)
     if stateful and batch_size is None:
         raise ValueError(
             "`batch_size` must be given for a stateful model, which keeps a state for each "

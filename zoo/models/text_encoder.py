@@ -17,24 +17,25 @@ from zoo.layers.core import Embedding, PaddingMask
 from zoo.layers.transformer_block import (
     TransformerBlock,
     block_parameter_count,
-    check_block,
+    check_heads,
     normalization,
 )
-from zoo.validation import check_sizes
+from zoo.validation import DType, Layers, Name, Seed, Size, Vocabulary, validated
 
 PADDING = 0  # id of padding
 _STDDEV = 1.0  # of the initial embeddings, so that words differ from the first step on
 
 
+@validated
 def text_encoder(
-    vocabulary_size: int,
-    max_length: int = 16,
-    num_layers: int = 1,
-    num_heads: int = 2,
-    hidden_dim: int = 64,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "text_encoder",
+    vocabulary_size: Vocabulary,
+    max_length: Size = 16,
+    num_layers: Layers = 1,
+    num_heads: Size = 2,
+    hidden_dim: Size = 64,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "text_encoder",
 ) -> keras.Model:
     """Transformer encoder that encodes prompts.
 
@@ -56,8 +57,7 @@ def text_encoder(
         ValueError: If a size is not at least 1, or `num_heads` does not divide `hidden_dim`. When
             called: if a prompt is longer than `max_length`, or an id lies outside the vocabulary.
     """
-    check_sizes(vocabulary_size=vocabulary_size, max_length=max_length, num_layers=num_layers)
-    check_block(hidden_dim, num_heads, None, "gelu", "layer_norm", 0.0, "learned")
+    check_heads(hidden_dim, num_heads)
     ids = keras.Input((None,), dtype="int32", name="prompt")
     padding_mask = PaddingMask(PADDING, name="prompt_mask")(ids)
     x: Any = Embedding(
@@ -75,8 +75,13 @@ def text_encoder(
     return keras.Model(ids, [x, padding_mask], name=name)
 
 
+@validated
 def text_encoder_parameter_count(
-    vocabulary_size: int, max_length: int, num_layers: int, num_heads: int, hidden_dim: int
+    vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
 ) -> int:
     """Returns the parameter count of a `text_encoder` with these arguments."""
     block = block_parameter_count(hidden_dim, 4 * hidden_dim, num_heads)

@@ -15,7 +15,6 @@ Source: the document's section "Modèles de Diffusion"; Ho and Salimans, "Classi
 Guidance", 2022; Rombach et al., 2022.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -23,14 +22,28 @@ import keras
 from zoo.models.text_encoder import text_encoder, text_encoder_parameter_count
 from zoo.models.unet import unet
 from zoo.registry import get, register
+from zoo.validation import (
+    DType,
+    ImageShape,
+    Layers,
+    Name,
+    Rate,
+    Seed,
+    Size,
+    Sizes,
+    Timesteps,
+    Vocabulary,
+    validated,
+)
 
 
+@validated
 def parameter_count(
-    vocabulary_size: int,
-    max_length: int,
-    num_layers: int,
-    num_heads: int,
-    hidden_dim: int,
+    vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
     **unet_arguments: Any,
 ) -> int:
     """Returns the parameter count of a `text_to_image` model with these arguments."""
@@ -56,20 +69,20 @@ def parameter_count(
     },
 )  # fmt: skip
 def text_to_image(
-    vocabulary_size: int = 32,
-    max_length: int = 16,
-    num_layers: int = 1,
-    num_heads: int = 2,
-    hidden_dim: int = 64,
-    input_shape: tuple[int, int, int] = (28, 28, 1),
-    channels: Sequence[int] = (32, 64, 128),
-    num_blocks: int = 1,
-    num_steps: int = 1000,
-    num_groups: int = 8,
-    dropout: float = 0.0,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "text_to_image",
+    vocabulary_size: Vocabulary = 32,
+    max_length: Size = 16,
+    num_layers: Layers = 1,
+    num_heads: Size = 2,
+    hidden_dim: Size = 64,
+    input_shape: ImageShape = (28, 28, 1),
+    channels: Sizes = (32, 64, 128),
+    num_blocks: Layers = 1,
+    num_steps: Timesteps = 1000,
+    num_groups: Size = 8,
+    dropout: Rate = 0.0,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "text_to_image",
 ) -> keras.Model:
     """Text-to-image model: predicts the noise, the image or v from a noisy image and a prompt.
 

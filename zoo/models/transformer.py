@@ -24,15 +24,27 @@ import keras
 from zoo import initializers, random
 from zoo.layers.attention import PositionKind, Positions
 from zoo.layers.core import Dense, Embedding, PaddingMask
+from zoo.layers.feed_forward import FeedForwardActivation
 from zoo.layers.transformer_block import (
     Norm,
     TransformerBlock,
     block_parameter_count,
-    check_block,
+    check_heads,
     normalization,
 )
 from zoo.registry import register
-from zoo.validation import check_sizes
+from zoo.validation import (
+    DType,
+    Layers,
+    Name,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+    TokenId,
+    Vocabulary,
+    validated,
+)
 
 Tensor = Any
 
@@ -53,15 +65,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@validated
 def parameter_count(
-    source_vocabulary_size: int,
-    target_vocabulary_size: int,
-    max_length: int,
-    num_layers: int,
-    num_heads: int,
-    hidden_dim: int,
-    intermediate_dim: int | None,
-    num_kv_heads: int | None,
+    source_vocabulary_size: Vocabulary,
+    target_vocabulary_size: Vocabulary,
+    max_length: Size,
+    num_layers: Layers,
+    num_heads: Size,
+    hidden_dim: Size,
+    intermediate_dim: Size | None,
+    num_kv_heads: Size | None,
     activation: str,
     norm: str,
     norm_first: bool,
@@ -107,28 +120,28 @@ def parameter_count(
     },
 )  # fmt: skip
 def transformer(
-    source_vocabulary_size: int = 8000,
-    target_vocabulary_size: int = 8000,
-    max_length: int = 128,
-    num_layers: int = 3,
-    num_heads: int = 4,
-    hidden_dim: int = 256,
-    intermediate_dim: int | None = None,
-    num_kv_heads: int | None = None,
-    activation: str = "relu",
+    source_vocabulary_size: Vocabulary = 8000,
+    target_vocabulary_size: Vocabulary = 8000,
+    max_length: Size = 128,
+    num_layers: Layers = 3,
+    num_heads: Size = 4,
+    hidden_dim: Size = 256,
+    intermediate_dim: Size | None = None,
+    num_kv_heads: Size | None = None,
+    activation: FeedForwardActivation = "relu",
     norm: Norm = "layer_norm",
     norm_first: bool = False,
     positions: PositionKind = "sinusoidal",
-    rotary_base: float = 10000.0,
-    epsilon: float = 1e-5,
+    rotary_base: Positive = 10000.0,
+    epsilon: Positive = 1e-5,
     use_bias: bool = True,
     share_embeddings: bool = False,
     tie_embeddings: bool = True,
-    padding: int = PADDING,
-    dropout: float = 0.1,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "transformer",
+    padding: TokenId = PADDING,
+    dropout: Rate = 0.1,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "transformer",
 ) -> keras.Model:
     """Encoder-decoder transformer: predicts the next target token from source and earlier tokens.
 
@@ -176,24 +189,15 @@ def transformer(
             longer than `max_length`, there are not as many sources as targets, or an id lies
             outside the vocabulary (see `zoo.layers.core.Embedding`).
     """
-    check_sizes(
-        source_vocabulary_size=source_vocabulary_size,
-        target_vocabulary_size=target_vocabulary_size,
-        max_length=max_length,
-        num_layers=num_layers,
-    )
+    check_heads(hidden_dim, num_heads, num_kv_heads, positions)
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
-    check_block(
-        hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, positions,
-        intermediate_dim=intermediate_dim,
-    )  # fmt: skip
     if share_embeddings and source_vocabulary_size != target_vocabulary_size:
         raise ValueError(
             "`share_embeddings` needs source and target vocabularies of one size. Received: "
             f"source_vocabulary_size={source_vocabulary_size}, "
             f"target_vocabulary_size={target_vocabulary_size}"
         )
-    if not 0 <= padding < source_vocabulary_size:
+    if padding >= source_vocabulary_size:
         raise ValueError(
             f"`padding` must lie in [0, {source_vocabulary_size}), the source vocabulary. "
             f"Received: padding={padding}"

@@ -26,7 +26,6 @@ Source: the document's section "Modèles de Diffusion"; Ronneberger et al., "U-N
 "High-Resolution Image Synthesis with Latent Diffusion Models", 2022 (cross-attention to a text).
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +36,19 @@ from zoo.layers.core import Conv2D, Dense, GroupNormalization
 from zoo.layers.image import Downsample, Flatten, MaskedMean, TimeEmbedding, Upsample
 from zoo.layers.transformer_block import TransformerBlock, block_parameter_count
 from zoo.registry import register
-from zoo.validation import check_dropout, check_sizes
+from zoo.validation import (
+    DType,
+    ImageShape,
+    Index,
+    Layers,
+    Name,
+    Rate,
+    Seed,
+    Size,
+    Sizes,
+    Timesteps,
+    validated,
+)
 
 Tensor = Any
 
@@ -137,7 +148,8 @@ class UNetLayers:
         return keras.layers.Reshape(shape, dtype=self.dtype, name=f"{name}_reshape")(x)
 
 
-def residual_parameter_count(inputs: int, filters: int, time_dim: int = 0) -> int:
+@validated
+def residual_parameter_count(inputs: Size, filters: Size, time_dim: Index = 0) -> int:
     """Returns the parameter count of a residual block in closed form.
 
     Args:
@@ -152,11 +164,12 @@ def residual_parameter_count(inputs: int, filters: int, time_dim: int = 0) -> in
     return norms + convs + scale_shift + skip
 
 
+@validated
 def parameter_count(
-    input_shape: tuple[int, int, int],
-    channels: Sequence[int],
-    num_blocks: int,
-    context_dim: int | None,
+    input_shape: ImageShape,
+    channels: Sizes,
+    num_blocks: Layers,
+    context_dim: Size | None,
     **_: object,
 ) -> int:
     """Returns the parameter count of a `unet` with these arguments."""
@@ -200,16 +213,16 @@ def parameter_count(
     },
 )  # fmt: skip
 def unet(
-    input_shape: tuple[int, int, int] = (28, 28, 1),
-    channels: Sequence[int] = (32, 64, 128),
-    num_blocks: int = 1,
-    num_steps: int = 1000,
-    context_dim: int | None = None,
-    num_groups: int = 8,
-    dropout: float = 0.0,
-    seed: int = 0,
-    dtype: str | None = None,
-    name: str = "unet",
+    input_shape: ImageShape = (28, 28, 1),
+    channels: Sizes = (32, 64, 128),
+    num_blocks: Layers = 1,
+    num_steps: Timesteps = 1000,
+    context_dim: Size | None = None,
+    num_groups: Size = 8,
+    dropout: Rate = 0.0,
+    seed: Seed = 0,
+    dtype: DType | None = None,
+    name: Name = "unet",
 ) -> keras.Model:
     """U-Net: predicts the noise, the image or v from a noisy image and its time step.
 
@@ -237,9 +250,7 @@ def unet(
             `channels` are no multiples of `num_groups` or, in attention, of 32, or `dropout` lies
             outside [0, 1).
     """
-    check_network(input_shape, channels, num_groups, num_blocks=num_blocks, num_steps=num_steps)
-    check_dropout(dropout)
-    check_sizes(context_dim=1 if context_dim is None else context_dim)
+    check_levels(input_shape, channels, num_groups)
     last = channels[-1]
     if last > HEAD_DIM and last % HEAD_DIM:
         raise ValueError(
@@ -298,32 +309,19 @@ def unet(
     )
 
 
-def check_network(
-    input_shape: Sequence[int], channels: Sequence[int], num_groups: int, **sizes: int
-) -> None:
-    """Checks the arguments of a network with several resolutions.
+@validated
+def check_levels(input_shape: ImageShape, channels: Sizes, num_groups: Size) -> None:
+    """Checks the relations between the sizes of a network with several resolutions.
 
     Args:
         input_shape: Shape of an image, (H, W, C).
         channels: Number of channels of each level.
         num_groups: Number of groups in group normalization.
-        **sizes: Further sizes, each a whole number of at least 1.
 
     Raises:
-        ValueError: If H or W is not divisible by 2^(levels - 1), a number of channels is not
-            divisible by `num_groups`, or a size is not at least 1.
+        ValueError: If H or W is not divisible by 2^(levels - 1), or a number of channels is not
+            divisible by `num_groups`.
     """
-    check_sizes(num_groups=num_groups, **sizes)
-    if len(input_shape) != 3:
-        raise ValueError(
-            "`input_shape` must be (height, width, channels). "
-            f"Received: input_shape={tuple(input_shape)}"
-        )
-    if not channels:
-        raise ValueError("`channels` must have at least one level. Received: channels=()")
-    for name, values in (("input_shape", input_shape), ("channels", channels)):
-        for size in values:
-            check_sizes(**{name: size})
     factor = 2 ** (len(channels) - 1)
     if input_shape[0] % factor or input_shape[1] % factor:
         raise ValueError(

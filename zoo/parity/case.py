@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 from keras import ops, tree
@@ -13,11 +13,13 @@ from zoo import registry
 from zoo.parity.diagnosis import recorded_sources
 from zoo.parity.inputs import InputSpec, input_specs
 from zoo.parity.samples import SAMPLES
+from zoo.validation import MAX_COUNT, Index, Seed, Size, each, validated, whole
 from zoo_command import missing_attribute, missing_module
 
 Loss = Literal["mean_squared_error", "cross_entropy"]
 
 
+@validated
 @dataclass(frozen=True)
 class Case:
     """A model with its inputs, loss and optimizer for the cross-backend check.
@@ -48,31 +50,20 @@ class Case:
 
     build: Callable[[], keras.Model] | str
     name: str = "model"
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Annotated[tuple[int, ...], each(whole())] | None = None
     inputs: Any = None
     loss: Loss | Callable[[Any, Any], Any] = "mean_squared_error"
     optimizer: Callable[[], keras.optimizers.Optimizer] | None = None
     sample: Callable[[keras.Model], Mapping[str, Any]] | None = None
-    parameters: int | None = None
+    parameters: Index | None = None
     portable: bool = False
-    examples: int = 4
-    length: int = 8
-    steps: int = 10
-    seed: int = 0
+    examples: Size = 4
+    length: Size = 8
+    # Three steps before the checkpoint and one after the restore.
+    steps: Annotated[int, whole(4, MAX_COUNT)] = 10
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("examples", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}"
-                )
-        if self.steps < 4:  # three before the checkpoint and one after the restore
-            raise ValueError(f"`steps` must be at least 4. Received: steps={self.steps}")
-        if isinstance(self.loss, str) and self.loss not in Loss.__args__:  # type: ignore[attr-defined]
-            raise ValueError(
-                "`loss` must be mean_squared_error, cross_entropy or a function. "
-                f"Received: loss={self.loss}"
-            )
         if isinstance(self.build, str) and self.build.count(":") != 1:
             raise ValueError(
                 "`build` must be a function or its address, package.module:function. "

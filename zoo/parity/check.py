@@ -18,20 +18,22 @@ from zoo.parity.measurements import Measurements
 from zoo.parity.report import Report, Row, RungReport
 from zoo.parity.rungs import RUNGS, Rung
 from zoo.parity.workers import WorkerError, Workers
+from zoo.validation import AnyPath, Positive, validated
 
 Progress = Callable[[str, Sequence[RungReport]], None]
 
 _MAX_CONCURRENT = 2  # workers; much of their work is single-threaded
 
 
+@validated
 def check(
     build: Any,
     *,
     rungs: str | Sequence[int] = "1-10",
     backends: Sequence[str] | None = None,
     workers: Workers | None = None,
-    time_limit: float = 600.0,
-    folder: str | Path | None = None,
+    time_limit: Positive = 600.0,
+    folder: AnyPath | None = None,
     progress: Progress | None = None,
     **case: Any,
 ) -> Report:

@@ -16,14 +16,19 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy import stats
 
+from zoo.validation import Positive, each, number, validated
 
+Accuracies = Annotated[Sequence[float], each(number(), 2)]
+
+
+@validated
 def equivalence(
-    first: Sequence[float], second: Sequence[float], margin: float, paired: bool = False
+    first: Accuracies, second: Accuracies, margin: Positive, paired: bool = False
 ) -> dict[str, Any]:
     """Performs two one-sided tests (TOST) on the means of two samples.
 
@@ -42,11 +47,6 @@ def equivalence(
         ValueError: If `margin` is not above 0, a sample has fewer than two numbers, or paired
             samples have different lengths.
     """
-    if not margin > 0:
-        raise ValueError(f"`margin` must be above 0. Received: margin={margin}")
-    for name, values in (("first", first), ("second", second)):
-        if len(values) < 2:
-            raise ValueError(f"`{name}` must have at least two numbers. Received: {len(values)}")
     a, b = np.asarray(first, float), np.asarray(second, float)
     if paired and len(a) != len(b):
         raise ValueError(
@@ -74,8 +74,9 @@ def equivalence(
     }
 
 
+@validated
 def compare_accuracies(
-    accuracies: Mapping[str, Sequence[float]], margin: float, paired: bool = False
+    accuracies: Mapping[str, Accuracies], margin: Positive, paired: bool = False
 ) -> dict[str, Any]:
     """Tests the equivalence of the accuracies of each pair of backends.
 

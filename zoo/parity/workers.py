@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import IO, Any, Self
 
 import cloudpickle
 
 from zoo import backends
+from zoo.validation import Positive, Size, TextList, validated
 
 _LAST_LINES = 12
 
@@ -161,8 +162,12 @@ class Workers:
             backends, or if `time_limit` is not above 0.
     """
 
+    @validated
     def __init__(
-        self, names: Sequence[str] | None = None, time_limit: float = 600.0, min_backends: int = 2
+        self,
+        names: TextList | None = None,
+        time_limit: Positive = 600.0,
+        min_backends: Size = 2,
     ):
         installed = backends.installed()
         chosen = tuple(dict.fromkeys(names if names is not None else installed))
@@ -181,8 +186,6 @@ class Workers:
                 f"`backends` must be two or three of tensorflow, torch, jax; {way_out}. "
                 f"Received: backends={', '.join(chosen)}"
             )
-        if not time_limit > 0:
-            raise ValueError(f"`time_limit` must be above 0. Received: time_limit={time_limit}")
         self.names: tuple[str, ...] = chosen
         self._time_limit = time_limit
         self._workers: dict[tuple[str, str], Worker] = {}

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from zoo import random
-from zoo.validation import check_sizes
+from zoo.validation import Count, Index, Seed, Size, validated
 
 
 class Indexable(Protocol):
@@ -46,28 +46,25 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         ValueError: If there are no examples, the arrays differ in length, or a size is below 1.
     """
 
+    @validated
     def __init__(
         self,
         examples: Any,
-        batch_size: int = 64,
-        seed: int | None = None,
-        steps_per_epoch: int | None = None,
+        batch_size: Size = 64,
+        seed: Seed | None = None,
+        steps_per_epoch: Count | None = None,
     ):
         super().__init__()
-        check_sizes(batch_size=batch_size)
         if not hasattr(examples, "__getitem__") or isinstance(examples, tuple | list | dict):
             examples = _Arrays(examples)
         if not len(examples):
             raise ValueError("`examples` must hold at least one example. Received: none")
-        if seed is not None:
-            random.key(seed)
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
         self._first = 0
         self._steps_per_pass = math.ceil(len(examples) / batch_size)
         self.steps_per_epoch = self._steps_per_pass if steps_per_epoch is None else steps_per_epoch
-        check_sizes(steps_per_epoch=self.steps_per_epoch)
         self._order = functools.lru_cache(maxsize=2)(functools.partial(shuffled_indices, seed or 0))
 
     @property
@@ -75,7 +72,8 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         """Number of batches; None with a seed, since the stream does not end."""
         return self._steps_per_pass if self.seed is None else None
 
-    def from_step(self, step: int) -> Self:
+    @validated
+    def from_step(self, step: Index) -> Self:
         """The same stream from the batch of this number on."""
         later = copy.copy(self)
         later._first = self._first + step
@@ -95,6 +93,10 @@ class _Arrays:
 
     def __init__(self, arrays: Any):
         self._arrays = keras.tree.map_structure(np.asarray, arrays)
+        if any(not array.ndim for array in keras.tree.flatten(self._arrays)):
+            raise ValueError(
+                "`examples` must be arrays with one example a row. Received: a single value"
+            )
         lengths = [len(array) for array in keras.tree.flatten(self._arrays)]
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -109,7 +111,8 @@ class _Arrays:
         return keras.tree.map_structure(lambda array: array[indices], self._arrays)
 
 
-def shuffled_indices(seed: int, epoch: int, examples: int) -> np.ndarray:
+@validated
+def shuffled_indices(seed: Seed, epoch: Index, examples: Count) -> np.ndarray:
     """The order of the examples in one epoch, (examples,) int32."""
     order = random.permutation(random.fold_in(random.key(seed, "order"), epoch), examples)
     return np.asarray(order)

@@ -17,6 +17,7 @@ import numpy as np
 from zoo import backends
 from zoo.backends import backend
 from zoo.training import checkpoints
+from zoo.validation import AnyPath, Count, validated
 
 Tensor = Any
 
@@ -70,6 +71,7 @@ class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
         callbacks: Callbacks of the training. An `EarlyStopping` is shown the earlier epochs.
     """
 
+    @validated
     def __init__(self, state: TrainingState, callbacks: Sequence[keras.callbacks.Callback] = ()):
         super().__init__()
         self._state = state
@@ -117,16 +119,15 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     # `on_train_batch_end` may run in Keras' own thread, while the next step is computed.
     async_safe = True
 
+    @validated
     def __init__(
         self,
-        folder: str | Path,
-        every: int = 200,
+        folder: AnyPath,
+        every: Count = 200,
         hint: str = "`fit` with the same `checkpoint` goes on",
         only_trainable: bool = False,
     ):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1. Received: every={every}")
         self.folder = Path(folder)
         self.every = every
         self.state = TrainingState()

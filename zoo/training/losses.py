@@ -1,11 +1,12 @@
 """Losses that are fast on every backend."""
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from zoo.backends import backend
+from zoo.validation import Rate, validated
 
 Tensor = Any
 
@@ -30,18 +31,16 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
     Source: Szegedy et al., "Rethinking the Inception Architecture", 2016, section 7.
     """
 
+    @validated
     def __init__(
         self,
-        label_smoothing: float = 0.0,
-        reduction: str = "mean_with_sample_weight",
+        label_smoothing: Rate = 0.0,
+        reduction: Literal["sum", "sum_over_batch_size", "mean", "mean_with_sample_weight"]
+        | None = "mean_with_sample_weight",
         name: str = "cross_entropy",
         **kwargs: Any,
     ):
         super().__init__(name=name, reduction=reduction, **kwargs)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"`label_smoothing` must lie in [0, 1). Received: label_smoothing={label_smoothing}"
-            )
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

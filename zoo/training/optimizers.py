@@ -1,16 +1,35 @@
 """Optimizers and learning rate schedules with equal results on every backend."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import keras
 
 from zoo.backends import backend
+from zoo.validation import Fraction, Index, NonNegative, Positive, Rule, number, validated
 
 Tensor = Any
 
 
+def _check_learning_rate(value: Any) -> Any:
+    """Returns a number above 0, or what Keras accepts besides: a schedule or a function."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule) or callable(value):
+        return value
+    if isinstance(value, dict):  # a schedule in the configuration of a saved optimizer
+        return keras.optimizers.schedules.deserialize(value)
+    return number("(0, inf)").check(value)
+
+
+LearningRate = Annotated[
+    Any, Rule("a finite number above 0 or a learning rate schedule", _check_learning_rate)
+]
+
+
+@validated
 def learning_rate_schedule(
-    name: str, learning_rate: float, steps: int, warmup_steps: int = 100
+    name: Literal["constant", "cosine", "warmup_cosine"],
+    learning_rate: Positive,
+    steps: Index,
+    warmup_steps: Index = 100,
 ) -> Any:
     """Returns the learning rate of a run: a number or a Keras schedule.
 
@@ -24,21 +43,13 @@ def learning_rate_schedule(
     Raises:
         ValueError: If `name` is another, or `learning_rate` is not above 0.
     """
-    if not learning_rate > 0:
-        raise ValueError(
-            f"`learning_rate` must be above 0. Received: learning_rate={learning_rate}"
-        )
     if name == "constant":
         return learning_rate
     if name == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    if name == "warmup_cosine":
-        rise = max(min(warmup_steps, steps // 10), 1)
-        return keras.optimizers.schedules.CosineDecay(
-            0.0, steps - rise, alpha=0.1, warmup_target=learning_rate, warmup_steps=rise
-        )
-    raise ValueError(
-        f"`schedule` must be constant, cosine or warmup_cosine. Received: schedule={name}"
+    rise = max(min(warmup_steps, steps // 10), 1)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, steps - rise, alpha=0.1, warmup_target=learning_rate, warmup_steps=rise
     )
 
 
@@ -70,29 +81,23 @@ class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, n
     Source: Kingma and Ba, "Adam", ICLR 2015.
     """
 
+    @validated
     def __init__(
         self,
-        learning_rate: Any = 1e-3,
-        l2: float = 0.0,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
+        learning_rate: LearningRate = 1e-3,
+        l2: NonNegative = 0.0,
+        beta_1: Fraction = 0.9,
+        beta_2: Fraction = 0.999,
+        epsilon: Positive = 1e-8,
         name: str = "adam",
         **kwargs: Any,
     ):
-        if isinstance(learning_rate, int | float):
-            learning_rate_schedule("constant", learning_rate, 0)
         for argument in ("amsgrad", "weight_decay"):
             if kwargs.get(argument):
                 raise ValueError(
                     f"`{argument}` is not offered; `l2` is `torch.optim.Adam`'s weight decay. "
                     f"Received: {argument}={kwargs[argument]}"
                 )
-        if not l2 >= 0:
-            raise ValueError(f"`l2` must be 0 or more. Received: l2={l2}")
-        for argument, value in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 < value < 1:
-                raise ValueError(f"`{argument}` must lie in (0, 1). Received: {argument}={value}")
         super().__init__(
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name, **kwargs
         )
@@ -138,11 +143,14 @@ class AdamW(Adam):
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
 
+    @validated
     def __init__(
-        self, learning_rate: Any = 1e-3, decay: float = 0.1, name: str = "adamw", **kwargs: Any
+        self,
+        learning_rate: LearningRate = 1e-3,
+        decay: NonNegative = 0.1,
+        name: str = "adamw",
+        **kwargs: Any,
     ):
-        if not decay >= 0:
-            raise ValueError(f"`decay` must be 0 or more. Received: decay={decay}")
         super().__init__(learning_rate, name=name, **kwargs)
         self.weight_decay = decay  # Keras' own optimizer does the rest
 

@@ -8,6 +8,7 @@ import keras
 from zoo.backends import backend
 from zoo.training.batches import Batches
 from zoo.training.callbacks import ContinuedHistory, StepCheckpoint
+from zoo.validation import validated
 
 Tensor = Any
 
@@ -32,6 +33,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             default the network takes the inputs as they are.
     """
 
+    @validated
     def __init__(self, network: keras.Model, preprocessing: Any = None, name: str | None = None):
         # The network casts its inputs itself; float64 inputs stay as they are until then.
         super().__init__(name=name or f"{network.name}_trainer", autocast=False)
@@ -44,6 +46,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             inputs = self.preprocessing(inputs, training=training)
         return self.network(inputs, training=training)
 
+    @validated
     def fit(
         self, *args: Any, checkpoint: StepCheckpoint | None = None, **kwargs: Any
     ) -> keras.callbacks.History:
