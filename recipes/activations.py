@@ -37,7 +37,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "relu": {"color": "#d55e00", "marker": "s"},
     "tanh": {"color": "#009e73", "marker": "^"},
     "softmax": {"color": "#cc79a7", "marker": "D"},
-    "linear": {"color": "#bbbbbb", "linewidth": 6, "zorder": 1},
+    "linear": {"color": "#bbbbbb", "linewidth": 6, "marker": ".", "zorder": 1},
 }
 
 

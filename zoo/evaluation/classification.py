@@ -1,5 +1,7 @@
 """Classifiers evaluated: loss and accuracy, reports, confusion matrices, plots."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from rich.console import Console
@@ -17,9 +19,14 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
     return float(-likelihood.mean()), float((logits.argmax(-1) == labels).mean())
 
 
-def report(labels: np.ndarray, predictions: np.ndarray) -> str:
-    """Precision, recall and F1 of each class."""
-    return str(classification_report(labels, predictions, digits=4, zero_division=0))
+def report(
+    labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str] | None = None
+) -> str:
+    """Precision, recall and F1 of each class, by its name or else its number."""
+    names = {} if class_names is None else {
+        "labels": range(len(class_names)), "target_names": class_names
+    }  # fmt: skip
+    return str(classification_report(labels, predictions, digits=4, zero_division=0, **names))
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -47,12 +54,16 @@ def write_report(
     loss, accuracy = loss_and_accuracy(logits, data.y_test)
     matrix = confusion(data.y_test, predictions, data.num_classes)
     console.print(f"Test loss {loss:.4f}, test accuracy {accuracy:.2%}\n")
-    console.print(report(data.y_test, predictions))
+    console.print(report(data.y_test, predictions, data.class_names))
     console.print(f"Confusion matrix (rows true, columns predicted):\n{matrix}")
     plots = {
-        "curves.png": plot_curves(history),
-        "confusion.png": plot_confusion(matrix),
-        "mistakes.png": plot_mistakes(data.x_test, data.y_test, logits),
+        "curves.png": plot_curves(history, title=f"Learning curves on {data.name}"),
+        "confusion.png": plot_confusion(
+            matrix, data.class_names, f"{len(logits):,} test images of {data.name}"
+        ),
+        "mistakes.png": plot_mistakes(
+            data.x_test, data.y_test, logits, class_names=data.class_names
+        ),
     }
     for name, figure in plots.items():
-        figure.savefig(run.path / name, dpi=120)
+        run.save_plot(name, figure)

@@ -16,6 +16,7 @@ def plot_curves(
     training: str = "training (augmented, dropout)",
     validation: str = "test",
     ylabels: Sequence[str] | None = None,
+    title: str = "Learning curves",
 ) -> Figure:
     """Metrics over the epochs, on training and validation data.
 
@@ -25,8 +26,10 @@ def plot_curves(
         training: Legend of the training curve.
         validation: Legend of the validation curve.
         ylabels: Labels of the axes, by default the names of the metrics.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
     epochs = [epoch + 1 for epoch in history.epoch]
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric, ylabel in zip(panels, metrics, ylabels or metrics):
@@ -46,11 +49,13 @@ def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
         losses: Loss at each step, by the name of the implementation.
     """
     figure = Figure(figsize=(8, 6), layout="constrained")
+    figure.suptitle(f"One training, {' and '.join(losses)}", fontsize=11)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     # Readers of all kinds tell blue from orange; the second curve lies on the first, so it is thin.
     styles = ({"color": "#f0a030", "linewidth": 4}, {"color": "#1f4e9c", "linewidth": 1})
     for (label, values), style in zip(losses.items(), styles):
-        above.plot(range(1, len(values) + 1), values, label=label, **style)
+        marker = "o" if len(values) == 1 else None  # one value makes no line
+        above.plot(range(1, len(values) + 1), values, label=label, marker=marker, **style)
     above.set(ylabel="mean loss of the epoch so far")
     above.legend()
     distances = relative_distances(*losses.values())
@@ -68,16 +73,27 @@ def relative_distances(first: Sequence[float], second: Sequence[float]) -> np.nd
     return np.asarray(np.abs(a - b) / np.abs(a))
 
 
-def plot_confusion(matrix: np.ndarray) -> Figure:
-    """The confusion matrix, each row coloured by its fractions; counts where they can be read."""
+def plot_confusion(
+    matrix: np.ndarray, class_names: Sequence[str] | None = None, title: str = "Confusion matrix"
+) -> Figure:
+    """The confusion matrix, each row coloured by its fractions; counts where they can be read.
+
+    Args:
+        matrix: Number of examples of each true class (row) and predicted class (column).
+        class_names: Name of each class; by default its number.
+        title: Title of the figure.
+    """
     classes = len(matrix)
+    names = _names(class_names, classes)
     size = max(5.0, min(14.0, 0.55 * classes))
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The square root keeps single mistakes attention_mask beside a diagonal near 1.
+    # The square root keeps single mistakes visible beside a diagonal near 1.
     axes.imshow(np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(classes), names)
     if classes <= 20:
         for row, column in np.argwhere(matrix):
             colour = "white" if fractions[row, column] > 0.3 else "black"
@@ -95,10 +111,29 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
     return figure
 
 
+def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
+    """Names of the classes for a plot, at most 20 characters each."""
+    names = class_names or [str(number) for number in range(classes)]
+    return [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+
+
 def plot_mistakes(
-    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, count: int = 16
+    images: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    count: int = 16,
+    class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Misclassified images with the greatest confidence."""
+    """Misclassified images with the greatest confidence.
+
+    Args:
+        images: Images, (N, H, W, C) uint8.
+        labels: True classes, (N,).
+        logits: Logits of the images, (N, classes).
+        count: Number of images, at most.
+        class_names: Name of each class; by default its number.
+    """
+    names = _names(class_names, logits.shape[-1])
     predictions = logits.argmax(-1)
     confidence = np.exp(log_softmax(logits, axis=-1).max(-1))
     wrong = np.flatnonzero(predictions != labels)
@@ -111,11 +146,10 @@ def plot_mistakes(
         axes.set_axis_off()
     for axes, index in zip(grid.flat, worst):
         axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(
-            f"{predictions[index]} ({confidence[index]:.0%})\ntrue {labels[index]}", fontsize=8
-        )
-    if not len(worst):
-        figure.suptitle("no mistakes")
+        predicted, true = names[predictions[index]], names[labels[index]]
+        axes.set_title(f"{predicted} ({confidence[index]:.0%})\ntrue {true}", fontsize=8)
+    title = "Most confident mistakes: predicted, and true" if len(worst) else "No mistakes"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -174,7 +208,10 @@ def plot_memory(
 
 
 def plot_perplexity(
-    history: keras.callbacks.History, baselines: Mapping[str, float], metric: str = "loss"
+    history: keras.callbacks.History,
+    baselines: Mapping[str, float],
+    metric: str = "loss",
+    title: str = "Perplexity",
 ) -> Figure:
     """Perplexity over the epochs, on training and validation data, with baselines.
 
@@ -182,6 +219,7 @@ def plot_perplexity(
         history: History of a training with validation data.
         baselines: Validation loss in nats a token of other models, by name.
         metric: Name of the metric in nats a token.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
@@ -196,7 +234,8 @@ def plot_perplexity(
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(low, high)  # ticks outside would widen it
-    axes.set(xlabel="epoch", ylabel="perplexity", xticks=epochs)
+    axes.set(xlabel="epoch", ylabel="perplexity", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -158,27 +157,25 @@ def owned_by(folder: Path, owner: str) -> bool:
     return False
 
 
-def write_error(name: str, folder: Path, error: Exception) -> OSError:
+def write_error(name: str, folder: Path, error: OSError) -> OSError:
     """The error of a file that could not be written, which says what is safe.
 
     Args:
         name: Name of the file, for the text.
         folder: Folder of the checkpoints of the same training.
-        error: Error of the operating system or of HDF5.
+        error: Error of the operating system.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := _HDF5_ERRNO.search(str(error))):
-        number = int(found[1])
-    reason = str(error) if number is None else os.strerror(number)
+    # HDF5 adds a page of its own to the system's words.
+    reason = os.strerror(error.errno) if error.errno else str(error)
     last = newest(folder)
     safe = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
-    remedy = "make room" if number in _NO_ROOM else "remove the cause"
+    remedy = "make room" if error.errno in _NO_ROOM else "remove the cause"
     return OSError(
-        number, f"Could not write {name}: {reason}. {safe}; {remedy} and run the same command again"
+        error.errno,
+        f"Could not write {name}: {reason}. {safe}; {remedy} and run the same command again",
     )
 
 
-_HDF5_ERRNO = re.compile(r"errno = (\d+)")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

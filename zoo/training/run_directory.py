@@ -244,7 +244,7 @@ class RunDirectory:
         try:
             with atomic_path(self.path / name) as temporary:
                 yield temporary
-        except (OSError, RuntimeError) as error:  # the latter from HDF5, if the disk is full
+        except OSError as error:
             raise write_error(str(self.path / name), self.checkpoints, error) from error
 
     def write(self, name: str, content: bytes) -> None:
