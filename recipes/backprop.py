@@ -25,6 +25,7 @@ from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification, plots
 from zoo.evaluation.gradients import distances
 from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, update
+from zoo.progress import Progress
 from zoo.training import Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
@@ -72,6 +73,7 @@ def train_by_hand(
 ) -> tuple[Any, list[float]]:
     """The trained layers, and the mean loss of the epoch so far after each step."""
     layers, means = layers_of(config.build(config.dtype_policy)), []
+    progress = Progress("by hand", steps, config.quiet)
     for step in range(steps):
         images, labels = batches[step]
         labels = ops.convert_to_tensor(labels)
@@ -82,6 +84,7 @@ def train_by_hand(
         sizes.append(len(images))
         means.append(np.dot(losses, sizes) / sum(sizes))
         layers = update(layers, backward(layers, outputs, labels), config.learning_rate)
+        progress.advance()
     return layers, means
 
 

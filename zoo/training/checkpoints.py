@@ -179,10 +179,15 @@ def write_error(name: str, folder: Path, error: OSError) -> OSError:
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def unfinished_path(path: Path) -> Path:
+    """The temporary path of a file that is being written."""
+    return path.with_name(f"{_UNFINISHED}{path.name}")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a path to write to, of a file that gets its name once its content is on the disk."""
-    temporary = path.with_name(f"{_UNFINISHED}{path.name}")
+    temporary = unfinished_path(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -228,11 +233,6 @@ def remove_unfinished(folder: Path, pattern: str = "*") -> None:
     """
     for path in folder.glob(f"{_UNFINISHED}{pattern}"):
         path.unlink(missing_ok=True)
-
-
-def is_unfinished(path: Path) -> bool:
-    """Whether `atomic_path` named the file."""
-    return path.name.startswith(_UNFINISHED)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -32,9 +32,9 @@ from zoo.backends import backend
 from zoo.training.callbacks import Interrupted, StepCheckpoint, TrainingState
 from zoo.training.checkpoints import (
     atomic_path,
-    is_unfinished,
     owned_by,
     remove_unfinished,
+    unfinished_path,
     write_error,
 )
 from zoo.training.lock import LOCK_FILE, DirectoryLock
@@ -169,9 +169,8 @@ class RunDirectory:
             )
 
     def _holds_other_files(self) -> bool:
-        return any(
-            path.name != LOCK_FILE and not is_unfinished(path) for path in self.path.iterdir()
-        )
+        killed = {self.path / LOCK_FILE, unfinished_path(self.path / "config.json")}
+        return bool({*self.path.iterdir()} - killed)
 
     def write_config(self) -> None:
         """Begins the run, once its configuration has proved sound: locks, writes config.json."""
