@@ -98,12 +98,12 @@ def test_restore_begins_anew_without_a_whole_checkpoint(tmp_path: Path) -> None:
 def test_restore_rejects_checkpoint_of_another_owner(tmp_path: Path) -> None:
     parts = make()
     initial = values(parts)
-    checkpoints.save(tmp_path, 1, {}, "mine", **make(seed=1))
+    checkpoints.save(tmp_path, 1, {}, owner="mine", **make(seed=1))
     with pytest.raises(ValueError, match=r"step-000000001\.npz belongs to a run of another conf"):
-        checkpoints.restore(tmp_path, "yours", **parts)
+        checkpoints.restore(tmp_path, owner="yours", **parts)
     assert_equal(values(parts), initial)
     for owner in ("mine", None):
-        assert checkpoints.restore(tmp_path, owner, **parts) == {"step": 1}
+        assert checkpoints.restore(tmp_path, owner=owner, **parts) == {"step": 1}
 
 
 @pytest.mark.once

@@ -23,6 +23,7 @@ from zoo.diffusion.noise_schedule import make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
 from zoo.progress import Progress
+from zoo.training.checkpoints import atomic_path
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import check_sizes
 
@@ -251,10 +252,15 @@ def sample_to_file(
     Raises:
         ValueError: if `out` has no suffix of an image format, or an argument of
             `DiffusionPipeline.sample` is invalid.
+        OSError: if the file cannot be written.
     """
     check_out(out)
     images = to_uint8(pipeline.sample(prompts, verbose=not console.quiet, **options))
     out.parent.mkdir(parents=True, exist_ok=True)
     scale = 8 if len(images) == 1 else 2
-    plots.grid(images, min(len(images), COLUMNS), scale).save(out)
+    try:
+        with atomic_path(out) as temporary:
+            plots.grid(images, min(len(images), COLUMNS), scale).save(temporary)
+    except OSError as error:
+        raise OSError(error.errno, f"Could not write {out}: {error.strerror}") from error
     console.print(f"Drawn: {out}", soft_wrap=True)

@@ -150,7 +150,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def restore(self, trainer: keras.Model) -> TrainingState:
         """Restores the newest whole checkpoint, if there is one, and returns the state."""
         trainer.optimizer.build(trainer.trainable_variables)
-        saved = checkpoints.restore(self.folder, self.owner, **self._parts(trainer))
+        saved = checkpoints.restore(self.folder, owner=self.owner, **self._parts(trainer))
         self.state = TrainingState(**saved) if saved else TrainingState()
         if backends.name not in self.state.backends:
             self.state.backends.append(backends.name)
@@ -282,7 +282,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         progress = dataclasses.asdict(self.state)
         self.state.metric_sums = []
         try:
-            step = progress.pop("step")
-            checkpoints.save(self.folder, step, progress, self.owner, **self._parts(model))
+            checkpoints.save(
+                self.folder, progress.pop("step"), progress, owner=self.owner, **self._parts(model)
+            )
         except checkpoints.NotFinite as error:
             raise Diverged(self._diverged_text(str(error))) from error
