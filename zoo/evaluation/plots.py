@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
@@ -35,11 +36,19 @@ def plot_curves(
     for axes, metric, ylabel in zip(panels, metrics, ylabels or metrics):
         for name, label in ((metric, training), (f"val_{metric}", validation)):
             axes.plot(epochs, history.history[name], marker="o", label=label)
-        axes.set(xlabel="epoch", ylabel=ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(ylabel=ylabel)
+        _count_along(axes, "epoch", len(epochs))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def _count_along(axes: Axes, name: str, count: int) -> None:
+    """Labels the x axis with the whole numbers from 1 to `count`."""
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if count == 1:  # the range that Matplotlib chooses has fractions alone
+        axes.set_xlim(0.5, 1.5)
 
 
 def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
@@ -60,8 +69,10 @@ def plot_same_run(losses: Mapping[str, Sequence[float]]) -> Figure:
     above.legend()
     distances = relative_distances(*losses.values())
     steps = np.flatnonzero(distances)  # equal losses have no place on a logarithmic axis
-    below.semilogy(steps + 1, distances[steps], ".", color="#1f4e9c", markersize=3)
-    below.set(xlabel="step", ylabel="relative distance,\nwhere there is one")
+    size = 3 if len(distances) > 1 else 8
+    below.semilogy(steps + 1, distances[steps], ".", color="#1f4e9c", markersize=size)
+    below.set(ylabel="relative distance,\nwhere there is one")
+    _count_along(below, "step", len(distances))
     for axes in (above, below):
         axes.grid(alpha=0.3)
     return figure
@@ -234,8 +245,8 @@ def plot_perplexity(
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(low, high)  # ticks outside would widen it
-    axes.set(xlabel="epoch", ylabel="perplexity", title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(ylabel="perplexity", title=title)
+    _count_along(axes, "epoch", len(epochs))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
