@@ -136,8 +136,7 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
     test_loss = trainer.evaluate(held_out, verbose=0)
 
     bits = test_loss / math.log(2) * len(test_ids) / (len(text) - border)
-    with run.writing("model.lora.h5") as path:
-        causal_lm.backbone.save_lora_weights(path)
+    run.save_weights("model.lora.h5", causal_lm.backbone.save_lora_weights)
     curves = plot_curves(history, ["loss"], "training", "held out", ["nats a token"])
     run.save_plot("loss.png", curves)
     console.print(f"Test loss {loss_before:.4f} nats a token before and {test_loss:.4f} after")

@@ -115,8 +115,7 @@ def fit(
     )
     test_loss, test_accuracy = trainer.evaluate(Batches((x, y), batch_size=len(x)), verbose=0)
     gradient["after"] = gradients.gradient_by_step(network, x[:200], y[:200])
-    with run.writing("model.weights.h5") as path:
-        network.save_weights(path)
+    run.save_weights("model.weights.h5", network.save_weights)
     ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
     row = {name: checkpoint.state.history[-1][name] for name in ("loss", "accuracy")}
     return run.finish(

@@ -23,7 +23,7 @@ from zoo.diffusion.noise_schedule import make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
 from zoo.progress import Progress
-from zoo.training.checkpoints import atomic_path
+from zoo.training.checkpoints import atomic_write
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import check_sizes
 
@@ -183,14 +183,12 @@ class DiffusionPipeline:
             config["latent_mean"] = self.latent_scaler.mean
             config["latent_std"] = self.latent_scaler.std
             run.write("autoencoder.json", autoencoder.to_json(indent=2).encode())
-            with run.writing("autoencoder.weights.h5") as path:
-                autoencoder.save_weights(path)
+            run.save_weights("autoencoder.weights.h5", autoencoder.save_weights)
         if self.tokenizer is not None:
             run.write("prompts.json", self.tokenizer.to_json())
         run.write("diffusion.json", (json.dumps(config, indent=2) + "\n").encode())
         run.write("model.json", self.model.to_json(indent=2).encode())
-        with run.writing("model.weights.h5") as path:
-            self.model.save_weights(path)
+        run.save_weights("model.weights.h5", self.model.save_weights)
 
     @classmethod
     def load(cls, folder: str | Path) -> "DiffusionPipeline":
@@ -259,8 +257,9 @@ def sample_to_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     scale = 8 if len(images) == 1 else 2
     try:
-        with atomic_path(out) as temporary:
-            plots.grid(images, min(len(images), COLUMNS), scale).save(temporary)
+        with atomic_write(out) as file:
+            grid = plots.grid(images, min(len(images), COLUMNS), scale)
+            grid.save(file, Image.registered_extensions()[out.suffix.lower()])
     except OSError as error:
         raise OSError(error.errno, f"Could not write {out}: {error.strerror}") from error
     console.print(f"Drawn: {out}", soft_wrap=True)

@@ -8,6 +8,7 @@ damage. The last two checkpoints are kept.
 
 import contextlib
 import errno
+import io
 import json
 import os
 import warnings
@@ -165,15 +166,11 @@ def write_error(name: str, folder: Path, error: OSError) -> OSError:
         folder: Folder of the checkpoints of the same training.
         error: Error of the operating system.
     """
-    # HDF5 adds a page of its own to the system's words.
-    reason = os.strerror(error.errno) if error.errno else str(error)
     last = newest(folder)
     safe = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
     remedy = "make room" if error.errno in _NO_ROOM else "remove the cause"
-    return OSError(
-        error.errno,
-        f"Could not write {name}: {reason}. {safe}; {remedy} and run the same command again",
-    )
+    text = f"{error.strerror}. {safe}; {remedy} and run the same command again"
+    return OSError(error.errno, f"Could not write {name}: {text}")
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -185,12 +182,13 @@ def unfinished_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, of a file that gets its name once its content is on the disk."""
+def atomic_write(path: Path) -> Iterator[Any]:
+    """Opens a file that gets its name only once the whole content is on the disk."""
     temporary = unfinished_path(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -202,11 +200,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Any]:
-    """Opens a file that gets its name only once the whole content is on the disk."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        yield file
+class NamedBuffer(io.BytesIO):
+    """A file in memory with a name, whose suffix Keras checks."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
 
 
 def find_mismatches(
@@ -225,7 +227,7 @@ def find_mismatches(
 
 
 def remove_unfinished(folder: Path, pattern: str = "*") -> None:
-    """Removes files that `atomic_path` left when its process was killed.
+    """Removes files that `atomic_write` left when its process was killed.
 
     Args:
         folder: Folder that no other process writes to.

@@ -17,7 +17,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,8 @@ from zoo import backends
 from zoo.backends import backend
 from zoo.training.callbacks import Interrupted, StepCheckpoint, TrainingState
 from zoo.training.checkpoints import (
-    atomic_path,
+    NamedBuffer,
+    atomic_write,
     owned_by,
     remove_unfinished,
     unfinished_path,
@@ -178,8 +179,7 @@ class RunDirectory:
         if self._read_if_there("config.json") == self._config:
             return
         (self.path / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which goes on
-        with self._replacing("config.json") as path:
-            path.write_bytes(_json(self._config))
+        self._write("config.json", _json(self._config))
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
         differing = [
@@ -227,34 +227,41 @@ class RunDirectory:
             ) from error
         return content
 
-    @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """Gives a path to write a file to, which replaces the file of this name once it is whole.
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file of the directory, whole or not at all, after config.json.
 
         Raises:
             OSError: If the file cannot be written; the text names the last good checkpoint.
         """
         self.write_config()
-        with self._replacing(name) as temporary:
-            yield temporary
+        self._write(name, content)
 
-    @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
         try:
-            with atomic_path(self.path / name) as temporary:
-                yield temporary
+            with atomic_write(path) as file:
+                file.write(content)
         except OSError as error:
-            raise write_error(str(self.path / name), self.checkpoints, error) from error
-
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the directory, whole or not at all."""
-        with self.writing(name) as path:
-            path.write_bytes(content)
+            raise write_error(str(path), self.checkpoints, error) from error
 
     def save_plot(self, name: str, figure: Figure) -> None:
-        """Writes a figure of Matplotlib as an image file."""
-        with self.writing(name) as path:
-            figure.savefig(path, dpi=120)
+        """Writes a figure of Matplotlib as a PNG file."""
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=120)
+        self.write(name, file.getvalue())
+
+    def save_weights(self, name: str, save: Callable[[Any], None]) -> None:
+        """Writes a file of weights.
+
+        HDF5 writes to memory: after a failure on a full disk it may crash the process later.
+
+        Args:
+            name: Name of the file.
+            save: Keras' function that saves to a path, such as `model.save_weights`.
+        """
+        file = NamedBuffer(name)
+        save(file)
+        self.write(name, file.getvalue())
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Writes history.csv, a row for each epoch; nothing before the first."""
@@ -273,8 +280,7 @@ class RunDirectory:
     def save_model(self, model: keras.Model) -> None:
         """Writes the architecture, model.json, and the weights, model.weights.h5."""
         self.write("model.json", model.to_json(indent=2).encode())
-        with self.writing("model.weights.h5") as path:
-            model.save_weights(path)
+        self.save_weights("model.weights.h5", model.save_weights)
 
     @contextmanager
     def nested(self, part: str, config: dict[str, Any]) -> Iterator["RunDirectory"]:
