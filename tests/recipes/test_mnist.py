@@ -36,6 +36,7 @@ from recipes import mnist
 from tests import recipe
 from zoo import cli
 from zoo.backends import backend
+from zoo.training.lock import DirectoryLock
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mnist.py"
@@ -364,13 +365,31 @@ def test_command_line_rejects_invalid_arguments(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.once
+def test_command_line_rejects_directory_in_use(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, in_process: Run
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / "metrics.json").unlink()
+    flags = ["--quick", "--model", "mlp", "--train-examples", "8", "--test-examples", "20"]
+    lock = DirectoryLock(folder)
+    lock.acquire()
+    result = in_process(RECIPE, *flags, "--run-dir", str(folder))
+    lock.release()
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f"in use by process {os.getpid()} on" in result.stderr
+    assert in_process(RECIPE, *flags, "--run-dir", str(folder)).returncode == 0
+
+
 def test_command_line_reports_divergence(tmp_path: Path, in_process: Run) -> None:
     result = in_process(
         RECIPE, *SMALL, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")
     )
     assert result.returncode == 1
     assert "at step" in result.stderr
-    assert "a lower learning rate may help" in words(result.stderr)
+    assert "A lower learning rate, with another `--run-dir`, may help" in words(result.stderr)
 
 
 def test_patience_ends_training_without_improvement(tmp_path: Path, in_process: Run) -> None:
