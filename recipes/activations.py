@@ -21,12 +21,14 @@ import tyro
 from keras import ops
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 from zoo import backends, cli, datasets, mlp
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.lessons.activations import ACTIVATIONS
-from zoo.training.run_directory import environment, open_run, set_defaults
+from zoo.training.config import set_defaults
+from zoo.training.run_directory import RunDirectory, environment, open_run
 from zoo.validation import check_sizes
 
 # The colour-blind tell these apart, too (Okabe and Ito). Linear: what the weights do by themselves.
@@ -35,7 +37,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "relu": {"color": "#d55e00", "marker": "s"},
     "tanh": {"color": "#009e73", "marker": "^"},
     "softmax": {"color": "#cc79a7", "marker": "D"},
-    "linear": {"color": "#bbbbbb", "linewidth": 6, "zorder": 1},
+    "linear": {"color": "#bbbbbb", "linewidth": 6, "marker": ".", "zorder": 1},
 }
 
 
@@ -55,6 +57,8 @@ class Config:
     """Where the results go; by default a new folder in runs/."""
     quick: bool = False
     """A smaller batch, where not set otherwise."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
 
     def __post_init__(self) -> None:
         set_defaults(self, train_examples=1024 if self.quick else 4096)
@@ -113,18 +117,23 @@ def draw(norms: Mapping[str, list[float]]) -> Figure:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe and returns its metrics."""
+    console = cli.recipe_console(config.quiet)
+    with open_run("activations", config) as run:
+        if metrics := run.metrics:
+            console.print(f"The run in {run.path} is finished; metrics.json holds its results")
+            return metrics
+        return measure(config, run, console)
+
+
+def measure(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Draws the functions and measures the gradients; writes and returns the metrics."""
     started = time.perf_counter()
-    console = cli.console()
-    run = open_run("activations", config)
-    if run.metrics:
-        console.print(f"The run in {run.path} is finished; metrics.json holds its results")
-        return run.metrics
     data = datasets.load("mnist", None, config.train_examples, 1)
     transform = ImageAugmentation(data.mean, data.std, shape=(784,))
     x = transform(data.x_train)
     norms = {name: gradient_norms(config, name, x, data.y_train) for name in STYLES}
     run.write_config()
-    draw(norms).savefig(run.path / "activations.png", dpi=120)
+    run.save_plot("activations.png", draw(norms))
     ratios = {name: values[0] / values[-1] for name, values in norms.items()}
     table = Table("activation", "range", "first layer", "last layer", "first / last", "of linear's")
     for name, values in norms.items():

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tyro
 from keras import ops
+from rich.console import Console
 from rich.table import Table
 
 from zoo import Trainer, backends, cli, datasets, mlp
@@ -24,9 +25,12 @@ from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification, plots
 from zoo.evaluation.gradients import distances
 from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, update
-from zoo.training import Batches, CrossEntropy, StepCheckpoint
+from zoo.progress import Progress
+from zoo.training import Batches, CrossEntropy
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import TrainingConfig, open_run, set_defaults
+from zoo.training.run_callbacks import StepLosses
+from zoo.training.run_directory import RunDirectory, open_run
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 
@@ -64,22 +68,12 @@ class Config(TrainingConfig):
         return mlp((784,), 10, self.hidden_units, one, seed=self.seed, dtype=dtype)
 
 
-class StepLosses(keras.callbacks.Callback):
-    """Collects the mean loss of the epoch so far, after each step, in the training's state."""
-
-    def __init__(self, checkpoint: StepCheckpoint) -> None:
-        super().__init__()
-        self._checkpoint = checkpoint
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._checkpoint.state.step_losses.append(float(logs["loss"]))
-
-
 def train_by_hand(
     config: Config, pixels: Any, batches: Batches, steps: int
 ) -> tuple[Any, list[float]]:
     """The trained layers, and the mean loss of the epoch so far after each step."""
     layers, means = layers_of(config.build(config.dtype_policy)), []
+    progress = Progress("by hand", steps, config.quiet)
     for step in range(steps):
         images, labels = batches[step]
         labels = ops.convert_to_tensor(labels)
@@ -90,19 +84,25 @@ def train_by_hand(
         sizes.append(len(images))
         means.append(np.dot(losses, sizes) / sum(sizes))
         layers = update(layers, backward(layers, outputs, labels), config.learning_rate)
+        progress.advance()
     return layers, means
 
 
 @backend.float64()
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe and returns its metrics."""
-    console = cli.console()
+    console = cli.recipe_console(config.quiet)
     backend.disable_tf32()
-    run = open_run("backprop", config)
-    if run.metrics:
-        console.print(f"The run in {run.path} is finished; metrics.json holds its results")
-        return run.metrics
-    config.prepare()
+    with open_run("backprop", config) as run:
+        if metrics := run.metrics:
+            console.print(f"The run in {run.path} is finished; metrics.json holds its results")
+            return metrics
+        config.prepare()
+        return train(config, run, console)
+
+
+def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Compares the gradients, trains by hand and by `fit`; writes and returns the metrics."""
     data = datasets.load("mnist", None, config.train_examples)
     normalization = ImageAugmentation(data.mean, data.std, 0, 0, 0, shape=(784,))
 
@@ -122,12 +122,13 @@ def main(config: Config) -> dict[str, Any]:
         keras.optimizers.SGD(config.learning_rate, name="sgd"), CrossEntropy(), metrics=["accuracy"]
     )
     test = Batches((data.x_test, data.y_test), batch_size=256)
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
+    step_losses = StepLosses(run, checkpoint)
     trainer.fit(
         batches,
         epochs=config.epochs,
         validation_data=test,
-        callbacks=[StepLosses(checkpoint), *config.callbacks()],
+        callbacks=[step_losses, *config.callbacks()],
         verbose=config.verbose,
         checkpoint=checkpoint,
     )
@@ -137,15 +138,15 @@ def main(config: Config) -> dict[str, Any]:
     layers, losses_by_hand = train_by_hand(config, normalization, batches, steps)
     logits = ops.convert_to_numpy(forward(layers, normalization(data.x_test))[-1])
     _, accuracy_by_hand = classification.loss_and_accuracy(logits, data.y_test)
-    losses = checkpoint.state.step_losses
+    losses = step_losses.values
     apart = plots.relative_distances(losses_by_hand, losses)
     curves = plots.plot_same_run({"by hand": losses_by_hand, "fit": losses})
-    curves.savefig(run.path / "curves.png", dpi=120)
+    run.save_plot("curves.png", curves)
     run.save_model(network)
     console.print(
         f"{steps} steps: {accuracy_by_hand:.2%} right by hand, {test_accuracy:.2%} "
         f"by `fit`. The last loss differs by {apart[-1]:.1e} of itself, none by more than "
-        f"{apart.max():.1e}: sums in another order round differently in the last digit of "
+        f"{np.nanmax(apart):.1e}: sums in another order round differently in the last digit of "
         f"{config.dtype_policy}, and training amplifies that"
     )
     return run.finish(
@@ -154,7 +155,7 @@ def main(config: Config) -> dict[str, Any]:
         test_accuracy=test_accuracy, test_accuracy_by_hand=accuracy_by_hand,
         gradient_distances=largest,
         gradients_agree=all(largest[dtype] <= TOLERANCES[dtype] for dtype in largest),
-        loss_distance={"last": float(apart[-1]), "largest": float(apart.max())},
+        loss_distance={"last": float(apart[-1]), "largest": float(np.nanmax(apart))},
     )  # fmt: skip
 
 

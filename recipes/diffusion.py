@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import tyro
+from rich.console import Console
 
 from zoo import backends, cli, unet
 from zoo.diffusion.auxiliary import (
@@ -29,7 +30,7 @@ from zoo.diffusion.metrics import FeatureExtractor
 from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
 from zoo.training import Batches
-from zoo.training.run_directory import open_run
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,18 @@ class Config(DiffusionConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns the metrics."""
-    console = cli.console()
-    run = open_run("diffusion", config, "data_dir", "classifier", extendable="epochs")
-    if run.metrics:
-        distance = run.metrics["frechet_distance"]
-        console.print(f"The run in {run.path} is finished: Fréchet distance {distance:.2f}")
-        return run.metrics
-    config.prepare()
+    console = cli.recipe_console(config.quiet)
+    with open_run("diffusion", config, "data_dir", "classifier", extendable="epochs") as run:
+        if metrics := run.metrics:
+            distance = metrics["frechet_distance"]
+            console.print(f"The run in {run.path} is finished: Fréchet distance {distance:.2f}")
+            return metrics
+        config.prepare()
+        return train(config, run, console)
+
+
+def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Trains the network, or resumes its training; writes and returns the metrics."""
     data = config.load_data()
     autoencoder, shape = build_autoencoder(config, data)
     network = unet(input_shape=shape, **config.network)
@@ -68,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
         network, pipeline.sampler.diffusion, config.seed, min_snr_gamma=config.min_snr_gamma
     )
     trainer.compile(config.optimizer(config.epochs * batches.steps_per_epoch))
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
     history = trainer.fit(
         batches,
         epochs=config.epochs,

@@ -28,8 +28,9 @@ from zoo.datasets.token_windows import TokenWindows
 from zoo.evaluation.plots import plot_curves
 from zoo.interop.keras_hub import CausalLMAdapter, load_causal_lm
 from zoo.training import AdamW, Batches, CrossEntropy
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,31 +80,31 @@ class Config(TrainingConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes texts before and after, and returns the metrics."""
-    console = cli.console()
+    console = cli.recipe_console(config.quiet)
     not_results = "text", "prompt", "max_new_tokens", "sampler"
-    run = open_run("finetune_llm", config, *not_results, extendable="epochs")
-    config.prepare()
     policy = config.dtype_policy
-    causal_lm = load_causal_lm(config.preset, config.rank, config.seed, policy, config.sampler)
-    network = CausalLMAdapter(causal_lm)
+    with open_run("finetune_llm", config, *not_results, extendable="epochs") as run:
+        config.prepare()
+        causal_lm = load_causal_lm(config.preset, config.rank, config.seed, policy, config.sampler)
+        network = CausalLMAdapter(causal_lm)
 
-    def print_text(when: str) -> None:
-        text = network.generate(config.prompt, config.max_new_tokens)
-        console.print(f"{when}:\n{text}\n", markup=False, highlight=False, soft_wrap=True)
+        def print_text(when: str) -> None:
+            text = network.generate(config.prompt, config.max_new_tokens)
+            console.print(f"{when}:\n{text}\n", highlight=False)
 
-    print_text("Before training")
-    if run.metrics:
-        score = run.metrics["test_loss"]
-        console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
-        causal_lm.backbone.load_lora_weights(run.path / "model.lora.h5")
-    metrics = run.metrics or train(config, run, network)
+        print_text("Before training")
+        if run.metrics:
+            score = run.metrics["test_loss"]
+            console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
+            causal_lm.backbone.load_lora_weights(run.path / "model.lora.h5")
+        metrics = run.metrics or train(config, run, network)
     print_text("After training")
     return metrics
 
 
 def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[str, Any]:
     """Trains the low-rank matrices, or resumes their training; writes and returns the metrics."""
-    console = cli.console()
+    console = cli.recipe_console(config.quiet)
     causal_lm, text = network.causal_lm, tokenizer.read_file(config.text)
     border = round((1 - config.held_out) * len(text))
     ids, test_ids = (network.encode(part) for part in (text[:border], text[border:]))
@@ -116,13 +117,14 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
 
     trainer = Trainer(network)
     trainer.compile(AdamW(rate, 0.01, global_clipnorm=1.0), CrossEntropy())
+    run.write_config()
     trained = sum(math.prod(variable.shape) for variable in trainer.trainable_variables)
     console.print(
         f"{trained:,} of {causal_lm.count_params():,} parameters are trained, on {len(ids):,} "
         f"tokens of text, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
     loss_before = trainer.evaluate(held_out, verbose=0)
-    checkpoint = run.checkpoint(config.checkpoint_steps, only_trainable=True)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console, only_trainable=True)
     history = trainer.fit(
         batches,
         epochs=config.epochs,
@@ -134,9 +136,9 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
     test_loss = trainer.evaluate(held_out, verbose=0)
 
     bits = test_loss / math.log(2) * len(test_ids) / (len(text) - border)
-    causal_lm.backbone.save_lora_weights(run.path / "model.lora.h5")
+    run.save_weights("model.lora.h5", causal_lm.backbone.save_lora_weights)
     curves = plot_curves(history, ["loss"], "training", "held out", ["nats a token"])
-    curves.savefig(run.path / "loss.png", dpi=120)
+    run.save_plot("loss.png", curves)
     console.print(f"Test loss {loss_before:.4f} nats a token before and {test_loss:.4f} after")
     return run.finish(
         "finetune_llm", causal_lm, checkpoint.state, console, preset=config.preset,

@@ -86,16 +86,28 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     trainer = Trainer(network)
     optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
+    batches = Batches(recall, config.batch_size, seed=config.seed)
     whole.write_config()
     part = {"cell": cell, "length": length}
-    run = RunDirectory(whole.path / cell / str(length), part)
-    if run.metrics:
-        return run.metrics
+    with whole.nested(f"{cell}/{length}", part) as run:
+        return run.metrics or fit(config, part, run, trainer, batches, held_out)
+
+
+def fit(
+    config: Config,
+    part: dict[str, Any],
+    run: RunDirectory,
+    trainer: Trainer,
+    batches: Batches,
+    held_out: Recall,
+) -> dict[str, Any]:
+    """Trains, measures the gradients before and after, and writes and returns the results."""
+    network = trainer.network
     x, y = held_out[np.arange(len(held_out))]
     gradient = {"before": gradients.gradient_by_step(network, x[:200], y[:200])}
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, cli.recipe_console(config.quiet))
     trainer.fit(
-        Batches(recall, config.batch_size, seed=config.seed),
+        batches,
         validation_data=Batches((x, y), batch_size=len(x)),
         callbacks=config.callbacks(),
         verbose=0,
@@ -103,7 +115,7 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     )
     test_loss, test_accuracy = trainer.evaluate(Batches((x, y), batch_size=len(x)), verbose=0)
     gradient["after"] = gradients.gradient_by_step(network, x[:200], y[:200])
-    network.save_weights(run.path / "model.weights.h5")
+    run.save_weights("model.weights.h5", network.save_weights)
     ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
     row = {name: checkpoint.state.history[-1][name] for name in ("loss", "accuracy")}
     return run.finish(
@@ -114,13 +126,18 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns its metrics."""
-    console = cli.console()
-    run = open_run("long_memory", config)
-    if run.metrics:
-        console.print(f"The run in {run.path} is finished: recall {run.metrics['test_accuracy']}")
-        return run.metrics
-    config.prepare()
-    console.print(f"With {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on")
+    console = cli.recipe_console(config.quiet)
+    with open_run("long_memory", config) as run:
+        if metrics := run.metrics:
+            console.print(f"The run in {run.path} is finished: recall {metrics['test_accuracy']}")
+            return metrics
+        config.prepare()
+        return train_all(config, run, console)
+
+
+def train_all(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Trains each cell at each length; writes and returns the metrics."""
+    console.print(f"With {backends.name}; Ctrl-C stops, the same `--run-dir` goes on")
     parts = []
     for cell, length in itertools.product(CELLS, config.lengths):
         console.print(f"{cell}, {length} steps")
@@ -130,7 +147,7 @@ def main(config: Config) -> dict[str, Any]:
     longest = {part["cell"]: part for part in parts}
     norms = {cell: part["gradient"] for cell, part in longest.items()}
     figure = plots.plot_memory(config.lengths, recall, 1 / SYMBOLS, norms)
-    figure.savefig(run.path / "memory.png", dpi=120)
+    run.save_plot("memory.png", figure)
     metrics = {
         "recipe": "long_memory",
         "model": "rnn_classifier",

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from rich.console import Console
 
 from zoo import Trainer, backends, cli, datasets, registry
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification
 from zoo.training import Adam, Batches, CrossEntropy
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import TrainingConfig, open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +65,20 @@ class Config(TrainingConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns its metrics."""
-    console = cli.console()
-    classifier = registry.get_classifier(config.model)
-    run = open_run("mnist", config, "data_dir", extendable="epochs")
-    if run.metrics:
-        score = run.metrics["test_accuracy"]
-        console.print(f"The run in {run.path} is finished: {score:.2%} correct")
-        return run.metrics
-    config.prepare()
+    console = cli.recipe_console(config.quiet)
+    registry.get_classifier(config.model)  # raises ValueError for an unknown name
+    with open_run("mnist", config, "data_dir", extendable="epochs") as run:
+        if metrics := run.metrics:
+            score = metrics["test_accuracy"]
+            console.print(f"The run in {run.path} is finished: {score:.2%} correct")
+            return metrics
+        config.prepare()
+        return train(config, run, console)
 
+
+def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]:
+    """Trains the network, or resumes its training; writes and returns the metrics."""
+    classifier = registry.get_classifier(config.model)
     sizes = config.train_examples, config.test_examples
     images = classifier.images
     data = datasets.load(config.dataset, images.size, *sizes, config.data_dir)
@@ -91,11 +98,12 @@ def main(config: Config) -> dict[str, Any]:
         network, ImageAugmentation(data.mean, data.std, shape=shape, seed=config.seed)
     )
     trainer.compile(Adam(rate, l2=config.weight_decay), CrossEntropy(), metrics=["accuracy"])
+    run.write_config()
     console.print(
         f"{network.name} on {data.name} with {backends.name}: {len(data.x_train)} images to train "
         f"on, {len(data.x_test)} to test with; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
     history = trainer.fit(
         train,
         epochs=config.epochs,

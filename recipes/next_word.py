@@ -25,8 +25,9 @@ from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation.language_model import DocumentLoss, DocumentScorer, write_report
 from zoo.generation.completion import NextWordDemo
 from zoo.training import Adam, Batches, CrossEntropy
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +72,21 @@ class Config(TrainingConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, answers the prompt, and returns the metrics."""
-    console = cli.console()
-    run = open_run("next_word", config, "prompt", "temperature", extendable="epochs")
-    config.prepare()
-    tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
-    demo = NextWordDemo(tokenizer, config.prompt, config.seed, config.temperature)
-    network = rnn_language_model(
-        len(tokenizer), config.cell, config.units, config.units, config.num_layers,
-        config.dropout, seed=config.seed, dtype=config.dtype_policy,
-    )  # fmt: skip
-    if run.metrics:
-        score = run.metrics["test_perplexity"]
-        console.print(f"The run in {run.path} is finished: test perplexity {score:.1f}")
-        network.load_weights(run.path / "model.weights.h5")
-    metrics = run.metrics or train(config, run, tokenizer, network)
+    console = cli.recipe_console(config.quiet)
+    with open_run("next_word", config, "prompt", "temperature", extendable="epochs") as run:
+        config.prepare()
+        path = run.path / "vocabulary.json"
+        tokenizer = shakespeare.make_tokenizer(path, config.vocabulary_size)
+        demo = NextWordDemo(tokenizer, config.prompt, config.seed, config.temperature)
+        network = rnn_language_model(
+            len(tokenizer), config.cell, config.units, config.units, config.num_layers,
+            config.dropout, seed=config.seed, dtype=config.dtype_policy,
+        )  # fmt: skip
+        if run.metrics:
+            score = run.metrics["test_perplexity"]
+            console.print(f"The run in {run.path} is finished: test perplexity {score:.1f}")
+            network.load_weights(run.path / "model.weights.h5")
+        metrics = run.metrics or train(config, run, tokenizer, network)
     demo.print_text(network, console)
     return metrics
 
@@ -93,8 +95,8 @@ def train(
     config: Config, run: RunDirectory, tokenizer: Tokenizer, network: keras.Model
 ) -> dict[str, Any]:
     """Trains the network, or resumes its training; writes and returns the metrics."""
-    console = cli.console()
-    ids = shakespeare.encode_split(tokenizer, run.path)
+    console = cli.recipe_console(config.quiet)
+    ids = shakespeare.encode_split(tokenizer)
     available = len(TokenWindows(ids["train"], config.length))
     if (config.train_examples or 0) > available:
         raise ValueError(
@@ -115,7 +117,7 @@ def train(
         f"{config.cell} on {len(ids['train'])} tokens with {backends.name}; Ctrl-C stops, "
         f"`--run-dir {run.path}` goes on"
     )
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
     history = trainer.fit(
         batches,
         epochs=config.epochs,

@@ -25,8 +25,9 @@ from zoo.evaluation.language_model import bits_per_character
 from zoo.evaluation.plots import plot_curves
 from zoo.generation.completion import TextGenerator
 from zoo.training import AdamW, Batches, CrossEntropy
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +80,22 @@ MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "us
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes a text, and returns the metrics."""
-    console = cli.console()
-    run = open_run("shakespeare", config, "prompt", "temperature", extendable="epochs")
-    config.prepare()
+    console = cli.recipe_console(config.quiet)
     size = None if config.tokens == "characters" else config.vocabulary_size
-    tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
-    generator = TextGenerator(tokenizer, config.prompt, config.seed, config.temperature)
-    network = gpt(
-        len(tokenizer), config.length, config.num_layers, config.num_heads, config.hidden_dim,
-        dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
-        **(MODERN if config.modern else {}),
-    )  # fmt: skip
-    if run.metrics:
-        score = run.metrics["test_loss"]
-        console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
-        network.load_weights(run.path / "model.weights.h5")
-    metrics = run.metrics or train(config, run, tokenizer, network)
+    with open_run("shakespeare", config, "prompt", "temperature", extendable="epochs") as run:
+        config.prepare()
+        tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
+        generator = TextGenerator(tokenizer, config.prompt, config.seed, config.temperature)
+        network = gpt(
+            len(tokenizer), config.length, config.num_layers, config.num_heads, config.hidden_dim,
+            dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
+            **(MODERN if config.modern else {}),
+        )  # fmt: skip
+        if run.metrics:
+            score = run.metrics["test_loss"]
+            console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
+            network.load_weights(run.path / "model.weights.h5")
+        metrics = run.metrics or train(config, run, tokenizer, network)
     generator.print_text(network, console)
     return metrics
 
@@ -103,8 +104,8 @@ def train(
     config: Config, run: RunDirectory, tokenizer: Tokenizer, network: keras.Model
 ) -> dict[str, Any]:
     """Trains the network, or resumes its training; writes and returns the metrics."""
-    console = cli.console()
-    ids = shakespeare.encode_split(tokenizer, run.path, config.split)
+    console = cli.recipe_console(config.quiet)
+    ids = shakespeare.encode_split(tokenizer, scheme=config.split)
     windows = TokenWindows(ids["train"], config.length, stride=1)
     batches = Batches(windows, config.batch_size, config.seed, config.steps_per_epoch)
     held_out = {
@@ -122,7 +123,7 @@ def train(
         f"{network.count_params():,} parameters, {len(ids['train']):,} tokens of text, "
         f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
     history = trainer.fit(
         batches,
         epochs=config.epochs,
@@ -137,7 +138,7 @@ def train(
     bits = bits_per_character(test_loss, ids["test"], tokenizer)
     run.save_model(network)
     curves = plot_curves(history, ["loss"], "training", "validation", ["nats a token"])
-    curves.savefig(run.path / "loss.png", dpi=120)
+    run.save_plot("loss.png", curves)
     console.print(f"Test loss {test_loss:.4f} nats a token, {bits:.4f} bits a character")
     return run.finish(
         "shakespeare", network, checkpoint.state, console, tokens=config.tokens, seed=config.seed,

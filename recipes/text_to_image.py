@@ -83,27 +83,29 @@ NOT_RESULTS = ("data_dir", "classifier", "prompt", "negative_prompt", "out", "pr
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, draws the prompt, and returns the metrics."""
-    console = cli.console()
-    run = open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs")
-    config.prepare()
+    console = cli.recipe_console(config.quiet)
     prompts = prompts_by_class()
     tokenizer = WordTokenizer([prompt for of_class in prompts for prompt in of_class])
     if config.prompt is not None:
         check_prompts([config.prompt])
         tokenizer.encode([config.prompt, config.negative_prompt])
-    if metrics := run.metrics:
-        accuracy = metrics["prompt_accuracy"]
-        console.print(f"The run in {run.path} is finished: {accuracy:.1%} show their prompt")
-    else:
-        metrics = train(config, run, ClassPrompts(tokenizer, prompts))
-    if config.prompt is not None:
-        draw(config, run.path, console)
+    with open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs") as run:
+        config.prepare()
+        if metrics := run.metrics:
+            accuracy = metrics["prompt_accuracy"]
+            console.print(f"The run in {run.path} is finished: {accuracy:.1%} show their prompt")
+        else:
+            metrics = train(config, run, ClassPrompts(tokenizer, prompts))
+        if config.prompt is not None:
+            if config.out is None:
+                run.lock()  # for prompt.png
+            draw(config, run.path, console)
     return metrics
 
 
 def train(config: Config, run: RunDirectory, prompts: ClassPrompts) -> dict[str, Any]:
     """Trains the network, or resumes its training; writes and returns the metrics."""
-    console = cli.console()
+    console = cli.recipe_console(config.quiet)
     data = config.load_data()
     check_digits(data)
     autoencoder, shape = build_autoencoder(config, data)
@@ -136,7 +138,7 @@ def train(config: Config, run: RunDirectory, prompts: ClassPrompts) -> dict[str,
         network, pipeline.sampler.diffusion, config.seed, prompts.ids, config.min_snr_gamma
     )
     trainer.compile(config.optimizer(config.epochs * batches.steps_per_epoch))
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
     history = trainer.fit(
         batches,
         epochs=config.epochs,

@@ -22,9 +22,10 @@ from zoo.datasets.parallel_text import LengthBuckets, Pair
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import translation
 from zoo.training import Adam, Batches, CrossEntropy
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.losses import cross_entropy
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, TrainingConfig, open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +72,22 @@ CONTEXT = 256  # tokens of the longest sentence that can be translated
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns the metrics."""
-    console = cli.console()
-    run = open_run("translate", config, extendable="epochs")
-    if metrics := run.metrics:
-        scores = f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
-        console.print(f"The run in {run.path} is finished: {scores}")
-        return metrics
-    config.prepare()
-    parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
-    tokenizer = parallel_text.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
-    network = transformer(
-        len(tokenizer), len(tokenizer), CONTEXT, config.num_layers, config.num_heads,
-        config.hidden_dim, config.intermediate_dim, norm_first=True, share_embeddings=True,
-        dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
-    )  # fmt: skip
-    return train(config, run, parts, tokenizer, network)
+    console = cli.recipe_console(config.quiet)
+    with open_run("translate", config, extendable="epochs") as run:
+        if metrics := run.metrics:
+            scores = f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
+            console.print(f"The run in {run.path} is finished: {scores}")
+            return metrics
+        config.prepare()
+        parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
+        path = run.path / "vocabulary.json"
+        tokenizer = parallel_text.make_tokenizer(path, config.vocabulary_size)
+        network = transformer(
+            len(tokenizer), len(tokenizer), CONTEXT, config.num_layers, config.num_heads,
+            config.hidden_dim, config.intermediate_dim, norm_first=True, share_embeddings=True,
+            dropout=config.dropout, seed=config.seed, dtype=config.dtype_policy,
+        )  # fmt: skip
+        return train(config, run, parts, tokenizer, network)
 
 
 def train(
@@ -96,7 +98,7 @@ def train(
     network: keras.Model,
 ) -> dict[str, Any]:
     """Trains the network, or resumes its training; writes and returns the metrics."""
-    console = cli.console()
+    console = cli.recipe_console(config.quiet)
     ids = {part: parallel_text.encoded(pairs, tokenizer) for part, pairs in parts.items()}
     buckets = LengthBuckets(*ids["train"], config.batch_tokens, config.max_length, config.seed)
     batches = Batches(buckets, batch_size=1, seed=config.seed)
@@ -119,7 +121,7 @@ def train(
         f"{network.count_params():,} parameters, {buckets.pairs:,} pairs of at most "
         f"{config.max_length} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"
     )
-    checkpoint = run.checkpoint(config.checkpoint_steps)
+    checkpoint = run.checkpoint(config.checkpoint_steps, console)
     history = trainer.fit(
         batches,
         epochs=config.epochs,

@@ -1,5 +1,6 @@
 """Helpers of the command lines: exit statuses, one-line errors, the console."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ def run(command: Callable[[], Any]) -> int:
         The exit status: 0, 1 if the work failed, 2 for wrong arguments, 130 after Ctrl-C.
     """
     backend.keep_malloc_pages()  # before the backend starts its threads
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        # Text that the terminal cannot show, such as an accent in a path, is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:
@@ -33,10 +37,24 @@ def run(command: Callable[[], Any]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def console() -> Console:
-    """A console on standard output; in a file or a pipe lines have 160 characters."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=160)
+def console(**options: Any) -> Console:
+    """A console on standard output that prints text as it is; in a pipe or file, 160 columns wide.
+
+    Args:
+        **options: Further options of Rich's `Console`.
+    """
+    options |= {"markup": False, "emoji": False}  # a path may look like markup
+    terminal = Console(**options)
+    return terminal if terminal.is_terminal else Console(width=160, **options)
+
+
+def recipe_console(quiet: bool) -> Console:
+    """The console of a recipe, whose lines are not wrapped, so that paths can be copied.
+
+    Args:
+        quiet: Print nothing.
+    """
+    return console(quiet=quiet, soft_wrap=True)
 
 
 def _complain(text: str, status: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from zoo.datasets.images import ImageDataset
@@ -64,7 +65,7 @@ def test_write_report_prints_scores_and_saves_plots(tmp_path: Path) -> None:
     assert classification.report(LABELS, LOGITS.argmax(-1)) in text
     assert "[[1 0 0]\n [0 1 0]\n [1 0 1]]" in text
     names = {path.name for path in run.path.iterdir()}
-    assert names == {"curves.png", "confusion.png", "mistakes.png"}
+    assert names - {".lock"} == {"config.json", "curves.png", "confusion.png", "mistakes.png"}
 
 
 def test_plot_mistakes_shows_the_most_confident_first() -> None:
@@ -73,7 +74,7 @@ def test_plot_mistakes_shows_the_most_confident_first() -> None:
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["0 (99%)\ntrue 2", "", "", ""]
     none = plots.plot_mistakes(images, LOGITS.argmax(-1), LOGITS, count=4)
-    assert none.get_suptitle() == "no mistakes"
+    assert none.get_suptitle() == "No mistakes"
 
 
 def test_plot_curves_shows_training_and_validation() -> None:
@@ -82,9 +83,46 @@ def test_plot_curves_shows_training_and_validation() -> None:
         assert [list(line.get_ydata()) for line in axes.lines] == [
             CURVES[metric], CURVES[f"val_{metric}"],
         ]  # fmt: skip
-        left, right = axes.get_xlim()
-        assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1, 2]
+        assert whole_ticks(axes) == [1, 2]
         assert axes.get_ylabel() == metric
+
+
+def whole_ticks(axes: Axes) -> list[float]:
+    """The ticks that are seen, which are whole numbers."""
+    left, right = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+    assert all(tick == round(tick) for tick in ticks)
+    return ticks
+
+
+def test_plots_show_one_value_as_a_point() -> None:
+    one = history(**{name: values[:1] for name, values in CURVES.items()})
+    figures = [
+        plots.plot_curves(one),
+        plots.plot_perplexity(one, {}),
+        plots.plot_same_run({"by hand": [2.0], "fit": [2.5]}),
+    ]
+    for axes in (axes for figure in figures for axes in figure.axes):
+        assert whole_ticks(axes) == [1]
+        assert axes.lines
+        assert all(line.get_marker() not in ("None", None, "") for line in axes.lines)
+
+
+def test_plots_have_titles_and_names_of_classes() -> None:
+    names = ("cat", "dog", "a name that is much too long")
+    shown = ["cat", "dog", "a name that is much…"]
+    (axes,) = plots.plot_confusion(np.eye(3, dtype=int), names, "4 images of pets").axes
+    assert axes.get_title() == "4 images of pets"
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == shown
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    mistakes = plots.plot_mistakes(images, LABELS, LOGITS, 4, names)
+    assert mistakes.axes[0].get_title() == f"cat (99%)\ntrue {shown[2]}"
+    assert mistakes.get_suptitle() == "Most confident mistakes: predicted, and true"
+    assert plots.plot_curves(history(**CURVES), title="on pets").get_suptitle() == "on pets"
+    text = classification.report(LABELS, LOGITS.argmax(-1), names)
+    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["cat", "dog"]
+    assert "accuracy" in text
 
 
 def test_plot_same_run_shows_losses_and_their_distance() -> None:

@@ -5,16 +5,20 @@ forked from one that has imported Keras. All others run in this one.
 """
 
 import csv
+import dataclasses
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
@@ -32,6 +36,7 @@ from recipes import mnist
 from tests import recipe
 from zoo import cli
 from zoo.backends import backend
+from zoo.training.lock import DirectoryLock
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mnist.py"
@@ -159,7 +164,168 @@ def test_main_rejects_other_configuration(
     assert (folder / "metrics.json").exists()
 
 
+# ------------------------------------------------------------------ damaged and missing files
+
+
+def do_nothing(folder: Path) -> Path:
+    return folder
+
+
+def remove(name: str) -> Callable[[Path], Path]:
+    """The remedy "Remove that file": the same directory, without it."""
+
+    def run(folder: Path) -> Path:
+        (folder / name).unlink()
+        return folder
+
+    return run
+
+
+def give_another(folder: Path) -> Path:
+    """The remedy "Give another `--run-dir`"."""
+    return folder.with_name("another")
+
+
+def damage(*names: str) -> Callable[[Path], None]:
+    """Cuts files to half of their size."""
+
+    def run(folder: Path) -> None:
+        for name in names:
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[: len(content) // 2])
+
+    return run
+
+
+def lose(*names: str) -> Callable[[Path], None]:
+    """Removes files and folders."""
+
+    def run(folder: Path) -> None:
+        for name in names:
+            (shutil.rmtree if (folder / name).is_dir() else os.remove)(folder / name)
+
+    return run
+
+
+def each(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: [step(folder) for step in steps] and None
+
+
+FIRST, SECOND = (f"checkpoints/step-{step:09d}.npz" for step in (1, 2))
+REMOVE_CONFIG = r"damaged config\.json .*Remove that file to go on after the last checkpoint"
+ANOTHER = r"damaged config\.json .*Give another `--run-dir`"
+REMOVE_METRICS = r"damaged metrics\.json .*Remove that file to compute the results again"
+NO_CONFIG = r"holds other files and no config\.json\. Give another `--run-dir`"
+UNFINISHED = lose("metrics.json")
+
+# What happens to the files of a finished run; what the error or warning of the same command says;
+# what its remedy does. Afterwards the same command must end as the run did.
+DAMAGES: dict[str, tuple[Callable[[Path], None], str | None, Callable[[Path], Path]]] = {
+    "config damaged": (damage("config.json"), REMOVE_CONFIG, remove("config.json")),
+    "config lost": (lose("config.json"), None, do_nothing),
+    "config lost in an unfinished run": (
+        lose("config.json", "metrics.json"), None, do_nothing
+    ),
+    "config damaged, no checkpoint": (
+        each(damage("config.json"), lose("checkpoints")), ANOTHER, give_another
+    ),
+    "config lost, no checkpoint": (lose("config.json", "checkpoints"), NO_CONFIG, give_another),
+    "history damaged": (damage("history.csv"), None, do_nothing),
+    "history damaged in an unfinished run": (
+        each(damage("history.csv"), UNFINISHED), None, do_nothing
+    ),
+    "history lost in an unfinished run": (lose("history.csv", "metrics.json"), None, do_nothing),
+    "metrics damaged": (damage("metrics.json"), REMOVE_METRICS, remove("metrics.json")),
+    "metrics lost": (UNFINISHED, None, do_nothing),
+    "newest checkpoint damaged": (
+        each(damage(SECOND), UNFINISHED), r"000002\.npz is damaged .*000001\.npz is tried next",
+        do_nothing,
+    ),
+    "newest checkpoint lost": (each(lose(SECOND), UNFINISHED), None, do_nothing),
+    "all checkpoints damaged": (
+        each(damage(FIRST, SECOND), UNFINISHED), r"000001\.npz is damaged .*training begins anew",
+        do_nothing,
+    ),
+    "all checkpoints lost": (lose("checkpoints", "metrics.json"), None, do_nothing),
+    "model lost": (
+        lose("model.json", "model.weights.h5", "metrics.json"), None, do_nothing
+    ),
+    "weights damaged": (each(damage("model.weights.h5"), UNFINISHED), None, do_nothing),
+    "plots lost": (lose("curves.png", "confusion.png", "metrics.json"), None, do_nothing),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Run directory and metrics of a short run with two checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    metrics, _ = recipe.run(mnist, FEW, folder, epochs=2)
+    return folder, metrics
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("case", DAMAGES)
+def test_main_leads_on_from_damaged_and_missing_files(
+    two_epochs: tuple[Path, dict[str, Any]], tmp_path: Path, case: str
+) -> None:
+    finished, expected = two_epochs
+    break_files, text, remedy = DAMAGES[case]
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    break_files(folder)
+    left = sorted(folder.rglob("*"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            recipe.run(mnist, FEW, folder, epochs=2)
+            message = " ".join(str(warning.message) for warning in caught)
+        except ValueError as error:
+            message = str(error)
+            assert sorted(folder.rglob("*")) == left  # nothing is lost
+    assert re.search(text, message) if text else not message
+    folder = remedy(folder)
+    metrics, _ = recipe.run(mnist, FEW, folder, epochs=2)
+    assert metrics["test_loss"] == expected["test_loss"]
+    assert set(os.listdir(finished)) <= set(os.listdir(folder))
+    if case != "history damaged":  # which nobody reads any more
+        assert_same_results(folder, finished)
+
+
 # ------------------------------------------------------------------ the command line
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["[bold]a[/bold] [x] :smile: [/]", "épée b c", "\udce9"])
+def test_command_line_prints_any_path_on_any_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Of a training, of the finished run, and of one that is refused."""
+    folder = tmp_path / name
+    # As `PYTHONIOENCODING=ascii` makes them.
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    errors = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setattr(backend, "keep_malloc_pages", lambda: None)
+    config = mnist.Config(**FEW, run_dir=folder)
+    shown = name.encode("ascii", "backslashreplace").decode()
+    assert cli.run(lambda: mnist.main(config)) == 0
+    assert cli.run(lambda: mnist.main(config)) == 0
+    assert cli.run(lambda: mnist.main(dataclasses.replace(config, seed=1))) == 2
+    for stream in (output, errors):
+        stream.flush()
+    lines = output.buffer.getvalue().decode("ascii").splitlines()
+    assert f"Results are in {tmp_path}/{shown}" in lines
+    assert sum(f"{tmp_path}/{shown}" in line for line in lines) == 3
+    (line,) = errors.buffer.getvalue().decode("ascii").splitlines()
+    assert line.startswith(f"error: `run_dir` {tmp_path}/{shown} belongs to another configuration")
+
+
+def test_quiet_run_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _, output = recipe.run(mnist, {**FEW, "quiet": True}, tmp_path / "run")
+    assert output == ""
+    assert capfd.readouterr() == ("", "")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"] == "mnist"
 
 
 @pytest.mark.once
@@ -196,6 +362,25 @@ def test_command_line_rejects_invalid_arguments(
     assert result.returncode in (1, 2)
     assert text in words(result.stderr)
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.once
+def test_command_line_rejects_directory_in_use(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, in_process: Run
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / "metrics.json").unlink()
+    flags = ["--quick", "--model", "mlp", "--train-examples", "8", "--test-examples", "20"]
+    lock = DirectoryLock(folder)
+    lock.acquire()
+    result = in_process(RECIPE, *flags, "--run-dir", str(folder))
+    lock.release()
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f"in use by process {os.getpid()} on" in result.stderr
+    assert in_process(RECIPE, *flags, "--run-dir", str(folder)).returncode == 0
 
 
 def test_command_line_reports_divergence(tmp_path: Path, in_process: Run) -> None:
@@ -204,7 +389,7 @@ def test_command_line_reports_divergence(tmp_path: Path, in_process: Run) -> Non
     )
     assert result.returncode == 1
     assert "at step" in result.stderr
-    assert "a lower learning rate may help" in words(result.stderr)
+    assert "A lower learning rate, with another `--run-dir`, may help" in words(result.stderr)
 
 
 def test_patience_ends_training_without_improvement(tmp_path: Path, in_process: Run) -> None:
@@ -232,7 +417,7 @@ def test_tensorboard_writes_event_files_or_says_what_is_missing(
         assert result.returncode == 2
         assert "error: `tensorboard` needs the packages tensorflow and" in words(result.stderr)
         assert 'pip install "keras-zoo[tensorboard]"' in words(result.stderr)
-        assert os.listdir(run) == []
+        assert not run.exists()
         assert not board.exists()
 
 

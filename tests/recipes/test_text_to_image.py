@@ -273,6 +273,7 @@ def test_config_halves_a_latent_image_once_less(quick: bool) -> None:
         ({"prediction": "noise", "zero_terminal_snr": True}, "must be v or x0 for a schedule"),
         ({"classifier": Path("nowhere")}, "`classifier` must hold a finished run.*config.json"),
         ({"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0"),
+        ({"classifier": None, "classifier_model": "vgg"}, "Received: model=vgg"),
     ],
 )
 def test_text_to_image_rejects_invalid_arguments(
@@ -281,7 +282,7 @@ def test_text_to_image_rejects_invalid_arguments(
     """No run begins."""
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", **{"classifier": classifier, **arguments})
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.once

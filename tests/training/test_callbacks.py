@@ -191,7 +191,8 @@ def test_step_checkpoint_keeps_last_good_one_when_loss_diverges(
     training: Training, whole: Outcome, tmp_path: Path, step: int, last_good: int
 ) -> None:
     """At once, where the next checkpoint is due, and in an epoch's last step."""
-    text = rf"at step {step}\. The last good checkpoint in .* stays; a lower learning rate may help"
+    last = rf"step-{last_good:09d}\.npz"
+    text = rf"at step {step}\. The last good checkpoint, .*{last}, stays\. A lower learning rate"
     with pytest.raises(Diverged, match=text):
         training.fit(tmp_path, callbacks=[Poison(step), AfterStep(step + 1, stop)])
     assert files(tmp_path)[-1] == f"step-{last_good:09d}.npz"
@@ -215,7 +216,10 @@ def test_step_checkpoint_says_where_it_cannot_be_written(
     training: Training, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    text = r"Could not write the checkpoint .*file/run/step-000000003\.npz: Not a directory.* none;"
+    text = (
+        r"Could not write the checkpoint .*file/run/step-000000003\.npz: Not a directory\. There "
+        "is no checkpoint yet; remove the cause and run the same command again"
+    )
     with pytest.raises(OSError, match=text):
         training.fit(tmp_path / "file" / "run")
 

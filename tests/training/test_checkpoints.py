@@ -80,9 +80,30 @@ def test_save_keeps_last_two_and_restore_takes_newest(tmp_path: Path) -> None:
 def test_restore_removes_unfinished_checkpoint(tmp_path: Path) -> None:
     parts = make()
     checkpoints.save(tmp_path, 1, {}, **parts)
-    (tmp_path / ".step-000000002.npz.tmp").write_bytes(b"half")
+    for name in (".unfinished-step-000000002.npz", ".step-000000002.npz.tmp"):
+        (tmp_path / name).write_bytes(b"half")
     assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
-    assert os.listdir(tmp_path) == ["step-000000001.npz"]
+    assert sorted(os.listdir(tmp_path)) == [".step-000000002.npz.tmp", "step-000000001.npz"]
+
+
+@pytest.mark.once
+def test_restore_begins_anew_without_a_whole_checkpoint(tmp_path: Path) -> None:
+    parts = make()
+    checkpoints.save(tmp_path, 1, {}, **parts).write_bytes(b"half")
+    with pytest.warns(UserWarning, match=r"npz\.damaged; the training begins anew"):
+        assert checkpoints.restore(tmp_path, **parts) is None
+
+
+@pytest.mark.once
+def test_restore_rejects_checkpoint_of_another_owner(tmp_path: Path) -> None:
+    parts = make()
+    initial = values(parts)
+    checkpoints.save(tmp_path, 1, {}, owner="mine", **make(seed=1))
+    with pytest.raises(ValueError, match=r"step-000000001\.npz belongs to a run of another conf"):
+        checkpoints.restore(tmp_path, owner="yours", **parts)
+    assert_equal(values(parts), initial)
+    for owner in ("mine", None):
+        assert checkpoints.restore(tmp_path, owner=owner, **parts) == {"step": 1}
 
 
 @pytest.mark.once
@@ -103,7 +124,10 @@ def test_restore_falls_back_from_damaged_checkpoint(tmp_path: Path, damage: str)
         content[len(content) // 2] ^= 1
     damaged = {"cut": content[:-100], "empty": b"", "text": b"not an archive"}
     path.write_bytes(damaged.get(damage, content))
-    text = r"step-000000002\.npz is damaged .* set aside as step-000000002\.npz\.damaged.* before"
+    text = (
+        r"step-000000002\.npz is damaged .* set aside as step-000000002\.npz\.damaged; "
+        r"step-000000001\.npz is tried next"
+    )
     with pytest.warns(UserWarning, match=text):
         assert checkpoints.restore(tmp_path, **parts) == {"step": 1}
     assert_equal(values(parts), expected)
@@ -169,7 +193,7 @@ def test_save_on_full_disk_leaves_last_good_checkpoint(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     text = str(error.value)
-    assert "File too large. The last good one is" in text
+    assert "File too large. The last good checkpoint is" in text
     assert "step-000000001.npz; make room and run the same command again" in text
     assert os.listdir(tmp_path) == ["step-000000001.npz"]
     assert checkpoints.restore(tmp_path, **small) == {"step": 1}

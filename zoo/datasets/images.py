@@ -32,6 +32,7 @@ class ImageDataset:
         num_classes: Number of classes.
         mean, std: Mean and standard deviation of each channel of the training images, with pixels
             scaled to [0, 1]. Preprocessing normalizes images with them.
+        class_names: Name of each class; None where the names are not known.
 
     Raises:
         ValueError: If a shape, a dtype or a label is not as described.
@@ -45,6 +46,7 @@ class ImageDataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -114,9 +116,9 @@ def load(
     """
     requested = {"train": train_examples, "test": test_examples}
     if name == "mnist":
-        parts, num_classes = _mnist(), 10
+        parts, class_names = _mnist(), tuple("0123456789")
     else:
-        parts, num_classes = _tensorflow_datasets(name, data_dir)
+        parts, class_names = _tensorflow_datasets(name, data_dir)
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for part, (images, labels) in parts.items():
         count = requested[part] or len(labels)
@@ -132,7 +134,9 @@ def load(
     x_train = arrays["train"][0]
     # MNIST is normalized with the constants of the document; other data sets are measured.
     mean, std = ((0.1307,), (0.3081,)) if name == "mnist" else _statistics(x_train)
-    return ImageDataset(name, *arrays["train"], *arrays["test"], num_classes, mean, std)
+    return ImageDataset(
+        name, *arrays["train"], *arrays["test"], len(class_names), mean, std, class_names
+    )
 
 
 def _as_array(images: Any, size: int | None) -> np.ndarray:
@@ -169,7 +173,7 @@ def _mnist() -> dict[str, Any]:
         return {part: (data[f"x_{part}"], data[f"y_{part}"]) for part in ("train", "test")}
 
 
-def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]:
+def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -213,7 +217,7 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], int]
             f"`dataset` must have a test or validation split with labels. Received: {name} with "
             f"{sorted(builder.info.splits)}"
         )
-    return parts, int(features["label"].num_classes)
+    return parts, tuple(features["label"].names)
 
 
 def _split(builder: Any, split: str) -> tuple[Any, np.ndarray]:

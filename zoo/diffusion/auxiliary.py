@@ -1,7 +1,5 @@
 """Models that a diffusion recipe trains beside its own: a classifier and an autoencoder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -17,7 +15,7 @@ from zoo.diffusion.latents import LatentScaler
 from zoo.diffusion.losses import pixels
 from zoo.diffusion.metrics import FeatureExtractor
 from zoo.models.autoencoder import autoencoder
-from zoo.training import Adam, Batches, CrossEntropy, Interrupted, Trainer
+from zoo.training import Adam, Batches, CrossEntropy, Trainer
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import validated
@@ -54,18 +52,19 @@ def train_classifier(
         "recipe": "mnist", "model": config.classifier_model, "dataset": config.dataset,
         "seed": config.seed,
     }  # fmt: skip
-    with nested_run(run, "classifier", settings) as nested:
+    with run.nested("classifier", settings) as nested:
         if not nested.metrics:
             trainer = Trainer(
                 network, ImageAugmentation(images.mean, images.std, shape=shape, seed=config.seed)
             )
             trainer.compile(Adam(1e-3, l2=1e-4), CrossEntropy(), metrics=["accuracy"])
             test = Batches((images.x_test, images.y_test), batch_size=256)
-            checkpoint = nested.checkpoint(config.checkpoint_steps)
+            checkpoint = nested.checkpoint(config.checkpoint_steps, console)
             trainer.fit(
                 Batches((images.x_train, images.y_train), seed=config.seed),
                 epochs=epochs,
                 validation_data=test,
+                callbacks=config.progress(),
                 verbose=config.verbose,
                 checkpoint=checkpoint,
             )
@@ -118,7 +117,7 @@ def train_autoencoder(
     trainer.compile(Adam(rate, global_clipnorm=1.0), ReconstructionError())
     images = data.x_test[:HELD_OUT]
     settings = {"recipe": "autoencoder", "seed": config.seed}
-    with nested_run(run, "autoencoder", settings) as nested:
+    with run.nested("autoencoder", settings) as nested:
         if nested.metrics:  # a longer run keeps the latent space that it has begun in
             model.load_weights(nested.path / "model.weights.h5")
         else:
@@ -126,6 +125,7 @@ def train_autoencoder(
                 batches,
                 epochs=epochs,
                 validation_data=Batches((images, images)),
+                callbacks=config.progress(),
                 verbose=config.verbose,
                 checkpoint=nested.checkpoint(config.checkpoint_steps),
             )
@@ -156,22 +156,3 @@ class ReconstructionError(keras.losses.Loss):  # type: ignore[misc]
 
 def _scaled(images: Tensor, training: bool = False) -> Tensor:
     return pixels(images)
-
-
-@validated
-@contextmanager
-def nested_run(run: RunDirectory, part: str, config: dict[str, Any]) -> Iterator[RunDirectory]:
-    """A run directory within another; after Ctrl-C the text names the outer one.
-
-    Args:
-        run: Run directory of the recipe.
-        part: Name of the model that is trained, and of its folder.
-        config: Configuration of the nested run.
-    """
-    try:
-        yield RunDirectory(run.path / part, config)
-    except Interrupted as error:
-        raise Interrupted(
-            f"Stopped while the {part} was in training; the same command with "
-            f"`--run-dir {run.path}` goes on"
-        ) from error

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo import datasets
+from zoo import datasets, registry
 from zoo.datasets.images import ImageDataset
 from zoo.diffusion.gaussian_diffusion import check_gamma
 from zoo.diffusion.losses import ema_momentum
 from zoo.diffusion.pipeline import DiffusionSpec
 from zoo.diffusion.sampler import check_guidance, coefficients
+from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import Adam, learning_rate_schedule
-from zoo.training.run_directory import TrainingConfig, set_defaults
 
 NUM_STEPS = 1000  # T
 
@@ -96,6 +96,7 @@ class DiffusionConfig(TrainingConfig):
 
     def check(self, data: ImageDataset, guidance_scale: float) -> None:
         """Raises ValueError for what would fail after the training only."""
+        registry.get_classifier(str(self.classifier_model))
         coefficients(self.spec.make_diffusion(), self.steps, self.eta)
         check_guidance(guidance_scale)
         learning_rate_schedule("constant", self.learning_rate, 0)

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 
 from zoo.diffusion import plots
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion, Prediction
@@ -22,6 +21,8 @@ from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.noise_schedule import Kind, make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
+from zoo.progress import Progress
+from zoo.training.checkpoints import atomic_write
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import (
     FilePath,
@@ -103,7 +104,7 @@ class DiffusionPipeline:
         eta: Probability = 0.0,
         negative_prompt: str = "",
         batch_size: Size = 64,
-        console: Console | None = None,
+        verbose: bool = False,
         callback_on_step_end: StepCallback | None = None,
     ) -> np.ndarray:
         """Samples one image for each prompt.
@@ -118,7 +119,7 @@ class DiffusionPipeline:
             eta: Amount of fresh noise: 0 for DDIM, 1 for DDPM, or between.
             negative_prompt: Text of what the images are not to show.
             batch_size: Number of images that are sampled together.
-            console: Console for a progress bar; None for no bar.
+            verbose: Whether to print the progress.
             callback_on_step_end: Function called after each step with the index of the batch's
                 first image, x_t and the predicted x_0, each (B, H, W, C) and decoded to pixels.
 
@@ -142,19 +143,18 @@ class DiffusionPipeline:
             token_ids = self.encode_prompts(prompts, negative_prompt)
             count = len(token_ids["prompts"])
         batches = -(-count // batch_size)
-        with Progress(console=console, transient=True, disable=console is None) as progress:
-            task = progress.add_task("sampling", total=steps * batches)
+        progress = Progress("sampling", steps * batches, quiet=not verbose)
 
-            def on_step_end(first: int, *images: Tensor) -> None:
-                progress.advance(task)
-                if callback_on_step_end is not None:
-                    arrays = (keras.ops.convert_to_numpy(x) for x in images)
-                    callback_on_step_end(first, *(self._to_pixels(array) for array in arrays))
+        def on_step_end(first: int, *images: Tensor) -> None:
+            progress.advance()
+            if callback_on_step_end is not None:
+                arrays = (keras.ops.convert_to_numpy(x) for x in images)
+                callback_on_step_end(first, *(self._to_pixels(array) for array in arrays))
 
-            images = self.sampler.sample(
-                count, guidance_scale=guidance_scale, seed=seed, steps=steps, eta=eta,
-                batch_size=batch_size, callback_on_step_end=on_step_end, **token_ids,
-            )  # fmt: skip
+        images = self.sampler.sample(
+            count, guidance_scale=guidance_scale, seed=seed, steps=steps, eta=eta,
+            batch_size=batch_size, callback_on_step_end=on_step_end, **token_ids,
+        )  # fmt: skip
         return self._to_pixels(images)
 
     def encode_prompts(self, prompts: Any, negative_prompt: str = "") -> dict[str, np.ndarray]:
@@ -193,12 +193,12 @@ class DiffusionPipeline:
             config["latent_mean"] = self.latent_scaler.mean
             config["latent_std"] = self.latent_scaler.std
             run.write("autoencoder.json", autoencoder.to_json(indent=2).encode())
-            autoencoder.save_weights(run.path / "autoencoder.weights.h5")
+            run.save_weights("autoencoder.weights.h5", autoencoder.save_weights)
         if self.tokenizer is not None:
             run.write("prompts.json", self.tokenizer.to_json())
         run.write("diffusion.json", (json.dumps(config, indent=2) + "\n").encode())
         run.write("model.json", self.model.to_json(indent=2).encode())
-        self.model.save_weights(run.path / "model.weights.h5")
+        run.save_weights("model.weights.h5", self.model.save_weights)
 
     @classmethod
     def load(cls, folder: str | Path) -> "DiffusionPipeline":
@@ -256,16 +256,22 @@ def sample_to_file(
         pipeline: Pipeline to sample from.
         prompts: Texts, or the number of images for a model without a text encoder.
         out: Path of the image file; its directory is created if necessary.
-        console: Console for the progress bar and the path of the file.
+        console: Console for the path of the file; a quiet one prints no progress, either.
         **options: Further arguments of `DiffusionPipeline.sample`.
 
     Raises:
         ValueError: if `out` has no suffix of an image format, or an argument of
             `DiffusionPipeline.sample` is invalid.
+        OSError: if the file cannot be written.
     """
     check_out(out)
-    images = to_uint8(pipeline.sample(prompts, console=console, **options))
+    images = to_uint8(pipeline.sample(prompts, verbose=not console.quiet, **options))
     out.parent.mkdir(parents=True, exist_ok=True)
     scale = 8 if len(images) == 1 else 2
-    plots.grid(images, min(len(images), COLUMNS), scale).save(out)
-    console.print(f"Drawn: {out}")
+    try:
+        with atomic_write(out) as file:
+            grid = plots.grid(images, min(len(images), COLUMNS), scale)
+            grid.save(file, Image.registered_extensions()[out.suffix.lower()])
+    except OSError as error:
+        raise OSError(error.errno, f"Could not write {out}: {error.strerror}") from error
+    console.print(f"Drawn: {out}", soft_wrap=True)

@@ -54,7 +54,7 @@ class SampleRequest:
         pipeline: DiffusionPipeline,
         count: int,
         steps: int,
-        console: Console | None = None,
+        verbose: bool = False,
         callback_on_step_end: StepCallback | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Classes (count,) and sampled images (count, H, W, C) uint8."""
@@ -62,7 +62,7 @@ class SampleRequest:
         images = pipeline.sample(
             count if self.prompts is None else self.prompts.prompts_for(classes), steps,
             self.guidance_scale, self.seed, self.eta, batch_size=_PREVIEWS,
-            console=console, callback_on_step_end=callback_on_step_end,
+            verbose=verbose, callback_on_step_end=callback_on_step_end,
         )  # fmt: skip
         return classes, to_uint8(images)
 
@@ -130,18 +130,19 @@ def write_report(
         request: Images to sample.
         extractor: Classifier for the metrics.
         data: Real images.
-        console: Console for progress and the metrics.
+        console: Console for the metrics; a quiet one prints no progress, either.
 
     Returns:
         The metrics, for metrics.json.
     """
     started = time.perf_counter()
     animation = DenoisingAnimation()
-    classes, images = request.sample(pipeline, request.count, request.steps, console, animation)
+    verbose = not console.quiet
+    classes, images = request.sample(pipeline, request.count, request.steps, verbose, animation)
     run.write("samples.png", plots.png(plots.grid(images[: 10 * COLUMNS], COLUMNS)))
     run.write("denoising.gif", animation.to_gif())
     curves = plot_curves(history, ["loss"], "training", "validation", ["squared error"])
-    curves.savefig(run.path / "loss.png", dpi=120)
+    run.save_plot("loss.png", curves)
     scores = evaluate_samples(extractor, images, None if request.prompts is None else classes, data)
     console.print(_summary(scores))
     return {"samples": len(images), "drawing_seconds": time.perf_counter() - started, **scores}

@@ -57,6 +57,7 @@ def plot_attention(
     plot_rows = math.ceil(heads / plot_columns)
     size = plot_columns * (1.5 + 0.22 * columns), plot_rows * (1.5 + 0.22 * rows)
     figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("Attention weights: a row for each query, a column for each key", fontsize=9)
     for head, axes in enumerate(figure.subplots(plot_rows, plot_columns, squeeze=False).flat):
         if head >= heads:
             axes.axis("off")

@@ -9,7 +9,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from zoo.datasets.images import ImageDataset
 from zoo.evaluation.plots import plot_confusion, plot_curves, plot_mistakes
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import Labels, Logits, Size, check_lengths, validated
+from zoo.validation import Labels, Logits, Size, TextList, check_lengths, validated
 
 
 @validated
@@ -21,10 +21,13 @@ def loss_and_accuracy(logits: Logits, labels: Labels) -> tuple[float, float]:
 
 
 @validated
-def report(labels: Labels, predictions: Labels) -> str:
-    """Precision, recall and F1 of each class."""
+def report(labels: Labels, predictions: Labels, class_names: TextList | None = None) -> str:
+    """Precision, recall and F1 of each class, by its name or else its number."""
     check_lengths(labels=labels, predictions=predictions)
-    return str(classification_report(labels, predictions, digits=4, zero_division=0))
+    names = {} if class_names is None else {
+        "labels": range(len(class_names)), "target_names": class_names
+    }  # fmt: skip
+    return str(classification_report(labels, predictions, digits=4, zero_division=0, **names))
 
 
 @validated
@@ -55,12 +58,16 @@ def write_report(
     loss, accuracy = loss_and_accuracy(logits, data.y_test)
     matrix = confusion(data.y_test, predictions, data.num_classes)
     console.print(f"Test loss {loss:.4f}, test accuracy {accuracy:.2%}\n")
-    console.print(report(data.y_test, predictions))
+    console.print(report(data.y_test, predictions, data.class_names))
     console.print(f"Confusion matrix (rows true, columns predicted):\n{matrix}")
     plots = {
-        "curves.png": plot_curves(history),
-        "confusion.png": plot_confusion(matrix),
-        "mistakes.png": plot_mistakes(data.x_test, data.y_test, logits),
+        "curves.png": plot_curves(history, title=f"Learning curves on {data.name}"),
+        "confusion.png": plot_confusion(
+            matrix, data.class_names, f"{len(logits):,} test images of {data.name}"
+        ),
+        "mistakes.png": plot_mistakes(
+            data.x_test, data.y_test, logits, class_names=data.class_names
+        ),
     }
     for name, figure in plots.items():
-        figure.savefig(run.path / name, dpi=120)
+        run.save_plot(name, figure)

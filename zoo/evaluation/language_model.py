@@ -152,5 +152,5 @@ def write_report(
         scores |= loss_and_perplexity(f"{name}test", loss)
         model = name.strip("_") or "the model"
         console.print(f"Test loss {loss:.4f}, test perplexity {math.exp(loss):6.1f}: {model}")
-    plot_perplexity(history, validation).savefig(run.path / "perplexity.png", dpi=120)
+    run.save_plot("perplexity.png", plot_perplexity(history, validation))
     return scores

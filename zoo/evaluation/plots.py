@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import log_softmax
@@ -41,6 +42,7 @@ def plot_curves(
     training: str = "training (augmented, dropout)",
     validation: str = "test",
     ylabels: TextList | None = None,
+    title: str = "Learning curves",
 ) -> Figure:
     """Metrics over the epochs, on training and validation data.
 
@@ -50,19 +52,29 @@ def plot_curves(
         training: Legend of the training curve.
         validation: Legend of the validation curve.
         ylabels: Labels of the axes, by default the names of the metrics.
+        title: Title of the figure.
     """
     _check_history(history, metrics)
     figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
     epochs = [epoch + 1 for epoch in history.epoch]
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric, ylabel in zip(panels, metrics, ylabels or metrics):
         for name, label in ((metric, training), (f"val_{metric}", validation)):
             axes.plot(epochs, history.history[name], marker="o", label=label)
-        axes.set(xlabel="epoch", ylabel=ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(ylabel=ylabel)
+        _count_along(axes, "epoch", len(epochs))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def _count_along(axes: Axes, name: str, count: int) -> None:
+    """Labels the x axis with the whole numbers from 1 to `count`."""
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if count == 1:  # the range that Matplotlib chooses has fractions alone
+        axes.set_xlim(0.5, 1.5)
 
 
 @validated
@@ -78,17 +90,21 @@ def plot_same_run(losses: Mapping[str, Numbers]) -> Figure:
         )
     check_lengths(**losses)
     figure = Figure(figsize=(8, 6), layout="constrained")
+    figure.suptitle(f"One training, {' and '.join(losses)}", fontsize=11)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     # Readers of all kinds tell blue from orange; the second curve lies on the first, so it is thin.
     styles = ({"color": "#f0a030", "linewidth": 4}, {"color": "#1f4e9c", "linewidth": 1})
     for (label, values), style in zip(losses.items(), styles):
-        above.plot(range(1, len(values) + 1), values, label=label, **style)
+        marker = "o" if len(values) == 1 else None  # one value makes no line
+        above.plot(range(1, len(values) + 1), values, label=label, marker=marker, **style)
     above.set(ylabel="mean loss of the epoch so far")
     above.legend()
     distances = relative_distances(*losses.values())
     steps = np.flatnonzero(distances)  # equal losses have no place on a logarithmic axis
-    below.semilogy(steps + 1, distances[steps], ".", color="#1f4e9c", markersize=3)
-    below.set(xlabel="step", ylabel="relative distance,\nwhere there is one")
+    size = 3 if len(distances) > 1 else 8
+    below.semilogy(steps + 1, distances[steps], ".", color="#1f4e9c", markersize=size)
+    below.set(ylabel="relative distance,\nwhere there is one")
+    _count_along(below, "step", len(distances))
     for axes in (above, below):
         axes.grid(alpha=0.3)
     return figure
@@ -103,16 +119,29 @@ def relative_distances(first: Numbers, second: Numbers) -> np.ndarray:
 
 
 @validated
-def plot_confusion(matrix: Annotated[np.ndarray, array("iu", "(classes, classes)")]) -> Figure:
-    """The confusion matrix, each row coloured by its fractions; counts where they can be read."""
+def plot_confusion(
+    matrix: Annotated[np.ndarray, array("iu", "(classes, classes)")],
+    class_names: TextList | None = None,
+    title: str = "Confusion matrix",
+) -> Figure:
+    """The confusion matrix, each row coloured by its fractions; counts where they can be read.
+
+    Args:
+        matrix: Number of examples of each true class (row) and predicted class (column).
+        class_names: Name of each class; by default its number.
+        title: Title of the figure.
+    """
     classes = len(matrix)
+    names = _names(class_names, classes)
     size = max(5.0, min(14.0, 0.55 * classes))
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The square root keeps single mistakes attention_mask beside a diagonal near 1.
+    # The square root keeps single mistakes visible beside a diagonal near 1.
     axes.imshow(np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", xticks=range(classes), yticks=range(classes))
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(classes), names)
     if classes <= 20:
         for row, column in np.argwhere(matrix):
             colour = "white" if fractions[row, column] > 0.3 else "black"
@@ -130,14 +159,30 @@ def plot_confusion(matrix: Annotated[np.ndarray, array("iu", "(classes, classes)
     return figure
 
 
+def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
+    """Names of the classes for a plot, at most 20 characters each."""
+    names = class_names or [str(number) for number in range(classes)]
+    return [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+
+
 @validated
 def plot_mistakes(
     images: Annotated[np.ndarray, array("uif")],
     labels: Labels,
     logits: Logits,
     count: Annotated[int, whole(1, 256)] = 16,
+    class_names: TextList | None = None,
 ) -> Figure:
-    """Misclassified images with the greatest confidence."""
+    """Misclassified images with the greatest confidence.
+
+    Args:
+        images: Images, (N, H, W, C) uint8.
+        labels: True classes, (N,).
+        logits: Logits of the images, (N, classes).
+        count: Number of images, at most.
+        class_names: Name of each class; by default its number.
+    """
+    names = _names(class_names, logits.shape[-1])
     predictions = logits.argmax(-1)
     confidence = np.exp(log_softmax(logits, axis=-1).max(-1))
     wrong = np.flatnonzero(predictions != labels)
@@ -150,11 +195,10 @@ def plot_mistakes(
         axes.set_axis_off()
     for axes, index in zip(grid.flat, worst):
         axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(
-            f"{predictions[index]} ({confidence[index]:.0%})\ntrue {labels[index]}", fontsize=8
-        )
-    if not len(worst):
-        figure.suptitle("no mistakes")
+        predicted, true = names[predictions[index]], names[labels[index]]
+        axes.set_title(f"{predicted} ({confidence[index]:.0%})\ntrue {true}", fontsize=8)
+    title = "Most confident mistakes: predicted, and true" if len(worst) else "No mistakes"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -226,7 +270,10 @@ def plot_memory(
 
 @validated
 def plot_perplexity(
-    history: keras.callbacks.History, baselines: Mapping[str, float], metric: str = "loss"
+    history: keras.callbacks.History,
+    baselines: Mapping[str, float],
+    metric: str = "loss",
+    title: str = "Perplexity",
 ) -> Figure:
     """Perplexity over the epochs, on training and validation data, with baselines.
 
@@ -234,6 +281,7 @@ def plot_perplexity(
         history: History of a training with validation data.
         baselines: Validation loss in nats a token of other models, by name.
         metric: Name of the metric in nats a token.
+        title: Title of the figure.
     """
     _check_history(history, [metric])
     figure = Figure(figsize=(6.4, 4), layout="constrained")
@@ -249,7 +297,8 @@ def plot_perplexity(
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(low, high)  # ticks outside would widen it
-    axes.set(xlabel="epoch", ylabel="perplexity", xticks=epochs)
+    axes.set(ylabel="perplexity", title=title)
+    _count_along(axes, "epoch", len(epochs))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

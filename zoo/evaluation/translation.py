@@ -148,14 +148,14 @@ def write_report(
     ids = {part: [tokenizer.encode(pair.target) for pair in parts[part]] for part in parts}
     unigram = unigram_loss(ids["train"], len(tokenizer))
     validation = {"unigram": unigram(ids["validation"])}
-    plot_perplexity(history, validation, "nats").savefig(run.path / "perplexity.png", dpi=120)
+    run.save_plot("perplexity.png", plot_perplexity(history, validation, "nats"))
     count = min(test_pairs or len(parts["test"]), len(parts["test"]))
     test = [parts["test"][index] for index in _spread(len(parts["test"]), count)]
     sources, references = [p.source for p in test], [p.target for p in test]
-    hypotheses = translate(model, tokenizer, sources, num_beams)
+    hypotheses = translate(model, tokenizer, sources, num_beams, verbose=not console.quiet)
     sentence = min(sources, key=lambda text: abs(len(text) - 60))  # fits a page
     figure = plot_cross_attention(model, tokenizer, sentence)
-    figure.savefig(run.path / "attention.png", dpi=120)
+    run.save_plot("attention.png", figure)
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow(["verse", "source", "target", "model"])

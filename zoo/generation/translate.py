@@ -4,6 +4,7 @@ import keras
 
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation.beam_search import beam_search
+from zoo.progress import Progress
 from zoo.validation import Beams, Size, TextList, validated
 
 
@@ -14,6 +15,7 @@ def translate(
     texts: TextList,
     num_beams: Beams = 4,
     batch_size: Size = 32,
+    verbose: bool = False,
 ) -> list[str]:
     """Translates sentences.
 
@@ -26,6 +28,7 @@ def translate(
         batch_size: Number of sentences translated at once. A translation that does not end is
             truncated to one and a half times the tokens of the longest sentence of its batch,
             plus 10.
+        verbose: Whether to print the progress.
 
     Returns:
         Translations in the order of `texts`.
@@ -39,7 +42,9 @@ def translate(
     batch_size = min(batch_size, len(sources))
     # Sentences of similar length form a batch, so that short ones do not wait for a long one.
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
-    for first in range(0, len(order), batch_size):
+    batches = range(0, len(order), batch_size)
+    progress = Progress("translation", len(batches), quiet=not verbose)
+    for first in batches:
         # The last batch is padded with copies, so that no other shape is compiled.
         batch = [order[min(first + i, len(order) - 1)] for i in range(batch_size)]
         longest = len(sources[batch[-1]])
@@ -49,4 +54,5 @@ def translate(
         )  # fmt: skip
         for index, ids in zip(batch, outputs):
             translations[index] = tokenizer.decode(ids).strip()
+        progress.advance()
     return [translations[index] for index in range(len(sources))]

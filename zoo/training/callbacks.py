@@ -37,7 +37,6 @@ class TrainingState:
     Attributes:
         step: Number of optimizer steps that are done.
         history: A row for each epoch: its number, from 1 on, and its logs.
-        step_losses: Loss after each step, if a callback of the recipe appends it here.
         metric_sums: Values of the metrics' variables in the epoch that has begun.
         timed_examples: Number of examples of the steps that were timed: all but the first one of
             each epoch and of each process.
@@ -49,7 +48,6 @@ class TrainingState:
 
     step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    step_losses: list[float] = dataclasses.field(default_factory=list)
     metric_sums: list[Any] = dataclasses.field(default_factory=list)
     timed_examples: float = 0.0
     timed_seconds: float = 0.0
@@ -116,6 +114,11 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         OSError: In training, if a checkpoint cannot be written; the last good one stays.
     """
 
+    owner: str | None = None
+    """Hash of the run's configuration, if checkpoints of other runs are to be refused."""
+    divergence_hint = "A lower learning rate may help"
+    """Text that tells how to go on, for the messages of `Diverged`."""
+
     # `on_train_batch_end` may run in Keras' own thread, while the next step is computed.
     async_safe = True
 
@@ -148,7 +151,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def restore(self, trainer: keras.Model) -> TrainingState:
         """Restores the newest whole checkpoint, if there is one, and returns the state."""
         trainer.optimizer.build(trainer.trainable_variables)
-        saved = checkpoints.restore(self.folder, **self._parts(trainer))
+        saved = checkpoints.restore(self.folder, owner=self.owner, **self._parts(trainer))
         self.state = TrainingState(**saved) if saved else TrainingState()
         if backends.name not in self.state.backends:
             self.state.backends.append(backends.name)
@@ -242,10 +245,9 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             )
 
     def _diverged_text(self, reason: str) -> str:
-        return (
-            f"{reason}. The last good checkpoint in {self.folder} stays; a lower learning rate may "
-            "help"
-        )
+        last = checkpoints.newest(self.folder)
+        safe = f"The last good checkpoint, {last}, stays" if last else "There is no checkpoint yet"
+        return f"{reason}. {safe}. {self.divergence_hint}"
 
     def _raise_if_interrupted(self) -> None:
         if self._interrupted.is_set():
@@ -281,6 +283,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         progress = dataclasses.asdict(self.state)
         self.state.metric_sums = []
         try:
-            checkpoints.save(self.folder, progress.pop("step"), progress, **self._parts(model))
+            checkpoints.save(
+                self.folder, progress.pop("step"), progress, owner=self.owner, **self._parts(model)
+            )
         except checkpoints.NotFinite as error:
             raise Diverged(self._diverged_text(str(error))) from error

@@ -7,6 +7,8 @@ damage. The last two checkpoints are kept.
 """
 
 import contextlib
+import errno
+import io
 import json
 import os
 import warnings
@@ -18,20 +20,25 @@ import keras
 import numpy as np
 
 _PROGRESS = "progress.json"
+_OWNER = "owner"
 _KEEP = 2
+_UNFINISHED = ".unfinished-"  # begins the names of files that are being written
 
 
 class NotFinite(ValueError):
     """A variable holds a NaN or an infinity; nothing was written."""
 
 
-def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Path:
+def save(
+    folder: Path, step: int, progress: dict[str, Any], owner: str | None = None, **parts: Any
+) -> Path:
     """Writes a checkpoint and removes all but the last two.
 
     Args:
         folder: Folder of the checkpoints; created if it is not there.
         step: Number of the step, for the file's name.
         progress: Progress of the run, as JSON can hold it.
+        owner: Hash of the run's configuration, by which `restore` knows the run's checkpoints.
         **parts: Objects with `variables`, by the names that `restore` uses.
 
     Raises:
@@ -47,7 +54,7 @@ def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Pat
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NotFinite(f"{path} holds a NaN or an infinity at step {step}")
         arrays[path] = array
-    text = json.dumps({**progress, "step": step}).encode()
+    text = json.dumps({**progress, "step": step, _OWNER: owner}).encode()
     arrays[_PROGRESS] = np.frombuffer(text, np.uint8)
     target = folder / f"step-{step:09d}.npz"
     try:
@@ -55,31 +62,28 @@ def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Pat
         with atomic_write(target) as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        last = next(iter(_newest_first(folder)), None)
-        raise OSError(
-            error.errno,
-            f"Could not write the checkpoint {target}: {error.strerror}. The last good one is "
-            f"{last or 'none'}; make room and run the same command again",
-        ) from error
+        raise write_error(f"the checkpoint {target}", folder, error) from error
     for old in _newest_first(folder)[_KEEP:]:
         old.unlink()
     return target
 
 
-def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
+def restore(folder: Path, owner: str | None = None, **parts: Any) -> dict[str, Any] | None:
     """Restores the newest whole checkpoint, and warns of damaged ones.
 
     Args:
         folder: Folder of the checkpoints.
+        owner: Hash of the run's configuration. By default any run's checkpoint is restored.
         **parts: Objects with `variables`, by the names they were saved under.
 
     Returns:
         The progress in the checkpoint, or None if there is no whole checkpoint.
 
     Raises:
-        ValueError: If the checkpoint holds other variables; then nothing is restored.
+        ValueError: If the checkpoint belongs to another run or holds other variables; then nothing
+            is restored.
     """
-    remove_unfinished(folder)
+    remove_unfinished(folder, "step-*.npz")
     for path in _newest_first(folder):
         try:
             arrays, progress = _read(path)
@@ -87,13 +91,21 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
             raise  # the file itself may be whole
         except Exception as error:  # a damaged archive raises many kinds of errors
             aside = path.with_name(f"{path.name}.damaged")
-            path.rename(aside)
+            path.replace(aside)
+            earlier = newest(folder)
             warnings.warn(
                 f"The checkpoint {path} is damaged ({error}) and was set aside as {aside.name}; "
-                "falling back to the one before, if there is one",
+                + (f"{earlier.name} is tried next" if earlier else "the training begins anew"),
                 stacklevel=2,
             )
             continue
+        saved_owner = progress.pop(_OWNER, None)
+        if owner is not None and saved_owner != owner:
+            raise ValueError(
+                f"The checkpoint {path} belongs to a run of another configuration, such as another "
+                "seed. Remove that file to go on with the checkpoint before it or, without one, "
+                "from the beginning"
+            )
         _assign(path, arrays, dict(_variables(parts)))
         for part in parts.values():
             if isinstance(part, keras.Model):
@@ -132,10 +144,47 @@ def load_model(path: str | Path) -> keras.Model:
         return keras.saving.load_model(path)
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder, or None."""
+    return next(iter(_newest_first(folder)), None)
+
+
+def owned_by(folder: Path, owner: str) -> bool:
+    """Whether a folder has a checkpoint that `save` wrote for this owner."""
+    for path in _newest_first(folder):
+        with contextlib.suppress(Exception):  # a damaged archive raises many kinds of errors
+            if _read(path)[1].get(_OWNER) == owner:
+                return True
+    return False
+
+
+def write_error(name: str, folder: Path, error: OSError) -> OSError:
+    """The error of a file that could not be written, which says what is safe.
+
+    Args:
+        name: Name of the file, for the text.
+        folder: Folder of the checkpoints of the same training.
+        error: Error of the operating system.
+    """
+    last = newest(folder)
+    safe = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
+    remedy = "make room" if error.errno in _NO_ROOM else "remove the cause"
+    text = f"{error.strerror}. {safe}; {remedy} and run the same command again"
+    return OSError(error.errno, f"Could not write {name}: {text}")
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def unfinished_path(path: Path) -> Path:
+    """The temporary path of a file that is being written."""
+    return path.with_name(f"{_UNFINISHED}{path.name}")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Any]:
     """Opens a file that gets its name only once the whole content is on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished_path(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -149,6 +198,17 @@ def atomic_write(path: Path) -> Iterator[Any]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class NamedBuffer(io.BytesIO):
+    """A file in memory with a name, whose suffix Keras checks."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
 
 
 def find_mismatches(
@@ -166,9 +226,14 @@ def find_mismatches(
     return wrong
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes temporary files of a process that was killed while it wrote."""
-    for path in folder.glob(".*.tmp"):
+def remove_unfinished(folder: Path, pattern: str = "*") -> None:
+    """Removes files that `atomic_write` left when its process was killed.
+
+    Args:
+        folder: Folder that no other process writes to.
+        pattern: Pattern of the names that the files were to get.
+    """
+    for path in folder.glob(f"{_UNFINISHED}{pattern}"):
         path.unlink(missing_ok=True)
 
 

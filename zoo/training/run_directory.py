@@ -6,86 +6,186 @@ metrics.json       the results; written last, so its presence says that the run 
 *.png              the plots
 model.weights.h5   the trained weights
 checkpoints/       the last two checkpoints
+.lock              the process that writes to the directory, while it does
 """
 
 import csv
 import dataclasses
-import importlib.util
+import errno
+import hashlib
 import io
+import itertools
 import json
 import os
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import keras
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from zoo import backends
 from zoo.backends import backend
-from zoo.training.callbacks import StepCheckpoint, TrainingState
-from zoo.training.checkpoints import atomic_write, remove_unfinished
-from zoo.validation import check_sizes
+from zoo.training.callbacks import Interrupted, StepCheckpoint, TrainingState
+from zoo.training.checkpoints import (
+    NamedBuffer,
+    atomic_write,
+    owned_by,
+    remove_unfinished,
+    unfinished_path,
+    write_error,
+)
+from zoo.training.lock import LOCK_FILE, DirectoryLock
+from zoo.training.run_callbacks import RunCheckpoint
 
 
 class RunDirectory:
     """Directory of one run, opened for a configuration.
 
+    Opening writes nothing. The directory is created, and locked against other processes, when the
+    first file is written; `with` locks the directory of a begun run at once, and ends the lock:
+
+        with RunDirectory(path, config) as run:
+            run.write_config()
+
     Args:
-        path: The directory; created if it is not there.
+        path: The directory, which need not exist.
         config: Configuration that decides the results, as JSON can hold it. A directory that was
             begun with another configuration is refused.
-        extendable: Names in `config` that a later call may raise, such as `epochs`. They are not
+        extendable: Name in `config` that a later call may raise, such as `epochs`. It is not
             compared; a run that has reached less than is asked for goes on.
+        new: Whether the run must be a new one. Where `path` exists, a number is added to it.
 
     Raises:
         ValueError: If the path is a file, holds something else than a run, or belongs to another
             configuration; the text names what differs.
-        OSError: If the directory cannot be created or written to.
+        OSError: If the directory cannot be created or written to, or another process writes to it;
+            the text names the process.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], extendable: str | None = None):
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        extendable: str | None = None,
+        new: bool = False,
+    ):
+        self.path = _unused(Path(path)) if new else Path(path)
+        self._path, self._new = Path(path), new
+        self._config = json.loads(json.dumps(config))
+        self._extendable = extendable
+        self._lock: DirectoryLock | None = None
+        self._check()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def owner(self) -> str:
+        """Hash of the configuration, which the checkpoints of the run hold."""
+        decisive = {k: v for k, v in self._config.items() if k != self._extendable}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def __enter__(self) -> Self:
+        if (self.path / "config.json").exists() and self.metrics is None:
+            self.lock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def lock(self) -> None:
+        """Creates the directory where it is missing, and locks it against other writers.
+
+        Raises:
+            OSError: If the directory cannot be created or written to, another process writes to
+                it, or it was removed after it was locked.
+        """
+        if self._lock is not None and self._lock.is_held:
+            self._lock.check_directory()
+            return
+        self._create()
+        lock = DirectoryLock(self.path)
+        lock.acquire()
+        try:
+            self._check()  # another process may have written before the lock
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+        remove_unfinished(self.path)
+
+    def _create(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while self._new:
+                try:
+                    self.path.mkdir()
+                    self._new = False
+                except FileExistsError:  # a run that began at the same time has it
+                    self.path = _unused(self._path)
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise self._cannot_create(error.errno) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(
+                errno.EACCES, f"`run_dir` must be writable. Received: {self.path}"
+            )
+
+    def _cannot_create(self, number: int | None) -> OSError:
+        reason = os.strerror(number or 0)
+        return OSError(number, f"`run_dir` cannot be created: {reason}. Received: {self.path}")
+
+    def _check(self) -> None:
+        """Raises ValueError unless the path is new, empty or a run of this configuration."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(
                 f"`run_dir` must be a directory or a new path. Received: the file {self.path}"
             )
+        if not self.path.exists():
+            parent = next(folder for folder in self.path.absolute().parents if folder.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise self._cannot_create(errno.EACCES if parent.is_dir() else errno.ENOTDIR)
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"`run_dir` cannot be created: {error.strerror}. Received: {self.path}"
-            ) from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise PermissionError(f"`run_dir` must be writable. Received: {self.path}")
-        remove_unfinished(self.path)
-        config = json.loads(json.dumps(config))
-        self._config = config
-        self._extendable = extendable
-        if (self.path / "config.json").exists():
-            self._refuse_other(config)
-        elif any(self.path.iterdir()):
+            earlier = self._read_if_there("config.json")
+        except ValueError as error:
+            remedy = "Give another `--run-dir`"
+            if owned_by(self.checkpoints, self.owner):
+                remedy = "Remove that file to go on after the last checkpoint"
+            raise ValueError(f"{error}. {remedy}") from error
+        if earlier is not None:
+            self._refuse_other(earlier)
+        elif self._holds_other_files() and not owned_by(self.checkpoints, self.owner):
             raise ValueError(
-                "`run_dir` must be new, empty, or an earlier run's. Received: "
-                f"{self.path}, which holds other files"
+                "`run_dir` must be new, empty, or an earlier run's of the same configuration. "
+                f"Received: {self.path}, which holds other files and no config.json. Give another "
+                "`--run-dir`"
             )
 
+    def _holds_other_files(self) -> bool:
+        killed = {self.path / LOCK_FILE, unfinished_path(self.path / "config.json")}
+        return bool({*self.path.iterdir()} - killed)
+
     def write_config(self) -> None:
-        """Writes config.json, once the configuration has proved sound."""
+        """Begins the run, once its configuration has proved sound: locks, writes config.json."""
+        self.lock()
         if self._read_if_there("config.json") == self._config:
             return
         (self.path / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which goes on
-        self.write("config.json", _json(self._config))
+        self._write("config.json", _json(self._config))
 
-    def _refuse_other(self, config: dict[str, Any]) -> None:
-        earlier = self._read("config.json")
+    def _refuse_other(self, earlier: dict[str, Any]) -> None:
         differing = [
-            f"{name} was {earlier.get(name)!r} and is {config.get(name)!r}"
-            for name in sorted({*earlier, *config} - {self._extendable})
-            if earlier.get(name) != config.get(name)
+            f"{name} was {earlier.get(name)!r} and is {self._config.get(name)!r}"
+            for name in sorted({*earlier, *self._config} - {self._extendable})
+            if earlier.get(name) != self._config.get(name)
         ]
         if differing:
             raise ValueError(
@@ -93,20 +193,26 @@ class RunDirectory:
                 "Give the same flags to go on with it, or another `--run-dir`"
             )
         name = self._extendable
-        if name is not None and (earlier.get(name) or 0) > config[name]:
+        if name is not None and (earlier.get(name) or 0) > self._config[name]:
             raise ValueError(
                 f"`{name}` must be at least {earlier[name]}, the {name} of the run in {self.path}. "
-                f"Received: {name}={config[name]}"
+                f"Received: {name}={self._config[name]}"
             )
 
     @property
     def metrics(self) -> dict[str, Any] | None:
         """Results of a finished run; None before, and if more is asked for than it has reached."""
-        metrics = self._read_if_there("metrics.json")
-        if metrics is None or self._extendable is None:
-            return metrics
-        earlier = self._read("config.json")
-        return metrics if earlier.get(self._extendable) == self._config[self._extendable] else None
+        try:
+            metrics = self._read_if_there("metrics.json")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. Remove that file to compute the results again, from the last checkpoint"
+            ) from error
+        earlier = self._read_if_there("config.json")
+        if earlier is None:
+            return None
+        name = self._extendable
+        return metrics if name is None or earlier.get(name) == self._config[name] else None
 
     def _read_if_there(self, name: str) -> dict[str, Any] | None:
         return self._read(name) if (self.path / name).exists() else None
@@ -116,15 +222,46 @@ class RunDirectory:
             content: dict[str, Any] = json.loads((self.path / name).read_text())
         except ValueError as error:
             raise ValueError(
-                f"`run_dir` {self.path} holds a damaged {name} ({error}). Remove that file, or "
-                "give another `--run-dir`"
+                f"`run_dir` must hold whole files. Received: {self.path} with a damaged {name} "
+                f"({error})"
             ) from error
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the directory, whole or not at all."""
-        with atomic_write(self.path / name) as file:
-            file.write(content)
+        """Writes a file of the directory, whole or not at all, after config.json.
+
+        Raises:
+            OSError: If the file cannot be written; the text names the last good checkpoint.
+        """
+        self.write_config()
+        self._write(name, content)
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        try:
+            with atomic_write(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise write_error(str(path), self.checkpoints, error) from error
+
+    def save_plot(self, name: str, figure: Figure) -> None:
+        """Writes a figure of Matplotlib as a PNG file."""
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=120)
+        self.write(name, file.getvalue())
+
+    def save_weights(self, name: str, save: Callable[[Any], None]) -> None:
+        """Writes a file of weights.
+
+        HDF5 writes to memory: after a failure on a full disk it may crash the process later.
+
+        Args:
+            name: Name of the file.
+            save: Keras' function that saves to a path, such as `model.save_weights`.
+        """
+        file = NamedBuffer(name)
+        save(file)
+        self.write(name, file.getvalue())
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Writes history.csv, a row for each epoch; nothing before the first."""
@@ -143,11 +280,36 @@ class RunDirectory:
     def save_model(self, model: keras.Model) -> None:
         """Writes the architecture, model.json, and the weights, model.weights.h5."""
         self.write("model.json", model.to_json(indent=2).encode())
-        model.save_weights(self.path / "model.weights.h5")
+        self.save_weights("model.weights.h5", model.save_weights)
 
-    def checkpoint(self, every: int = 200, only_trainable: bool = False) -> StepCheckpoint:
-        """The checkpoints of the run, for `zoo.Trainer.fit`; they keep history.csv up to date."""
-        return _RunCheckpoint(self, every, only_trainable)
+    @contextmanager
+    def nested(self, part: str, config: dict[str, Any]) -> Iterator["RunDirectory"]:
+        """A run directory within this one; after Ctrl-C the text names the outer one.
+
+        Args:
+            part: Name of the model that is trained, and of its folder.
+            config: Configuration of the nested run.
+        """
+        try:
+            with RunDirectory(self.path / part, config) as nested:
+                yield nested
+        except Interrupted as error:
+            raise Interrupted(
+                f"Stopped while the {part} was in training; the same command with "
+                f"`--run-dir {self.path}` goes on"
+            ) from error
+
+    def checkpoint(
+        self, every: int = 200, console: Console | None = None, only_trainable: bool = False
+    ) -> StepCheckpoint:
+        """The checkpoints of the run, for `zoo.Trainer.fit`; they keep history.csv up to date.
+
+        Args:
+            every: Number of steps between two checkpoints.
+            console: Console for the step that a training is resumed at.
+            only_trainable: Save only the trainable weights, as `StepCheckpoint` does.
+        """
+        return RunCheckpoint(self, every, console, only_trainable)
 
     def finish(
         self,
@@ -185,29 +347,6 @@ class RunDirectory:
         return metrics
 
 
-class _RunCheckpoint(StepCheckpoint):
-    """Checkpoints in a run directory, beside which history.csv is kept up to date."""
-
-    def __init__(self, run: RunDirectory, every: int, only_trainable: bool):
-        hint = f"the same command with `--run-dir {run.path}` goes on"
-        super().__init__(run.checkpoints, every, hint, only_trainable)
-        self._run = run
-
-    def restore(self, trainer: keras.Model) -> TrainingState:
-        self._run.write_config()
-        state = super().restore(trainer)
-        if state.step:
-            print(f"Going on after step {state.step}")
-        self._run.write_history(state.history)
-        return state
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        try:
-            super().on_epoch_end(epoch, logs)
-        finally:
-            self._run.write_history(self.state.history)
-
-
 def environment() -> dict[str, str]:
     """Versions and device of the run, for metrics.json."""
     return {
@@ -218,67 +357,9 @@ def environment() -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Flags of every recipe that trains."""
-
-    seed: int = 0
-    """Seed of all random draws, such as initial weights; the same run on every backend."""
-    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
-    """Dtype policy of the network."""
-    run_dir: Path | None = None
-    """Directory of results and checkpoints; by default a new folder in runs/."""
-    checkpoint_steps: int = 200
-    """Steps between two checkpoints, besides one after each epoch."""
-    patience: int | None = None
-    """Epochs without a better validation loss after which training stops; by default never."""
-    tensorboard: Path | None = None
-    """Directory of TensorBoard's event files; by default none are written."""
-    deterministic: bool = False
-    """Turn on the backend's deterministic switches; slower on some devices."""
-
-    def check_sizes(self, *names: str) -> None:
-        """Raises ValueError unless the fields of these names are at least 1, where they are set."""
-        names = (*names, "checkpoint_steps", "patience")
-        sizes = {name: getattr(self, name) for name in names}
-        check_sizes(**{name: size for name, size in sizes.items() if size is not None})
-
-    def prepare(self) -> None:
-        """Turns on what the flags ask of the backend, and refuses what it cannot do."""
-        if self.deterministic:
-            backend.make_deterministic()
-        if self.tensorboard is not None:
-            check_tensorboard()
-
-    @property
-    def verbose(self) -> int:
-        """`verbose` of `fit`: a progress bar on a terminal, a line for each epoch elsewhere."""
-        return 1 if sys.stdout.isatty() else 2
-
-    def callbacks(self) -> list[keras.callbacks.Callback]:
-        """Keras callbacks that the flags ask for."""
-        chosen: list[keras.callbacks.Callback] = []
-        if self.patience is not None:
-            chosen.append(keras.callbacks.EarlyStopping("val_loss", patience=self.patience))
-        if self.tensorboard is not None:
-            chosen.append(keras.callbacks.TensorBoard(self.tensorboard, write_graph=False))
-        return chosen
-
-
-def check_tensorboard() -> None:
-    """Raises ValueError unless what writes Keras' event files is installed."""
-    missing = [name for name in _TENSORBOARD if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            "`tensorboard` needs the packages tensorflow and tensorboard, with which Keras writes "
-            f"event files on every backend. Missing: {', '.join(missing)}. Received: "
-            'tensorboard=DIR. Install both with `pip install "keras-zoo[tensorboard]"`, or read '
-            "history.csv in the run directory"
-        )
-
-
-_TENSORBOARD = ("tensorflow", "tensorboard")
-_NOT_RESULTS = {"run_dir", "quick", "checkpoint_steps", "deterministic", "tensorboard"}
+_NOT_RESULTS = {
+    "run_dir", "quick", "quiet", "checkpoint_steps", "deterministic", "tensorboard",
+}  # fmt: skip
 
 
 def open_run(
@@ -297,17 +378,19 @@ def open_run(
     Raises:
         ValueError, OSError: As `RunDirectory` does.
     """
-    path = config.run_dir or Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    new_path = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     ignored = _NOT_RESULTS.union(not_results)
     decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
-    return RunDirectory(path, {"recipe": recipe, **decisive}, extendable)
+    settings = {"recipe": recipe, **decisive}
+    return RunDirectory(
+        config.run_dir or new_path, settings, extendable, new=config.run_dir is None
+    )
 
 
-def set_defaults(config: Any, **values: Any) -> None:
-    """Sets those of a frozen dataclass' fields that are None, in its `__post_init__`."""
-    for name, value in values.items():
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, value)
+def _unused(path: Path) -> Path:
+    """The path, or the first of path-2, path-3 and so on, that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not os.path.lexists(p))
 
 
 def _json(content: dict[str, Any]) -> bytes:

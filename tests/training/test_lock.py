@@ -1,0 +1,66 @@
+"""Tests of the lock of a directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo.training import lock
+from zoo.training.lock import DirectoryLock
+
+pytestmark = pytest.mark.once
+
+# The module alone, since importing `zoo` takes seconds.
+HOLD = f"""
+import pathlib, runpy, sys
+lock = runpy.run_path({lock.__file__!r})["DirectoryLock"](pathlib.Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_lock_names_the_process_that_holds_it_and_ends_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        mine = DirectoryLock(tmp_path)
+        with pytest.raises(BlockingIOError, match=rf"in use by process {holder.pid} on ."):
+            mine.acquire()
+        assert not mine.is_held
+        holder.kill()
+    assert os.listdir(tmp_path) == [".lock"]
+    mine.acquire()
+    assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+    mine.release()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
+def test_lock_refuses_where_the_holder_has_yet_to_name_itself(tmp_path: Path, content: str) -> None:
+    first = DirectoryLock(tmp_path)
+    first.acquire()
+    (tmp_path / ".lock").write_text(content)
+    with pytest.raises(BlockingIOError, match="in use by another process"):
+        DirectoryLock(tmp_path).acquire()
+    first.release()
+
+
+def test_lock_release_leaves_the_lock_of_a_directory_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first, second = DirectoryLock(folder), DirectoryLock(folder)
+    first.acquire()
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    second.acquire()
+    with pytest.raises(FileNotFoundError, match="was moved, removed or replaced"):
+        first.check_directory()
+    first.release()
+    with pytest.raises(BlockingIOError):
+        DirectoryLock(folder).acquire()
+    second.release()

@@ -1,0 +1,87 @@
+"""Flags that the recipes share."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from zoo.backends import backend
+from zoo.progress import ProgressLines, shows_bar
+from zoo.validation import check_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Flags of every recipe that trains."""
+
+    seed: int = 0
+    """Seed of all random draws, such as initial weights; the same run on every backend."""
+    dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
+    """Dtype policy of the network."""
+    run_dir: Path | None = None
+    """Directory of results and checkpoints; by default a new folder in runs/."""
+    checkpoint_steps: int = 200
+    """Steps between two checkpoints, besides one after each epoch."""
+    patience: int | None = None
+    """Epochs without a better validation loss after which training stops; by default never."""
+    tensorboard: Path | None = None
+    """Directory of TensorBoard's event files; by default none are written."""
+    deterministic: bool = False
+    """Turn on the backend's deterministic switches; slower on some devices."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
+
+    def check_sizes(self, *names: str) -> None:
+        """Raises ValueError unless the fields of these names are at least 1, where they are set."""
+        names = (*names, "checkpoint_steps", "patience")
+        sizes = {name: getattr(self, name) for name in names}
+        check_sizes(**{name: size for name, size in sizes.items() if size is not None})
+
+    def prepare(self) -> None:
+        """Turns on what the flags ask of the backend, and refuses what it cannot do."""
+        if self.deterministic:
+            backend.make_deterministic()
+        if self.tensorboard is not None:
+            check_tensorboard()
+
+    @property
+    def verbose(self) -> int:
+        """`verbose` of `fit`: a progress bar on a terminal, a line for each epoch elsewhere."""
+        return 0 if self.quiet else 1 if shows_bar() else 2
+
+    def progress(self) -> list[keras.callbacks.Callback]:
+        """Keras callbacks that print lines of progress where there is no bar."""
+        return [ProgressLines()] if self.verbose == 2 else []
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """Keras callbacks that the flags ask for."""
+        chosen = self.progress()
+        if self.patience is not None:
+            chosen.append(keras.callbacks.EarlyStopping("val_loss", patience=self.patience))
+        if self.tensorboard is not None:
+            chosen.append(keras.callbacks.TensorBoard(self.tensorboard, write_graph=False))
+        return chosen
+
+
+def check_tensorboard() -> None:
+    """Raises ValueError unless what writes Keras' event files is installed."""
+    missing = [name for name in _TENSORBOARD if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            "`tensorboard` needs the packages tensorflow and tensorboard, with which Keras writes "
+            f"event files on every backend. Missing: {', '.join(missing)}. Received: "
+            'tensorboard=DIR. Install both with `pip install "keras-zoo[tensorboard]"`, or read '
+            "history.csv in the run directory"
+        )
+
+
+_TENSORBOARD = ("tensorflow", "tensorboard")
+
+
+def set_defaults(config: Any, **values: Any) -> None:
+    """Sets those of a frozen dataclass' fields that are None, in its `__post_init__`."""
+    for name, value in values.items():
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, value)
