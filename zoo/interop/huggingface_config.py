@@ -82,7 +82,7 @@ class GPT2Settings(ModelSettings):
     }  # fmt: skip
     only_value: ClassVar[Mapping[str, Any]] = {
         **ModelSettings.only_value,
-        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "scale_attn_by_inverse_layer_idx": False,
     }  # fmt: skip
 
     model_type: Literal["gpt2"]
@@ -94,6 +94,7 @@ class GPT2Settings(ModelSettings):
     n_inner: Size | None = None
     activation_function: Literal[*GPT2_ACTIVATIONS] = "gelu_new"  # type: ignore[valid-type]
     layer_norm_epsilon: Epsilon = 1e-5
+    scale_attn_weights: Literal[True] = True
     tie_word_embeddings: bool = True
     eos_token_id: TokenIds = 50256
 
