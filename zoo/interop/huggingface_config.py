@@ -4,6 +4,7 @@ Source: `configuration_gpt2.py`, `configuration_llama.py`, `configuration_qwen2.
 `modeling_rope_utils.py` of Hugging Face's transformers 5.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Set
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -55,9 +56,9 @@ class ModelSettings(Settings):
     model_type: str
     eos_token_id: TokenIds = None
 
+    @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of `zoo.gpt`."""
-        raise NotImplementedError
 
 
 # Activations of GPT-2 and of the zoo; the first name of each is the one to save.
