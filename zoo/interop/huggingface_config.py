@@ -4,6 +4,7 @@ Source: `configuration_gpt2.py`, `configuration_llama.py`, `configuration_qwen2.
 `modeling_rope_utils.py` of Hugging Face's transformers 5.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Set
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -55,9 +56,9 @@ class ModelSettings(Settings):
     model_type: str
     eos_token_id: TokenIds = None
 
+    @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of `zoo.gpt`."""
-        raise NotImplementedError
 
 
 # Activations of GPT-2 and of the zoo; the first name of each is the one to save.
@@ -82,7 +83,7 @@ class GPT2Settings(ModelSettings):
     }  # fmt: skip
     only_value: ClassVar[Mapping[str, Any]] = {
         **ModelSettings.only_value,
-        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "scale_attn_by_inverse_layer_idx": False,
     }  # fmt: skip
 
     model_type: Literal["gpt2"]
@@ -94,6 +95,7 @@ class GPT2Settings(ModelSettings):
     n_inner: Size | None = None
     activation_function: Literal[*GPT2_ACTIVATIONS] = "gelu_new"  # type: ignore[valid-type]
     layer_norm_epsilon: Epsilon = 1e-5
+    scale_attn_weights: Literal[True] = True
     tie_word_embeddings: bool = True
     eos_token_id: TokenIds = 50256
 

@@ -89,7 +89,13 @@ def validate(data: dict[str, Any], schema: type[S], path: Path, remedy: str) -> 
         rule = re.sub(r"^\w+ should", "must", fault["msg"].removeprefix("Value error, "))
         if fault["type"] == "extra_forbidden":
             rule = "must not be given beside its other name"
-        keys = [str(part) for part in fault["loc"] if isinstance(part, str)]
+        keys: list[str] = []
+        value: Any = data
+        for part in fault["loc"]:
+            if not isinstance(value, dict):
+                break  # an index of a list, or the tried type of several
+            keys.append(str(part))
+            value = value.get(part)
         received = f"Received: {reprlib.repr(fault['input'])}"
         # A rule about several keys begins with their names and has the values.
         if rule.startswith("`"):
