@@ -3,6 +3,7 @@
 `zoo.parity.rungs` lists the tolerances, `zoo.parity.measurements` explains their derivation.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -112,7 +113,9 @@ def layer_distances(
         return [Measurement(f"{path} (layers are called in another order)", math.inf, 0.0, 0.0)]
     first, second = (measurements.arrays(mode, name, precision) for name in (a, b))
     rounding = _rounding_errors(measurements, mode) if precision == "float32" else {}
-    in_float32 = _float32_distances(measurements, "outputs", mode, a, b, precision)
+    in_float32 = {}
+    if precision == "float64":
+        in_float32 = measurements.float32_distances("outputs", mode, a, b)
     distances = []
     growths, errors = error_growth(layer_calls), half_precision_errors(layer_calls)
     for i, ((path, *_), growth, error) in enumerate(zip(layer_calls, growths, errors)):
@@ -123,16 +126,6 @@ def layer_distances(
         relative = distance(first[str(i)], second[str(i)])
         distances.append(Measurement(path, relative, tolerance, tolerance))
     return distances
-
-
-def _float32_distances(
-    measurements: Measurements, task: str, kind: str, a: str, b: str, precision: str
-) -> dict[str, float]:
-    """Distances in float32 of the arrays that are compared in float64; else none."""
-    if precision == "float32" or not {a, b} <= {*measurements.done(task, "float32")}:
-        return {}
-    first, second = (measurements.arrays(kind, name, "float32") for name in (a, b))
-    return {key: distance(first[key], second[key]) for key in first.keys() & second.keys()}
 
 
 def _rounding_errors(measurements: Measurements, kind: str) -> dict[str, float]:
@@ -157,16 +150,19 @@ def _compare_pairs(
     task: str,
     comparison: str,
     distances: Callable[[str, str, str], list[Measurement]],
+    may_round: Callable[[str, str], bool] = lambda a, b: False,
 ) -> Iterator[Row]:
-    """Yields a row for each pair and precision; float64 decides whether float32 is rounding."""
+    """Yields a row for each pair and precision; float64 decides whether float32 is rounding.
+
+    `may_round` decides for float64.
+    """
     agrees: dict[tuple[str, str], bool] = {}
     unknown = None if "float64" in measurements.precisions else False
     for a, b, precision in sorted(measurements.pairs(task), key=lambda pair: pair[2], reverse=True):
-        row = summarize(
-            comparison, (a, b), precision, distances(a, b, precision), agrees.get((a, b), unknown)
-        )
+        rounding = agrees.get((a, b), unknown) if precision == "float32" else may_round(a, b)
+        row = summarize(comparison, (a, b), precision, distances(a, b, precision), rounding)
         if precision == "float64":
-            agrees[a, b] = row.status == "agrees"
+            agrees[a, b] = row.status in ("agrees", "rounding")
         yield row
 
 
@@ -176,24 +172,40 @@ def gradients(measurements: Measurements) -> Iterator[Row]:
     def distances(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (measurements.arrays("gradients", name, precision) for name in (a, b))
         order, positions, growth = _backward_order(measurements, list(first))
-        in_float32 = _float32_distances(measurements, "gradients", "gradients", a, b, precision)
+        in_float32 = measurements.float32_distances("gradients", "gradients", a, b)
+        of_float32 = 8 * U["float32"] * math.sqrt(2 * growth**2 + positions)
         min_scale = _min_gradient_scale(first)
         result = []
         for path in order:
-            tolerance = float64_tolerance(measurements, in_float32.get(path))
-            if precision == "float32":
-                tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + positions)
+            tolerance, limit = of_float32, 100 * of_float32
+            if precision == "float64":
+                tolerance, limit = float64_tolerance(measurements, in_float32.get(path)), of_float32
             tolerance = max(tolerance, 4 * measurements.half_precision)
             if path not in second:  # rung 1 reports it
                 result.append(Measurement(path, math.inf, tolerance, tolerance))
                 continue
             x, y = first[path], second[path]
             scale = 0.0 if path == "loss" else min_scale
-            relative, typical = distance(x, y, scale), typical_distance(x, y, scale)
-            result.append(Measurement(path, relative, tolerance, 100 * tolerance, typical))
+            relative = distance(x, y, scale)
+            # A wrong gradient that is small beside others is far from itself.
+            typical = typical_distance(x, y, scale) if precision == "float32" else distance(x, y)
+            result.append(Measurement(path, relative, tolerance, limit, typical))
         return result
 
-    yield from _compare_pairs(measurements, "gradients", "loss and gradients", distances)
+    def outputs_agree(a: str, b: str) -> bool:
+        return {a, b} <= {*measurements.done("outputs", "float64")} and all(
+            measurement.distance <= measurement.tolerance
+            for mode in ("inference", "training")
+            for measurement in layer_distances(measurements, mode, a, b, "float64")
+        )
+
+    for row in _compare_pairs(
+        measurements, "gradients", "loss and gradients", distances, outputs_agree
+    ):
+        if (row.precision, row.status) == ("float64", "rounding"):
+            detail = "all outputs agree: the backward pass computes in float32"
+            row = dataclasses.replace(row, detail=detail)
+        yield row
 
 
 def _min_gradient_scale(arrays: dict[str, np.ndarray]) -> float:
