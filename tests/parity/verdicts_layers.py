@@ -233,31 +233,6 @@ def in_float16() -> keras.Model:
     )
 
 
-class RoundedGradient(layers.Layer):
-    """Computes its gradient in float32, on one backend."""
-
-    def call(self, x: Tensor) -> Tensor:
-        if keras.backend.backend() != "torch":
-            return x
-
-        @ops.custom_gradient
-        def identity(x: Tensor) -> Any:
-            def gradient(*gradients: Tensor, upstream: Tensor = None) -> Tensor:
-                upstream = gradients[0] if upstream is None else upstream
-                return ops.cast(ops.cast(upstream, "float32"), x.dtype)
-
-            return ops.copy(x), gradient
-
-        return identity(x)
-
-
-@verdict(0)
-def gradient_in_float32() -> keras.Model:
-    return functional(
-        layers.Dense(6, name="first"), RoundedGradient(name="rounded"), layers.Dense(3, name="last")
-    )
-
-
 @verdict(0)
 def several_outputs() -> keras.Model:
     inputs = keras.Input((6,))

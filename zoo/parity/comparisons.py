@@ -3,7 +3,6 @@
 `zoo.parity.rungs` lists the tolerances, `zoo.parity.measurements` explains their derivation.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -150,19 +149,15 @@ def _compare_pairs(
     task: str,
     comparison: str,
     distances: Callable[[str, str, str], list[Measurement]],
-    may_round: Callable[[str, str], bool] = lambda a, b: False,
 ) -> Iterator[Row]:
-    """Yields a row for each pair and precision; float64 decides whether float32 is rounding.
-
-    `may_round` decides for float64.
-    """
+    """Yields a row for each pair and precision; float64 decides whether float32 is rounding."""
     agrees: dict[tuple[str, str], bool] = {}
     unknown = None if "float64" in measurements.precisions else False
     for a, b, precision in sorted(measurements.pairs(task), key=lambda pair: pair[2], reverse=True):
-        rounding = agrees.get((a, b), unknown) if precision == "float32" else may_round(a, b)
+        rounding = agrees.get((a, b), unknown) if precision == "float32" else False
         row = summarize(comparison, (a, b), precision, distances(a, b, precision), rounding)
         if precision == "float64":
-            agrees[a, b] = row.status in ("agrees", "rounding")
+            agrees[a, b] = row.status == "agrees"
         yield row
 
 
@@ -173,39 +168,23 @@ def gradients(measurements: Measurements) -> Iterator[Row]:
         first, second = (measurements.arrays("gradients", name, precision) for name in (a, b))
         order, positions, growth = _backward_order(measurements, list(first))
         in_float32 = measurements.float32_distances("gradients", "gradients", a, b)
-        of_float32 = 8 * U["float32"] * math.sqrt(2 * growth**2 + positions)
         min_scale = _min_gradient_scale(first)
         result = []
         for path in order:
-            tolerance, limit = of_float32, 100 * of_float32
-            if precision == "float64":
-                tolerance, limit = float64_tolerance(measurements, in_float32.get(path)), of_float32
+            tolerance = float64_tolerance(measurements, in_float32.get(path))
+            if precision == "float32":
+                tolerance = 8 * U[precision] * math.sqrt(2 * growth**2 + positions)
             tolerance = max(tolerance, 4 * measurements.half_precision)
             if path not in second:  # rung 1 reports it
                 result.append(Measurement(path, math.inf, tolerance, tolerance))
                 continue
             x, y = first[path], second[path]
             scale = 0.0 if path == "loss" else min_scale
-            relative = distance(x, y, scale)
-            # A wrong gradient that is small beside others is far from itself.
-            typical = typical_distance(x, y, scale) if precision == "float32" else distance(x, y)
-            result.append(Measurement(path, relative, tolerance, limit, typical))
+            relative, typical = distance(x, y, scale), typical_distance(x, y, scale)
+            result.append(Measurement(path, relative, tolerance, 100 * tolerance, typical))
         return result
 
-    def outputs_agree(a: str, b: str) -> bool:
-        return {a, b} <= {*measurements.done("outputs", "float64")} and all(
-            measurement.distance <= measurement.tolerance
-            for mode in ("inference", "training")
-            for measurement in layer_distances(measurements, mode, a, b, "float64")
-        )
-
-    for row in _compare_pairs(
-        measurements, "gradients", "loss and gradients", distances, outputs_agree
-    ):
-        if (row.precision, row.status) == ("float64", "rounding"):
-            detail = "all outputs agree: the backward pass computes in float32"
-            row = dataclasses.replace(row, detail=detail)
-        yield row
+    yield from _compare_pairs(measurements, "gradients", "loss and gradients", distances)
 
 
 def _min_gradient_scale(arrays: dict[str, np.ndarray]) -> float:

@@ -71,9 +71,7 @@ RUNGS = {
             "float32: 8·u·sqrt(64 + 2·terms + positions a weight is used at), and 100 times that "
             "for the root mean square if float64 agrees to 1e-10: a near tie in a maximum, or a "
             "value at the kink of a ReLU, changes the path of a few gradients (measured: up to "
-            "0.08 in MobileNetV2). float64: 1e-10; and if all outputs agree in float64, the "
-            "tolerance of float32, relative to the weight's own largest gradient, since then the "
-            "backward pass computes in float32 on a backend.",
+            "0.08 in MobileNetV2).",
             (tasks.describe, tasks.outputs, tasks.gradients),
             _BOTH,
             comparisons.gradients,
