@@ -167,8 +167,8 @@ def gradients(measurements: Measurements) -> Iterator[Row]:
     def distances(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (measurements.arrays("gradients", name, precision) for name in (a, b))
         order, positions, growth = _backward_order(measurements, list(first))
-        in_float32 = measurements.float32_distances("gradients", "gradients", a, b)
         min_scale = _min_gradient_scale(first)
+        in_float32 = measurements.float32_distances("gradients", "gradients", a, b, min_scale)
         result = []
         for path in order:
             tolerance = float64_tolerance(measurements, in_float32.get(path))

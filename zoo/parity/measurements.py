@@ -66,12 +66,15 @@ class Measurements:
         with np.load(tasks.path_of(self.folder, kind, name, precision)) as file:
             return dict(file)
 
-    def float32_distances(self, task: str, kind: str, a: str, b: str) -> dict[str, float]:
+    def float32_distances(
+        self, task: str, kind: str, a: str, b: str, min_scale: float = 0.0
+    ) -> dict[str, float]:
         """Distances in float32 between two backends' arrays of one kind, by name."""
         if not {a, b} <= {*self.done(task, "float32")}:
             return {}
         first, second = (self.arrays(kind, name, "float32") for name in (a, b))
-        return {key: distance(first[key], second[key]) for key in first.keys() & second.keys()}
+        names = first.keys() & second.keys()
+        return {name: distance(first[name], second[name], min_scale) for name in names}
 
     @property
     def float32_layers(self) -> list[str]:
