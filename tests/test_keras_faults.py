@@ -173,3 +173,15 @@ def test_constants_have_the_default_dtype() -> None:
     with backend.float64():
         constant = ops.convert_to_tensor([0.1])
     assert keras.backend.standardize_dtype(constant.dtype) == "float64"
+
+
+@fault("torch")
+@pytest.mark.parametrize("layer", [layers.Conv2D, layers.Conv2DTranspose])
+def test_gradient_of_a_float64_convolution_with_one_filter(layer: type[keras.layers.Layer]) -> None:
+    channels, filters = (2, 1) if layer is layers.Conv2D else (1, 2)
+    with backend.float64():
+        model = keras.Sequential([keras.Input((4, 4, channels)), layer(filters, 3)])
+        loss, _ = backends.loss_and_gradients(
+            model, lambda x: ops.mean(model(x)), np.ones((1, 4, 4, channels))
+        )
+    assert np.isfinite(loss)

@@ -1,19 +1,29 @@
 """The check reaches the right verdict on models as users write them."""
 
+import keras
 import pytest
 
 from tests.parity import verdicts_layers, verdicts_models, verdicts_reports  # noqa: F401 (register)
-from tests.parity.verdicts import VERDICTS
-from zoo.parity import Workers, check
+from tests.parity.verdicts import VERDICTS, Verdict
+from zoo.parity import Report, Workers, check
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
+
+
+def checked(verdict: Verdict, workers: Workers, **options: object) -> Report:
+    """The report on a model whose initial weights are the same in every run of the tests."""
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        return verdict.build()
+
+    return check(build, workers=workers, **{"rungs": "1-4", **verdict.options, **options})
 
 
 @pytest.mark.parametrize("name", VERDICTS)
 def test_check_reaches_the_right_verdict(name: str, all_backends: Workers) -> None:
     verdict = VERDICTS[name]
-    options = {"rungs": "1-4", **verdict.options}
-    report = check(verdict.build, workers=all_backends, **options)
+    report = checked(verdict, all_backends)
     assert report.exit_status == verdict.exit_status, report.failures
     if verdict.exit_status == 1:
         assert {row.where for row in report.rows if row.status == "differs"} == {verdict.where}
@@ -39,26 +49,26 @@ EXPLANATIONS = {
 @pytest.mark.parametrize("name", EXPLANATIONS)
 def test_report_explains_a_difference(name: str, all_backends: Workers) -> None:
     verdict = VERDICTS[name]
-    report = check(verdict.build, workers=all_backends, **{"rungs": "1-4", **verdict.options})
+    report = checked(verdict, all_backends)
     for beginning in EXPLANATIONS[name]:
         assert any(text.startswith(beginning) for text in report.explanation), report.explanation
 
 
 def test_check_compares_the_weights_of_a_subclass(all_backends: Workers) -> None:
     verdict = VERDICTS["subclass"]
-    report = check(verdict.build, workers=all_backends, **{**verdict.options, "rungs": "1"})
+    report = checked(verdict, all_backends, rungs="1")
     assert "4 variables, 154 parameters" in report.rows[0].detail
     assert not report.notes
 
 
 def test_report_names_the_backend_that_computes_in_float32(all_backends: Workers) -> None:
-    report = check(VERDICTS["bilinear_upsampling"].build, workers=all_backends, rungs="3")
+    report = checked(VERDICTS["bilinear_upsampling"], all_backends, rungs="3")
     (note,) = report.notes
     assert note.startswith("up on tensorflow: computed in float32 in a float64 model")
 
 
 def test_check_of_nothing_does_not_agree(all_backends: Workers) -> None:
-    report = check(VERDICTS["without_state"].build, workers=all_backends, rungs="7")
+    report = checked(VERDICTS["without_state"], all_backends)
     assert not report.agrees
     assert report.verdict == "could not be compared"
     assert {row.detail for row in report.rows} == {"nothing to compare"}

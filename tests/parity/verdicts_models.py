@@ -13,7 +13,7 @@ from tests.parity.verdicts import functional, verdict
 Tensor = Any
 
 
-@verdict(0, rungs="1-2")
+@verdict(0, rungs="1-3")
 def mobilenet() -> keras.Model:
     return keras.applications.MobileNet((32, 32, 3), alpha=0.25, weights=None, classes=4)
 

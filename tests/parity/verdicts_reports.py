@@ -131,6 +131,26 @@ def ids_outside_the_vocabulary() -> keras.Model:
     return keras.Model(ids, layers.Embedding(5, 3, name="embed")(ids), name="model")
 
 
+class Stopped(layers.Layer):
+    """Adds a branch of little weight, whose gradient stops on one backend."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.branch = layers.Dense(4, name="branch")
+
+    def call(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        if keras.backend.backend() == "jax":
+            y = ops.stop_gradient(y)
+        return x + 1e-9 * y
+
+
+@verdict(1, "stopped/branch/kernel", rungs="4", says="jax is the odd one")
+def small_gradient_that_stops() -> keras.Model:
+    """It is 1e-9 of the others, so that float32 cannot tell."""
+    return functional(layers.Dense(4, name="dense"), Stopped(name="stopped"))
+
+
 class WithOwnStep(keras.Model):
     def train_step(self, *args: Any) -> Any:
         raise AssertionError("The check does not call this")

@@ -35,7 +35,7 @@ def device() -> str:
 def keep_float64() -> None:
     """As `common.keep_float64`; and convolutions in float64 get contiguous kernels.
 
-    With others PyTorch cannot compute the gradient of a kernel of one filter.
+    With others PyTorch cannot compute the gradient of a kernel of one filter or channel.
     """
     common.keep_float64()
     functional = torch.nn.functional
@@ -45,8 +45,9 @@ def keep_float64() -> None:
             x, kernel.contiguous(), *args, **kwargs
         )
 
-    for name in ("conv1d", "conv2d", "conv3d"):
-        setattr(functional, name, with_contiguous_kernel(getattr(functional, name)))
+    for dimensions in ("1d", "2d", "3d"):
+        for name in (f"conv{dimensions}", f"conv_transpose{dimensions}"):
+            setattr(functional, name, with_contiguous_kernel(getattr(functional, name)))
 
 
 def on_device(array: Any) -> Tensor:

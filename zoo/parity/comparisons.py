@@ -112,7 +112,9 @@ def layer_distances(
         return [Measurement(f"{path} (layers are called in another order)", math.inf, 0.0, 0.0)]
     first, second = (measurements.arrays(mode, name, precision) for name in (a, b))
     rounding = _rounding_errors(measurements, mode) if precision == "float32" else {}
-    in_float32 = _float32_distances(measurements, "outputs", mode, a, b, precision)
+    in_float32 = {}
+    if precision == "float64":
+        in_float32 = measurements.float32_distances("outputs", mode, a, b)
     distances = []
     growths, errors = error_growth(layer_calls), half_precision_errors(layer_calls)
     for i, ((path, *_), growth, error) in enumerate(zip(layer_calls, growths, errors)):
@@ -123,16 +125,6 @@ def layer_distances(
         relative = distance(first[str(i)], second[str(i)])
         distances.append(Measurement(path, relative, tolerance, tolerance))
     return distances
-
-
-def _float32_distances(
-    measurements: Measurements, task: str, kind: str, a: str, b: str, precision: str
-) -> dict[str, float]:
-    """Distances in float32 of the arrays that are compared in float64; else none."""
-    if precision == "float32" or not {a, b} <= {*measurements.done(task, "float32")}:
-        return {}
-    first, second = (measurements.arrays(kind, name, "float32") for name in (a, b))
-    return {key: distance(first[key], second[key]) for key in first.keys() & second.keys()}
 
 
 def _rounding_errors(measurements: Measurements, kind: str) -> dict[str, float]:
@@ -162,9 +154,8 @@ def _compare_pairs(
     agrees: dict[tuple[str, str], bool] = {}
     unknown = None if "float64" in measurements.precisions else False
     for a, b, precision in sorted(measurements.pairs(task), key=lambda pair: pair[2], reverse=True):
-        row = summarize(
-            comparison, (a, b), precision, distances(a, b, precision), agrees.get((a, b), unknown)
-        )
+        rounding = agrees.get((a, b), unknown) if precision == "float32" else False
+        row = summarize(comparison, (a, b), precision, distances(a, b, precision), rounding)
         if precision == "float64":
             agrees[a, b] = row.status == "agrees"
         yield row
@@ -176,8 +167,8 @@ def gradients(measurements: Measurements) -> Iterator[Row]:
     def distances(a: str, b: str, precision: str) -> list[Measurement]:
         first, second = (measurements.arrays("gradients", name, precision) for name in (a, b))
         order, positions, growth = _backward_order(measurements, list(first))
-        in_float32 = _float32_distances(measurements, "gradients", "gradients", a, b, precision)
         min_scale = _min_gradient_scale(first)
+        in_float32 = measurements.float32_distances("gradients", "gradients", a, b, min_scale)
         result = []
         for path in order:
             tolerance = float64_tolerance(measurements, in_float32.get(path))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.evaluation.distance import distance
 from zoo.parity import tasks
 from zoo.parity.case import Case
 from zoo.parity.report import STATUSES, Row, Status
@@ -64,6 +65,16 @@ class Measurements:
         """Loads a worker's arrays of one kind, such as "gradients", by name."""
         with np.load(tasks.path_of(self.folder, kind, name, precision)) as file:
             return dict(file)
+
+    def float32_distances(
+        self, task: str, kind: str, a: str, b: str, min_scale: float = 0.0
+    ) -> dict[str, float]:
+        """Distances in float32 between two backends' arrays of one kind, by name."""
+        if not {a, b} <= {*self.done(task, "float32")}:
+            return {}
+        first, second = (self.arrays(kind, name, "float32") for name in (a, b))
+        names = first.keys() & second.keys()
+        return {name: distance(first[name], second[name], min_scale) for name in names}
 
     @property
     def float32_layers(self) -> list[str]:
