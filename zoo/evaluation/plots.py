@@ -138,6 +138,7 @@ def plot_mistakes(
     count: Annotated[int, whole(1, 256)] = 16,
 ) -> Figure:
     """Misclassified images with the greatest confidence."""
+    check_lengths(images=images, labels=labels, logits=logits)
     predictions = logits.argmax(-1)
     confidence = np.exp(log_softmax(logits, axis=-1).max(-1))
     wrong = np.flatnonzero(predictions != labels)
