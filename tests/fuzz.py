@@ -72,6 +72,8 @@ TENSOR_FUNCTIONS = {
     "zoo.training.losses.at_least_float32",
     "zoo.training.losses.cross_entropy",
 }
+# Dataclasses that the package itself fills.
+RECORDS = {"Activation", "Classifier", "Entry", "ImageInput", "TrainingState"}
 # Functions of each training step, which check their arguments by the rules alone.
 CHECKED_BY_RULES = {
     "zoo.random.bernoulli",
@@ -89,7 +91,7 @@ def is_validated(function: Any) -> bool:
 
 
 def public_callables() -> dict[str, Callable[..., Any]]:
-    """Functions and classes with arguments that the modules of `zoo/` define, by their address."""
+    """Functions and classes with arguments that the modules of `zoo/` define, by address."""
     found = {}
     for info in pkgutil.walk_packages(zoo.__path__, "zoo."):
         if info.name.startswith(SKIPPED):
@@ -108,7 +110,7 @@ def public_callables() -> dict[str, Callable[..., Any]]:
 
 
 def _is_plain_record(value: type) -> bool:
-    return issubclass(value, tuple) or getattr(value, "_is_protocol", False)
+    return value.__name__ in RECORDS or getattr(value, "_is_protocol", False)
 
 
 # ------------------------------------------------------------------ values

@@ -75,7 +75,7 @@ def test_whole_number_rejects_other_values_and_shows_them(size: Any, shown: str)
         example(size)
 
 
-@pytest.mark.parametrize("size", [10**12, 10**30, 10**5000])
+@pytest.mark.parametrize("size", [10**12, 10**30, 10**5000], ids=["trillion", "30", "5000"])
 def test_whole_number_has_an_upper_bound(size: int) -> None:
     with pytest.raises(ValueError, match="`size` must be a whole number of at most 1048576"):
         example(size)

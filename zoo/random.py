@@ -82,7 +82,7 @@ def fold_in(key: Key, data: Any) -> Key:
     if _is_host(key) and isinstance(data, int | np.integer):
         data = np.full(2, _wrap(int(data)), np.int32)
         return _fold(np, key, data)
-    if not hasattr(data, "dtype"):
+    if not hasattr(data, "dtype") or tuple(data.shape) != ():
         raise ValueError(
             f"`data` must be an integer or a scalar tensor of integers. Received: data={show(data)}"
         )

@@ -24,6 +24,7 @@ from zoo.validation import NonNegative, Probability, Timesteps, array, validated
 Kind = Literal["linear", "cosine"]
 
 
+@validated
 @dataclass(frozen=True)
 class NoiseSchedule:
     """The tables of a noise schedule, read-only and in float64.
@@ -39,7 +40,7 @@ class NoiseSchedule:
         ValueError: if a beta lies outside [0, 1] or the signal-to-noise ratio is infinite.
     """
 
-    betas: Annotated[np.ndarray, array("f", "(T,)")]
+    betas: Annotated[np.ndarray, array("iuf", "(T,)")]
     alphas_cumprod: np.ndarray = field(init=False)
     signal: np.ndarray = field(init=False)
     sigma: np.ndarray = field(init=False)

@@ -53,6 +53,8 @@ class WordTokenizer:
     @validated
     def __init__(self, prompts: Texts):
         tokenized = [_split_words(prompt) for prompt in prompts]
+        if not tokenized:
+            raise ValueError("`prompts` must hold at least one text. Received: none")
         self.words = sorted({word for words in tokenized for word in words})
         self.max_length = 1 + max(map(len, tokenized))
         self._ids = {word: number for number, word in enumerate(self.words, BOS + 1)}

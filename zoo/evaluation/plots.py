@@ -182,6 +182,7 @@ def plot_mistakes(
         count: Number of images, at most.
         class_names: Name of each class; by default its number.
     """
+    check_lengths(images=images, labels=labels, logits=logits)
     names = _names(class_names, logits.shape[-1])
     predictions = logits.argmax(-1)
     confidence = np.exp(log_softmax(logits, axis=-1).max(-1))

@@ -152,6 +152,11 @@ def next_words(
         batch = [heapq.heappop(queue) for _ in range(min(_BATCH_SIZE, len(queue)))]
         expansions += len(batch)
         batch_probabilities = np.exp(predict([ids for _, _, ids, _ in batch]))
+        if batch_probabilities.shape != (len(batch), len(tokens)):
+            raise ValueError(
+                "`predict` must give log-probabilities of the tokens of `tokenizer`, "
+                f"{(len(batch), len(tokens))}. Received: shape={batch_probabilities.shape}"
+            )
         for (negative, _, ids, prefix), probabilities in zip(batch, batch_probabilities):
             remaining[prefix] += negative
             probabilities[tokenizer.BOS] = 0  # the text ends: there is no next word

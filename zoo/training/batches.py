@@ -55,7 +55,9 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         steps_per_epoch: Count | None = None,
     ):
         super().__init__()
-        if not hasattr(examples, "__getitem__") or isinstance(examples, tuple | list | dict):
+        if not hasattr(examples, "__getitem__") or (
+            isinstance(examples, tuple | list | dict) or getattr(examples, "ndim", 1) == 0
+        ):
             examples = _Arrays(examples)
         if not len(examples):
             raise ValueError("`examples` must hold at least one example. Received: none")
