@@ -29,13 +29,8 @@ from zoo.datasets.recall import Recall
 from zoo.evaluation import gradients, plots
 from zoo.layers.recurrent import chrono_initialize
 from zoo.training import Adam, Batches, CrossEntropy
-from zoo.training.run_directory import (
-    RunDirectory,
-    TrainingConfig,
-    environment,
-    open_run,
-    set_defaults,
-)
+from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.run_directory import RunDirectory, environment, open_run
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8

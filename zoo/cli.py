@@ -58,5 +58,6 @@ def recipe_console(quiet: bool) -> Console:
 
 
 def _complain(text: str, status: int) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
+    errors = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    errors.print(f"error: {text}")
     return status

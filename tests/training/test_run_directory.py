@@ -1,7 +1,6 @@
 """Tests of run directories and of the flags that all recipes share."""
 
 import csv
-import importlib.util
 import json
 import os
 import resource
@@ -20,7 +19,6 @@ from matplotlib.figure import Figure
 from tests.training.conftest import BATCH, Outcome, Training, X, Y
 from tests.training.test_callbacks import AfterStep, Poison, stop
 from zoo.training import Batches, Diverged, run_directory
-from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.run_callbacks import StepLosses
 from zoo.training.run_directory import RunDirectory, open_run
 
@@ -373,49 +371,3 @@ def test_step_losses_go_on_without_those_that_the_file_has_lost(
     np.testing.assert_array_equal(losses.values[:4], [*expected[:kept], *[np.nan] * (4 - kept)])
     assert np.isfinite(losses.values[4:]).all()
     assert len(losses.values) == 8
-
-
-# ------------------------------------------------------------------ flags
-
-
-def test_training_config_checks_sizes() -> None:
-    TrainingConfig(checkpoint_steps=1, patience=None).check_sizes()
-    for name, others in (("checkpoint_steps", ()), ("patience", ()), ("seed", ("seed",))):
-        with pytest.raises(ValueError, match=rf"at least 1\. Received: {name}=0"):
-            TrainingConfig(**{name: 0}).check_sizes(*others)
-
-
-def test_training_config_gives_callbacks_that_flags_ask_for(tmp_path: Path) -> None:
-    assert TrainingConfig(quiet=True).callbacks() == []
-    (stopping,) = TrainingConfig(quiet=True, patience=3).callbacks()
-    assert isinstance(stopping, keras.callbacks.EarlyStopping)
-    assert (stopping.monitor, stopping.patience) == ("val_loss", 3)
-
-
-@pytest.mark.parametrize("installed", [set(), {"tensorflow"}, {"tensorboard"}])
-def test_training_config_rejects_tensorboard_where_a_package_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str]
-) -> None:
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: name if name in installed else None
-    )
-    missing = ", ".join(name for name in ("tensorflow", "tensorboard") if name not in installed)
-    text = (
-        rf"Missing: {missing}\. Received: tensorboard=DIR.*keras-zoo\[tensorboard\].*history\.csv"
-    )
-    with pytest.raises(ValueError, match=text):
-        TrainingConfig(tensorboard=tmp_path).prepare()
-
-
-def test_training_config_is_verbose_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    for terminal, verbose in ((True, 1), (False, 2)):
-        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
-        assert TrainingConfig().verbose == verbose
-        assert len(TrainingConfig().progress()) == (verbose == 2)
-        assert TrainingConfig(quiet=True).verbose == 0
-
-
-def test_set_defaults_sets_only_missing_fields() -> None:
-    config = TrainingConfig(seed=3)
-    set_defaults(config, patience=5, seed=1)
-    assert (config.patience, config.seed) == (5, 3)
