@@ -98,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe and returns its metrics."""
     console = cli.console()
     backend.disable_tf32()
-    run = open_run("backprop", config)
+    run = open_run("backprop", config, results={"gradients_agree": bool})
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")
         return run.metrics

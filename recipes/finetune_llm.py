@@ -81,7 +81,8 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes texts before and after, and returns the metrics."""
     console = cli.console()
     not_results = "text", "prompt", "max_new_tokens", "sampler"
-    run = open_run("finetune_llm", config, *not_results, extendable="epochs")
+    results = {"test_loss": float}
+    run = open_run("finetune_llm", config, *not_results, extendable="epochs", results=results)
     config.prepare()
     policy = config.dtype_policy
     causal_lm = load_causal_lm(config.preset, config.rank, config.seed, policy, config.sampler)

@@ -41,6 +41,11 @@ CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
 HISTORY = "cell", "length", "loss", "accuracy", "test_loss", "test_accuracy"
 OF_LONGEST = "parameters", *HISTORY[4:], "gradient_ratio", "examples_per_second"
+PART = {
+    "cell": str, "length": int, **dict.fromkeys(HISTORY[2:], float), "parameters": int,
+    "gradient": dict[str, list[float]], "gradient_ratio": dict[str, float], "backends": list[str],
+    "examples_per_second": float | None, "wall_seconds": float,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     whole.write_config()
     part = {"cell": cell, "length": length}
-    run = RunDirectory(whole.path / cell / str(length), part)
+    run = RunDirectory(whole.path / cell / str(length), part, results=PART)
     if run.metrics:
         return run.metrics
     x, y = held_out[np.arange(len(held_out))]
@@ -103,7 +108,7 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     )
     test_loss, test_accuracy = trainer.evaluate(Batches((x, y), batch_size=len(x)), verbose=0)
     gradient["after"] = gradients.gradient_by_step(network, x[:200], y[:200])
-    network.save_weights(run.path / "model.weights.h5")
+    run.save_model(network)
     ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
     row = {name: checkpoint.state.history[-1][name] for name in ("loss", "accuracy")}
     return run.finish(
@@ -115,7 +120,7 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns its metrics."""
     console = cli.console()
-    run = open_run("long_memory", config)
+    run = open_run("long_memory", config, results={"test_accuracy": dict[str, float]})
     if run.metrics:
         console.print(f"The run in {run.path} is finished: recall {run.metrics['test_accuracy']}")
         return run.metrics

@@ -65,7 +65,8 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns its metrics."""
     console = cli.console()
     classifier = registry.get_classifier(config.model)
-    run = open_run("mnist", config, "data_dir", extendable="epochs")
+    results = {"test_accuracy": float}
+    run = open_run("mnist", config, "data_dir", extendable="epochs", results=results)
     if run.metrics:
         score = run.metrics["test_accuracy"]
         console.print(f"The run in {run.path} is finished: {score:.2%} correct")

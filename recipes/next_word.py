@@ -72,7 +72,10 @@ class Config(TrainingConfig):
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, answers the prompt, and returns the metrics."""
     console = cli.console()
-    run = open_run("next_word", config, "prompt", "temperature", extendable="epochs")
+    run = open_run(
+        "next_word", config, "prompt", "temperature", extendable="epochs",
+        results={"test_perplexity": float},
+    )  # fmt: skip
     config.prepare()
     tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
     demo = NextWordDemo(tokenizer, config.prompt, config.seed, config.temperature)
@@ -83,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     if run.metrics:
         score = run.metrics["test_perplexity"]
         console.print(f"The run in {run.path} is finished: test perplexity {score:.1f}")
-        network.load_weights(run.path / "model.weights.h5")
+        run.load_weights(network)
     metrics = run.metrics or train(config, run, tokenizer, network)
     demo.print_text(network, console)
     return metrics

@@ -80,7 +80,10 @@ MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "us
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes a text, and returns the metrics."""
     console = cli.console()
-    run = open_run("shakespeare", config, "prompt", "temperature", extendable="epochs")
+    run = open_run(
+        "shakespeare", config, "prompt", "temperature", extendable="epochs",
+        results={"test_loss": float},
+    )  # fmt: skip
     config.prepare()
     size = None if config.tokens == "characters" else config.vocabulary_size
     tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
@@ -93,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
     if run.metrics:
         score = run.metrics["test_loss"]
         console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
-        network.load_weights(run.path / "model.weights.h5")
+        run.load_weights(network)
     metrics = run.metrics or train(config, run, tokenizer, network)
     generator.print_text(network, console)
     return metrics

@@ -84,7 +84,8 @@ NOT_RESULTS = ("data_dir", "classifier", "prompt", "negative_prompt", "out", "pr
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, draws the prompt, and returns the metrics."""
     console = cli.console()
-    run = open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs")
+    results = {"prompt_accuracy": float}
+    run = open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs", results=results)
     config.prepare()
     prompts = prompts_by_class()
     tokenizer = WordTokenizer([prompt for of_class in prompts for prompt in of_class])

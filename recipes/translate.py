@@ -72,7 +72,8 @@ CONTEXT = 256  # tokens of the longest sentence that can be translated
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns the metrics."""
     console = cli.console()
-    run = open_run("translate", config, extendable="epochs")
+    results = {"bleu": float, "chrf": float}
+    run = open_run("translate", config, extendable="epochs", results=results)
     if metrics := run.metrics:
         scores = f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
         console.print(f"The run in {run.path} is finished: {scores}")

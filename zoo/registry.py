@@ -1,10 +1,12 @@
 """Registry of the model builders, with the section and the training recipe of each."""
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import keras
 
@@ -80,11 +82,16 @@ class Classifier:
 
 models: dict[str, Entry] = {}
 
+# The builder's name and arguments of each model that a builder returned, for `origin`.
+_origins: MutableMapping[keras.Model, tuple[str, dict[str, Any]]] = WeakKeyDictionary()
+
 
 def register(
     *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
     """Returns a decorator that adds a builder to `models` under its own name.
+
+    The decorated builder notes the arguments of each model, for `origin`.
 
     Args:
         parameter_count: Function from all of the builder's arguments to the parameter count.
@@ -92,14 +99,45 @@ def register(
     """
 
     def decorator(build: Callable[P, keras.Model]) -> Callable[P, keras.Model]:
-        signature = inspect.signature(build).parameters.items()
-        defaults = {name: parameter.default for name, parameter in signature}
+        signature = inspect.signature(build)
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+
+        @functools.wraps(build)
+        def build_and_note(*args: P.args, **kwargs: P.kwargs) -> keras.Model:
+            model = build(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            policy = bound.arguments["dtype"] or keras.config.dtype_policy()
+            dtype = policy if isinstance(policy, str) else policy.name
+            _origins[model] = build.__name__, {**bound.arguments, "dtype": dtype}
+            return model
+
         models[build.__name__] = Entry(
-            build, parameter_count=partial(parameter_count, **defaults), **attributes
+            build_and_note, parameter_count=partial(parameter_count, **defaults), **attributes
         )
-        return build
+        return build_and_note
 
     return decorator
+
+
+def origin(model: keras.Model) -> tuple[str, dict[str, Any]]:
+    """Returns the name of the builder that made a model, and all arguments it was given.
+
+    A dtype of None is resolved to Keras' policy at that time.
+
+    Args:
+        model: Model that a builder in `models` returned.
+
+    Raises:
+        ValueError: If the model comes from elsewhere, such as a copy.
+    """
+    if model not in _origins:
+        raise ValueError(
+            f"`model` must be made by one of {', '.join(sorted(models))}. Received: {model.name}, "
+            "which comes from elsewhere. Save it with Keras' `save`"
+        )
+    name, arguments = _origins[model]
+    return name, dict(arguments)
 
 
 def get(name: str) -> Entry:

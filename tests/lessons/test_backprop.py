@@ -160,7 +160,8 @@ def test_main_finds_same_gradients_and_curves(
 def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, object]]) -> None:
     folder, metrics = finished
     names = (
-        "checkpoints config.json curves.png history.csv metrics.json model.json model.weights.h5"
+        "checkpoints config.json curves.png history.csv manifest.json metrics.json model.json "
+        "model.weights.h5"
     )
     assert sorted(os.listdir(folder)) == names.split()
     assert json.loads((folder / "metrics.json").read_text()) == metrics

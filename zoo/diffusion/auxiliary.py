@@ -116,7 +116,7 @@ def train_autoencoder(
     settings = {"recipe": "autoencoder", "seed": config.seed}
     with nested_run(run, "autoencoder", settings) as nested:
         if nested.metrics:  # a longer run keeps the latent space that it has begun in
-            model.load_weights(nested.path / "model.weights.h5")
+            nested.load_weights(model)
         else:
             history = trainer.fit(
                 batches,

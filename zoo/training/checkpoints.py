@@ -17,6 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from zoo.files.arrays import read_npz
+
 _PROGRESS = "progress.json"
 _KEEP = 2
 
@@ -66,11 +68,12 @@ def save(folder: Path, step: int, progress: dict[str, Any], **parts: Any) -> Pat
     return target
 
 
-def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
+def restore(folder: Path, progress_type: Any = dict[str, Any], **parts: Any) -> Any:
     """Restores the newest whole checkpoint, and warns of damaged ones.
 
     Args:
         folder: Folder of the checkpoints.
+        progress_type: Type of the progress. A checkpoint with something else counts as damaged.
         **parts: Objects with `variables`, by the names they were saved under.
 
     Returns:
@@ -82,7 +85,7 @@ def restore(folder: Path, **parts: Any) -> dict[str, Any] | None:
     remove_unfinished(folder)
     for path in _newest_first(folder):
         try:
-            arrays, progress = _read(path)
+            arrays, progress = _read(path, progress_type)
         except PermissionError:
             raise  # the file itself may be whole
         except Exception as error:  # a damaged archive raises many kinds of errors
@@ -172,10 +175,13 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with open(path, "rb") as file, np.load(file) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return arrays, json.loads(arrays.pop(_PROGRESS).tobytes())
+def _read(path: Path, progress_type: Any) -> tuple[dict[str, np.ndarray], Any]:
+    from zoo.files import documents  # loads pydantic, which `import zoo` must not wait for
+
+    arrays = read_npz(path)
+    text = arrays.pop(_PROGRESS).tobytes()
+    progress = documents.parse(text, progress_type, _PROGRESS, "Restore the file", allow_nan=True)
+    return arrays, progress
 
 
 def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -2,9 +2,11 @@
 
 config.json        the configuration
 history.csv        a row for each epoch
-metrics.json       the results; written last, so its presence says that the run is finished
+metrics.json       the results
 *.png              the plots
+model.json         the model's builder and its arguments
 model.weights.h5   the trained weights
+manifest.json      SHA-256 of the files above; written last, so it says that the run is finished
 checkpoints/       the last two checkpoints
 """
 
@@ -13,18 +15,22 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
+from pydantic import ConfigDict, JsonValue, create_model
 from rich.console import Console
 
 from zoo import backends
 from zoo.backends import backend
+from zoo.files import arrays, documents, models, runs
 from zoo.training.callbacks import StepCheckpoint, TrainingState
 from zoo.training.checkpoints import atomic_write, remove_unfinished
 from zoo.validation import check_sizes
@@ -39,14 +45,22 @@ class RunDirectory:
             begun with another configuration is refused.
         extendable: Names in `config` that a later call may raise, such as `epochs`. They are not
             compared; a run that has reached less than is asked for goes on.
+        results: Types of the results that the caller reads, by their names in metrics.json.
 
     Raises:
-        ValueError: If the path is a file, holds something else than a run, or belongs to another
-            configuration; the text names what differs.
+        ValueError: If the path is a file, holds something else than a run, belongs to another
+            configuration (the text names what differs), or is a finished run of which a file has
+            changed.
         OSError: If the directory cannot be created or written to.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], extendable: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        extendable: str | None = None,
+        results: Mapping[str, Any] | None = None,
+    ):
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         if self.path.exists() and not self.path.is_dir():
@@ -65,6 +79,9 @@ class RunDirectory:
         config = json.loads(json.dumps(config))
         self._config = config
         self._extendable = extendable
+        self._results = results or {}
+        if self._is_finished:
+            runs.FinishedRun(self.path).verify()
         if (self.path / "config.json").exists():
             self._refuse_other(config)
         elif any(self.path.iterdir()):
@@ -75,13 +92,14 @@ class RunDirectory:
 
     def write_config(self) -> None:
         """Writes config.json, once the configuration has proved sound."""
-        if self._read_if_there("config.json") == self._config:
+        if (self.path / "config.json").exists() and self._read_config() == self._config:
             return
-        (self.path / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which goes on
+        for name in ("metrics.json", runs.MANIFEST):  # of a shorter run, which goes on
+            (self.path / name).unlink(missing_ok=True)
         self.write("config.json", _json(self._config))
 
     def _refuse_other(self, config: dict[str, Any]) -> None:
-        earlier = self._read("config.json")
+        earlier = self._read_config()
         differing = [
             f"{name} was {earlier.get(name)!r} and is {config.get(name)!r}"
             for name in sorted({*earlier, *config} - {self._extendable})
@@ -93,33 +111,42 @@ class RunDirectory:
                 "Give the same flags to go on with it, or another `--run-dir`"
             )
         name = self._extendable
-        if name is not None and (earlier.get(name) or 0) > config[name]:
+        if name is None:
+            return
+        reached = earlier.get(name, 0)
+        if not isinstance(reached, int):
             raise ValueError(
-                f"`{name}` must be at least {earlier[name]}, the {name} of the run in {self.path}. "
+                f"{self.path / 'config.json'}: `{name}` must be a whole number. Received: "
+                f"{reached!r}. Restore the file, or give another `--run-dir`"
+            )
+        if reached > config[name]:
+            raise ValueError(
+                f"`{name}` must be at least {reached}, the {name} of the run in {self.path}. "
                 f"Received: {name}={config[name]}"
             )
 
     @property
     def metrics(self) -> dict[str, Any] | None:
         """Results of a finished run; None before, and if more is asked for than it has reached."""
-        metrics = self._read_if_there("metrics.json")
-        if metrics is None or self._extendable is None:
+        if not self._is_finished:
+            return None
+        config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+        fields: dict[str, Any] = {name: (kind, ...) for name, kind in self._results.items()}
+        schema = create_model("Metrics", __config__=config, **fields)
+        run = runs.FinishedRun(self.path)
+        metrics: dict[str, Any] = run.read("metrics.json", schema).model_dump()
+        if self._extendable is None:
             return metrics
-        earlier = self._read("config.json")
+        earlier = self._read_config()
         return metrics if earlier.get(self._extendable) == self._config[self._extendable] else None
 
-    def _read_if_there(self, name: str) -> dict[str, Any] | None:
-        return self._read(name) if (self.path / name).exists() else None
+    @property
+    def _is_finished(self) -> bool:
+        return all((self.path / name).exists() for name in ("metrics.json", runs.MANIFEST))
 
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"`run_dir` {self.path} holds a damaged {name} ({error}). Remove that file, or "
-                "give another `--run-dir`"
-            ) from error
-        return content
+    def _read_config(self) -> dict[str, Any]:
+        remedy = "Restore the file, or give another `--run-dir`"
+        return documents.read(self.path / "config.json", dict[str, JsonValue], remedy)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file of the directory, whole or not at all."""
@@ -137,13 +164,27 @@ class RunDirectory:
         self.write("history.csv", text.getvalue().encode())
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Writes metrics.json, which says that the run is finished."""
+        """Writes metrics.json and the manifest, which says that the run is finished."""
         self.write("metrics.json", _json(metrics))
+        self.write(runs.MANIFEST, runs.describe(self.path))
 
-    def save_model(self, model: keras.Model) -> None:
-        """Writes the architecture, model.json, and the weights, model.weights.h5."""
-        self.write("model.json", model.to_json(indent=2).encode())
-        model.save_weights(self.path / "model.weights.h5")
+    def save_model(self, model: keras.Model, name: str = "model") -> None:
+        """Writes the builder with its arguments, model.json, and the weights, model.weights.h5.
+
+        Args:
+            model: Model that a builder of the zoo made.
+            name: Name of the two files, without their suffixes.
+
+        Raises:
+            ValueError: If the model comes from elsewhere, or its weights are not finite.
+        """
+        arrays.check_finite(model)
+        self.write(f"{name}.json", models.describe(model))
+        model.save_weights(self.path / f"{name}.weights.h5")
+
+    def load_weights(self, model: keras.Model, name: str = "model") -> None:
+        """Loads the weights of the finished run, as `zoo.files.runs.FinishedRun` does."""
+        runs.FinishedRun(self.path).load_weights(model, name)
 
     def checkpoint(self, every: int = 200, only_trainable: bool = False) -> StepCheckpoint:
         """The checkpoints of the run, for `zoo.Trainer.fit`; they keep history.csv up to date."""
@@ -282,7 +323,11 @@ _NOT_RESULTS = {"run_dir", "quick", "checkpoint_steps", "deterministic", "tensor
 
 
 def open_run(
-    recipe: str, config: Any, *not_results: str, extendable: str | None = None
+    recipe: str,
+    config: Any,
+    *not_results: str,
+    extendable: str | None = None,
+    results: Mapping[str, Any] | None = None,
 ) -> RunDirectory:
     """The run directory of a recipe.
 
@@ -293,6 +338,7 @@ def open_run(
             on with other values.
         extendable: Name of the field that says how long to train; a finished run goes on if it is
             raised.
+        results: Types of the results that the recipe reads of a finished run, by name.
 
     Raises:
         ValueError, OSError: As `RunDirectory` does.
@@ -300,7 +346,7 @@ def open_run(
     path = config.run_dir or Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     ignored = _NOT_RESULTS.union(not_results)
     decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
-    return RunDirectory(path, {"recipe": recipe, **decisive}, extendable)
+    return RunDirectory(path, {"recipe": recipe, **decisive}, extendable, results)
 
 
 def set_defaults(config: Any, **values: Any) -> None:
@@ -311,4 +357,14 @@ def set_defaults(config: Any, **values: Any) -> None:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
+    return f"{text}\n".encode()
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
