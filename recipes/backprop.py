@@ -98,10 +98,10 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe and returns its metrics."""
     console = cli.console()
     backend.disable_tf32()
-    run = open_run("backprop", config, results={"gradients_agree": bool})
+    run = open_run("backprop", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished; metrics.json holds its results")
-        return run.metrics
+        return {**run.metrics, "gradients_agree": run.result("gradients_agree", bool)}
     config.prepare()
     data = datasets.load("mnist", None, config.train_examples)
     normalization = ImageAugmentation(data.mean, data.std, 0, 0, 0, shape=(784,))

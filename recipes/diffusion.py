@@ -40,12 +40,9 @@ class Config(DiffusionConfig):
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns the metrics."""
     console = cli.console()
-    run = open_run(
-        "diffusion", config, "data_dir", "classifier", extendable="epochs",
-        results={"frechet_distance": float},
-    )  # fmt: skip
+    run = open_run("diffusion", config, "data_dir", "classifier", extendable="epochs")
     if run.metrics:
-        distance = run.metrics["frechet_distance"]
+        distance = run.result("frechet_distance")
         console.print(f"The run in {run.path} is finished: Fréchet distance {distance:.2f}")
         return run.metrics
     config.prepare()

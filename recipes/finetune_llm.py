@@ -81,8 +81,7 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes texts before and after, and returns the metrics."""
     console = cli.console()
     not_results = "text", "prompt", "max_new_tokens", "sampler"
-    results = {"test_loss": float}
-    run = open_run("finetune_llm", config, *not_results, extendable="epochs", results=results)
+    run = open_run("finetune_llm", config, *not_results, extendable="epochs")
     config.prepare()
     policy = config.dtype_policy
     causal_lm = load_causal_lm(config.preset, config.rank, config.seed, policy, config.sampler)
@@ -94,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
 
     print_text("Before training")
     if run.metrics:
-        score = run.metrics["test_loss"]
+        score = run.result("test_loss")
         console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
         causal_lm.backbone.load_lora_weights(run.path / "model.lora.h5")
     metrics = run.metrics or train(config, run, network)

@@ -93,9 +93,9 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     whole.write_config()
     part = {"cell": cell, "length": length}
-    run = RunDirectory(whole.path / cell / str(length), part, results=PART)
+    run = RunDirectory(whole.path / cell / str(length), part)
     if run.metrics:
-        return run.metrics
+        return {name: run.result(name, kind) for name, kind in PART.items()}
     x, y = held_out[np.arange(len(held_out))]
     gradient = {"before": gradients.gradient_by_step(network, x[:200], y[:200])}
     checkpoint = run.checkpoint(config.checkpoint_steps)
@@ -120,7 +120,7 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns its metrics."""
     console = cli.console()
-    run = open_run("long_memory", config, results={"test_accuracy": dict[str, float]})
+    run = open_run("long_memory", config)
     if run.metrics:
         console.print(f"The run in {run.path} is finished: recall {run.metrics['test_accuracy']}")
         return run.metrics

@@ -65,10 +65,9 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns its metrics."""
     console = cli.console()
     classifier = registry.get_classifier(config.model)
-    results = {"test_accuracy": float}
-    run = open_run("mnist", config, "data_dir", extendable="epochs", results=results)
+    run = open_run("mnist", config, "data_dir", extendable="epochs")
     if run.metrics:
-        score = run.metrics["test_accuracy"]
+        score = run.result("test_accuracy")
         console.print(f"The run in {run.path} is finished: {score:.2%} correct")
         return run.metrics
     config.prepare()

@@ -72,10 +72,7 @@ class Config(TrainingConfig):
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, answers the prompt, and returns the metrics."""
     console = cli.console()
-    run = open_run(
-        "next_word", config, "prompt", "temperature", extendable="epochs",
-        results={"test_perplexity": float},
-    )  # fmt: skip
+    run = open_run("next_word", config, "prompt", "temperature", extendable="epochs")
     config.prepare()
     tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", config.vocabulary_size)
     demo = NextWordDemo(tokenizer, config.prompt, config.seed, config.temperature)
@@ -84,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
         config.dropout, seed=config.seed, dtype=config.dtype_policy,
     )  # fmt: skip
     if run.metrics:
-        score = run.metrics["test_perplexity"]
+        score = run.result("test_perplexity")
         console.print(f"The run in {run.path} is finished: test perplexity {score:.1f}")
         run.load_weights(network)
     metrics = run.metrics or train(config, run, tokenizer, network)

@@ -80,10 +80,7 @@ MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "us
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes a text, and returns the metrics."""
     console = cli.console()
-    run = open_run(
-        "shakespeare", config, "prompt", "temperature", extendable="epochs",
-        results={"test_loss": float},
-    )  # fmt: skip
+    run = open_run("shakespeare", config, "prompt", "temperature", extendable="epochs")
     config.prepare()
     size = None if config.tokens == "characters" else config.vocabulary_size
     tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
@@ -94,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
         **(MODERN if config.modern else {}),
     )  # fmt: skip
     if run.metrics:
-        score = run.metrics["test_loss"]
+        score = run.result("test_loss")
         console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
         run.load_weights(network)
     metrics = run.metrics or train(config, run, tokenizer, network)

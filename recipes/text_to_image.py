@@ -84,8 +84,7 @@ NOT_RESULTS = ("data_dir", "classifier", "prompt", "negative_prompt", "out", "pr
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, draws the prompt, and returns the metrics."""
     console = cli.console()
-    results = {"prompt_accuracy": float}
-    run = open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs", results=results)
+    run = open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs")
     config.prepare()
     prompts = prompts_by_class()
     tokenizer = WordTokenizer([prompt for of_class in prompts for prompt in of_class])
@@ -93,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
         check_prompts([config.prompt])
         tokenizer.encode([config.prompt, config.negative_prompt])
     if metrics := run.metrics:
-        accuracy = metrics["prompt_accuracy"]
+        accuracy = run.result("prompt_accuracy")
         console.print(f"The run in {run.path} is finished: {accuracy:.1%} show their prompt")
     else:
         metrics = train(config, run, ClassPrompts(tokenizer, prompts))

@@ -72,10 +72,9 @@ CONTEXT = 256  # tokens of the longest sentence that can be translated
 def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, and returns the metrics."""
     console = cli.console()
-    results = {"bleu": float, "chrf": float}
-    run = open_run("translate", config, extendable="epochs", results=results)
+    run = open_run("translate", config, extendable="epochs")
     if metrics := run.metrics:
-        scores = f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
+        scores = f"BLEU {run.result('bleu'):.1f}, chrF {run.result('chrf'):.1f}"
         console.print(f"The run in {run.path} is finished: {scores}")
         return metrics
     config.prepare()

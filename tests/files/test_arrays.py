@@ -40,6 +40,10 @@ def test_load_weights_restores_bfloat16(name: str, tmp_path: Path) -> None:
     for one, two in zip(model.variables, other.variables):
         values = (keras.ops.cast(variable.value, "float32") for variable in (one, two))
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, values))
+    model.weights[0].assign(keras.ops.full(model.weights[0].shape, float("inf"), "bfloat16"))
+    model.save_weights(path)
+    with pytest.raises(ValueError, match="must hold finite numbers"):
+        arrays.load_weights(other, path)
 
 
 @pytest.mark.once
@@ -102,6 +106,7 @@ WEIGHTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "surplus": (lambda file: file.create_dataset("x", data=[1.0]), r"too many, .*shape \(1,\)"),
     "other names": (rename, "must hold the weights of mlp"),
     "text": (replace_dataset(KERNEL, data="code"), f"an array of type object at /{KERNEL}"),
+    "raw bytes": (replace_dataset(KERNEL, data=np.zeros((4, 3), "V2")), r"type \|V2 at"),
     "complex": (replace_dataset(KERNEL, data=np.zeros((4, 3), complex)), "type complex128"),
     "bomb": (
         replace_dataset(KERNEL, shape=HUGE, dtype="float32", compression="gzip", chunks=(64, 64)),

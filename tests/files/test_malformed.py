@@ -39,7 +39,8 @@ def load_report(folder: Path) -> list[Report]:
 
 def open_directory(folder: Path) -> Any:
     config = {"recipe": "text", "epochs": 2}
-    return RunDirectory(folder, config, "epochs", {"test_loss": float}).metrics
+    run = RunDirectory(folder, config, "epochs")
+    return run.metrics, run.result("test_loss")
 
 
 def load_vocabulary(folder: Path) -> Tokenizer:
@@ -168,7 +169,7 @@ CONTENTS: list[tuple[str, Callable[[Any], None], str]] = [
     ("manifest", change("files/model.json/bytes", "7"), r"must be a valid integer.*'7'"),
     ("manifest", change("files/model.json/bytes", True), "must be a valid integer"),
     ("manifest", change("files", {"../x": {}}), "must match pattern"),
-    ("model", change("builder", "os.system"), "`builder` must be one of autoencoder, .*'os.sys"),
+    ("model", change("builder", "os.system"), "`builder` must be one of gpt, .*'os.system'"),
     ("model", change("builder", 3), "`builder` must be a valid string. Received: 3"),
     ("model", change("builder", ...), "`builder` must be given"),
     ("model", change("class_name", "Functional"), "`class_name` must not be given"),
@@ -222,7 +223,7 @@ CONTENTS: list[tuple[str, Callable[[Any], None], str]] = [
     ("latents", change("latents/std", [2.0]), "must have a number for each of 2 channels"),
     ("latents", change("latents/mean", []), "`latents.mean` must have at least 1 item"),
     ("latents", change("latents", None), "`latents` must be given with an autoencoder"),
-    ("autoencoder", change("builder", "mlp"), "`arguments`"),
+    ("autoencoder", change("builder", "mlp"), "`builder` must be one of autoencoder"),
     ("autoencoder", change("arguments/input_shape", [10**6, 10**6, 1]), "`input_shape` must have"),
     ("autoencoder", change("arguments/input_shape", [8, 8]), r"`input_shape\[2\]` must be given"),
     ("autoencoder", change("arguments/input_shape", [16, 16, 1]), "whose `input_shape` is .4, 4"),

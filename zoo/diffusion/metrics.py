@@ -75,7 +75,8 @@ class FeatureExtractor:
                 f"`classifier` must hold a run of recipes/mnist.py on {data.name}. Received: "
                 f"{folder}, of the recipe {results.recipe} on {results.dataset}"
             )
-        model = run.load_model()
+        builders = [name for name, entry in registry.models.items() if entry.images]
+        model = run.load_model(builders=builders)
         images = registry.get_classifier(results.model).images
         shape = images.shape(data.x_train.shape[-1])
         shapes = model.inputs[0].shape[1:], model.outputs[0].shape[1:]

@@ -4,7 +4,6 @@ pipeline = DiffusionPipeline.load("runs/digits")
 images = pipeline.sample(["a handwritten seven", "the digit 3"], steps=50, seed=3)
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.noise_schedule import make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
-from zoo.files.documents import Document
+from zoo.files.documents import Document, dump
 from zoo.files.runs import FinishedRun
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import check_sizes
@@ -209,7 +208,7 @@ class DiffusionPipeline:
             run.save_model(scaler.model, "autoencoder")
         if self.tokenizer is not None:
             run.write("prompts.json", self.tokenizer.to_json())
-        run.write("diffusion.json", (json.dumps(config, indent=2) + "\n").encode())
+        run.write("diffusion.json", dump(config))
         run.save_model(self.model)
 
     @classmethod
@@ -228,14 +227,15 @@ class DiffusionPipeline:
         if "prompts.json" in run:
             content = run.read_bytes("prompts.json")
             tokenizer = WordTokenizer.from_json(content, f"{folder}/prompts.json")
-        model = run.load_model()
+        builder = "unet" if tokenizer is None else "text_to_image"
+        model = run.load_model(builders=[builder])
         if (config.latents is None) == ("autoencoder.json" in run):
             raise ValueError(
                 f"{folder}/diffusion.json: `latents` must be given with an autoencoder, and not "
                 f"without one. Received: {config.latents}. Train the run again"
             )
         if config.latents:
-            autoencoder = run.load_model("autoencoder")
+            autoencoder = run.load_model("autoencoder", ["autoencoder"])
             latent_scaler = LatentScaler(autoencoder, config.latents.mean, config.latents.std)
         _check_fit(Path(folder), model, spec, tokenizer, latent_scaler)
         return cls(model, spec, tokenizer, latent_scaler)
@@ -249,8 +249,7 @@ def _check_fit(
     latent_scaler: LatentScaler | None,
 ) -> None:
     """Raises ValueError unless what was loaded beside a model belongs to it."""
-    builder, arguments = registry.origin(model)
-    expected = "unet" if tokenizer is None else "text_to_image"
+    _, arguments = registry.origin(model)
     sizes: dict[str, dict[str, Any]] = {"diffusion.json": {"num_steps": spec.num_steps}}
     if tokenizer is not None:
         sizes["prompts.json"] = {
@@ -267,14 +266,9 @@ def _check_fit(
                     f"{encoder.output.shape[-1]} channels. Received: {channels} numbers. Train the "
                     "run again"
                 )
-    if builder != expected:
-        raise ValueError(
-            f"{folder / 'model.json'}: `builder` must be {expected}. Received: {builder}. Train "
-            "the run again"
-        )
     for file, received in sizes.items():
         for name, value in received.items():
-            if arguments.get(name) != value:
+            if arguments[name] != value:
                 raise ValueError(
                     f"{folder / file} must fit the model, whose `{name}` is {arguments[name]}. "
                     f"Received: {name}={value}. Train the run again"

@@ -114,7 +114,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
                 )
             )
         for dataset in _datasets(file):
-            if not all(np.isfinite(part).all() for part in _parts(dataset)):
+            if not all(map(_is_finite, _parts(dataset))):
                 raise ValueError(
                     f"{path} must hold finite numbers. Received: a NaN or an infinity in "
                     f"{dataset.name}"
@@ -122,7 +122,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
     before = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
     try:
         model.load_weights(path)
-    except (KeyError, ValueError) as error:  # arrays of these shapes under other names
+    except (KeyError, TypeError, ValueError) as error:  # arrays of these shapes under other names
         for variable, value in zip(model.variables, before):
             variable.assign(value)
         text = " ".join(str(error).split())
@@ -182,7 +182,7 @@ def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
                 raise _not_plain(file, address, "no array")
             if item.chunks or item.is_virtual or item.external:
                 raise _not_plain(file, address, "an array that is compressed or elsewhere")
-            if item.dtype.kind not in f"{_NUMERIC}V":
+            if item.dtype.kind not in _NUMERIC and not _is_bfloat16(item):
                 raise _not_plain(file, address, f"an array of type {item.dtype}")
             if item.id.get_storage_size() != math.prod(item.shape) * item.dtype.itemsize:
                 raise _not_plain(file, address, "an array without its bytes")
@@ -193,6 +193,17 @@ def _not_plain(file: h5py.File, address: str, received: str) -> ValueError:
     return ValueError(
         f"{file.filename} must hold plain arrays of numbers. Received: {received} at {address}"
     )
+
+
+def _is_bfloat16(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset is what Keras writes of a bfloat16 variable, which HDF5 does not know."""
+    return dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16"
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype.kind == "V":  # bfloat16: the exponent of a NaN or an infinity has all bits set
+        return not ((array.view(np.uint16) & 0x7F80) == 0x7F80).any()
+    return bool(np.isfinite(array).all())
 
 
 def _parts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:

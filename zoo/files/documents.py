@@ -12,7 +12,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,14 +65,13 @@ def read_bytes(path: Path, remedy: str, max_bytes: int = MAX_BYTES) -> bytes:
     """
     if not path.is_file():  # a pipe would never end
         kind = "something else" if path.exists() else "nothing"
-        raise ValueError(f"{path} must be a file. Received: {kind}. {remedy}")
+        raise _fault(f"{path} must be a file. Received: {kind}", remedy)
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(
-            f"{path} must have at most {max_bytes:,} bytes. Received: {path.stat().st_size:,}. "
-            f"{remedy}"
-        )
+        size = path.stat().st_size
+        text = f"{path} must have at most {max_bytes:,} bytes. Received: {size:,}"
+        raise _fault(text, remedy)
     return content
 
 
@@ -83,7 +82,7 @@ def parse(content: bytes, schema: type[T], source: str, remedy: str, allow_nan: 
         content: Content of the document.
         schema: Type of the content: a `Document`, or another type that pydantic validates.
         source: Name of the document in error messages.
-        remedy: Sentence of the error messages that tells what to do.
+        remedy: Sentence of the error messages that tells what to do; may be empty.
         allow_nan: Whether the numbers may be NaN and Infinity, which JSON does not have.
 
     Returns:
@@ -101,19 +100,41 @@ def parse(content: bytes, schema: type[T], source: str, remedy: str, allow_nan: 
         )
     except UnicodeDecodeError as error:
         received = f"the byte {content[error.start]:#04x} at offset {error.start}"
-        raise ValueError(f"{source} must be UTF-8. Received: {received}. {remedy}") from error
+        raise _fault(f"{source} must be UTF-8. Received: {received}", remedy) from error
     except RecursionError as error:
-        raise ValueError(
-            f"{source} must not be nested so deeply. Received: more levels than Python's recursion "
-            f"limit. {remedy}"
-        ) from error
+        received = "more levels than Python's recursion limit"
+        text = f"{source} must not be nested so deeply. Received: {received}"
+        raise _fault(text, remedy) from error
     except ValueError as error:
         received = str(error) if content.strip() else "an empty file"
-        raise ValueError(f"{source} must be valid JSON. Received: {received}. {remedy}") from error
+        raise _fault(f"{source} must be valid JSON. Received: {received}", remedy) from error
     try:
         return TypeAdapter(schema).validate_json(content)
     except ValidationError as error:
-        raise ValueError(f"{source}: {_explain(error, data)}. {remedy}") from error
+        raise _fault(f"{source}: {_explain(error, data)}", remedy) from error
+
+
+def dump(content: Any) -> bytes:
+    """Returns a JSON document for `read`, with null for NaN and infinity, which JSON does not have.
+
+    Args:
+        content: Dictionary, list, text, number or None. Anything else, such as a path, is written
+            as text.
+    """
+    text = json.dumps(_with_null(content), indent=2, ensure_ascii=False, default=str)
+    return f"{text}\n".encode()
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fault(text: str, remedy: str) -> ValueError:
+    return ValueError(f"{text}. {remedy}" if remedy else text)
 
 
 def _explain(error: ValidationError, data: Any) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 import operator
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,24 +66,27 @@ def describe(model: keras.Model) -> bytes:
     return (json.dumps(content, indent=2, default=operator.index) + "\n").encode()
 
 
-def build(content: bytes, weights: Path, source: str, remedy: str) -> keras.Model:
+def build(
+    content: bytes, weights: Path, builders: Sequence[str], source: str, remedy: str
+) -> keras.Model:
     """Builds the model of a `model.json` and loads its weights.
 
     Args:
         content: Content of `model.json`.
         weights: Path of the weights file. It bounds the size of the model.
+        builders: Names of the builders that are allowed.
         source: Path of `model.json`, for error messages.
         remedy: Sentence of the error messages that tells what to do.
 
     Raises:
-        ValueError: If the builder is unknown, an argument is invalid, or the weights are not those
+        ValueError: If the builder is another, an argument is invalid, or the weights are not those
             of the model.
         OSError: If the weights file cannot be read.
     """
     document = documents.parse(content, ModelDocument, source, remedy)
-    if document.builder not in registry.models:
+    if document.builder not in builders:
         raise ValueError(
-            f"{source}: `builder` must be one of {', '.join(sorted(registry.models))}. Received: "
+            f"{source}: `builder` must be one of {', '.join(builders)}. Received: "
             f"{document.builder!r}. {remedy}"
         )
     entry = registry.get(document.builder)

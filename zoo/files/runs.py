@@ -8,7 +8,6 @@ its schedule.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -16,6 +15,7 @@ from typing import Annotated, TypeVar
 import keras
 from pydantic import Field, StringConstraints
 
+from zoo import registry
 from zoo.files import arrays, documents, models
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def describe(folder: Path) -> bytes:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             records[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return (json.dumps({"files": records}, indent=2) + "\n").encode()
+    return documents.dump({"files": records})
 
 
 class FinishedRun:
@@ -147,20 +147,25 @@ class FinishedRun:
         self._compare(name, hashlib.sha256(content).hexdigest())
         return content
 
-    def load_model(self, name: str = "model") -> keras.Model:
+    def load_model(self, name: str = "model", builders: Sequence[str] = ()) -> keras.Model:
         """Builds a model of the run and loads its weights.
 
         Args:
             name: Name of the model's files, without `.json` and `.weights.h5`.
+            builders: Names of the builders that may have made it; by default all of the registry.
 
         Raises:
-            ValueError: If a file has changed, is damaged, or does not fit the other.
+            ValueError: If a file has changed, is damaged, or does not fit the other, or the model
+                is of another builder.
             OSError: If a file cannot be read.
         """
         content = self.read_bytes(f"{name}.json")
         self.verify(f"{name}.weights.h5")
         weights = self.folder / f"{name}.weights.h5"
-        return models.build(content, weights, str(self.folder / f"{name}.json"), self._remedy)
+        source = str(self.folder / f"{name}.json")
+        return models.build(
+            content, weights, builders or sorted(registry.models), source, self._remedy
+        )
 
     def load_weights(self, model: keras.Model, name: str = "model") -> None:
         """Loads the weights of the run into a model, wholly or not at all.

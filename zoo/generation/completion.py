@@ -118,7 +118,7 @@ def load_run(folder: Path) -> tuple[keras.Model, Tokenizer]:
     run = FinishedRun(folder, recipes, ("model.json", "model.weights.h5", "vocabulary.json"))
     content = run.read_bytes("vocabulary.json", VOCABULARY_BYTES)
     tokenizer = Tokenizer.from_json(content, str(folder / "vocabulary.json"))
-    model = run.load_model()
+    model = run.load_model(builders=["gpt", "rnn_language_model", "transformer"])
     outputs = model.outputs[0].shape[-1]
     if len(tokenizer) != outputs:
         raise ValueError(

@@ -180,8 +180,7 @@ def _read(path: Path, progress_type: Any) -> tuple[dict[str, np.ndarray], Any]:
 
     arrays = read_npz(path)
     text = arrays.pop(_PROGRESS).tobytes()
-    progress = documents.parse(text, progress_type, _PROGRESS, "Restore the file", allow_nan=True)
-    return arrays, progress
+    return arrays, documents.parse(text, progress_type, _PROGRESS, remedy="", allow_nan=True)
 
 
 def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -15,10 +15,8 @@ import dataclasses
 import importlib.util
 import io
 import json
-import math
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +43,6 @@ class RunDirectory:
             begun with another configuration is refused.
         extendable: Names in `config` that a later call may raise, such as `epochs`. They are not
             compared; a run that has reached less than is asked for goes on.
-        results: Types of the results that the caller reads, by their names in metrics.json.
 
     Raises:
         ValueError: If the path is a file, holds something else than a run, belongs to another
@@ -54,13 +51,7 @@ class RunDirectory:
         OSError: If the directory cannot be created or written to.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: dict[str, Any],
-        extendable: str | None = None,
-        results: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, path: Path, config: dict[str, Any], extendable: str | None = None):
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         if self.path.exists() and not self.path.is_dir():
@@ -79,7 +70,6 @@ class RunDirectory:
         config = json.loads(json.dumps(config))
         self._config = config
         self._extendable = extendable
-        self._results = results or {}
         if self._is_finished:
             runs.FinishedRun(self.path).verify()
         if (self.path / "config.json").exists():
@@ -96,7 +86,7 @@ class RunDirectory:
             return
         for name in ("metrics.json", runs.MANIFEST):  # of a shorter run, which goes on
             (self.path / name).unlink(missing_ok=True)
-        self.write("config.json", _json(self._config))
+        self.write("config.json", documents.dump(self._config))
 
     def _refuse_other(self, config: dict[str, Any]) -> None:
         earlier = self._read_config()
@@ -130,15 +120,26 @@ class RunDirectory:
         """Results of a finished run; None before, and if more is asked for than it has reached."""
         if not self._is_finished:
             return None
-        config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-        fields: dict[str, Any] = {name: (kind, ...) for name, kind in self._results.items()}
-        schema = create_model("Metrics", __config__=config, **fields)
-        run = runs.FinishedRun(self.path)
-        metrics: dict[str, Any] = run.read("metrics.json", schema).model_dump()
+        metrics = runs.FinishedRun(self.path).read("metrics.json", dict[str, JsonValue])
         if self._extendable is None:
             return metrics
         earlier = self._read_config()
         return metrics if earlier.get(self._extendable) == self._config[self._extendable] else None
+
+    def result(self, name: str, kind: Any = float) -> Any:
+        """Returns one of the results of a finished run.
+
+        Args:
+            name: Name of the result in metrics.json.
+            kind: Type of the result.
+
+        Raises:
+            ValueError: If there is no such result, or it is of another type.
+        """
+        config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+        fields: dict[str, Any] = {name: (kind, ...)}
+        schema = create_model("Metrics", __config__=config, **fields)
+        return getattr(runs.FinishedRun(self.path).read("metrics.json", schema), name)
 
     @property
     def _is_finished(self) -> bool:
@@ -165,7 +166,7 @@ class RunDirectory:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Writes metrics.json and the manifest, which says that the run is finished."""
-        self.write("metrics.json", _json(metrics))
+        self.write("metrics.json", documents.dump(metrics))
         self.write(runs.MANIFEST, runs.describe(self.path))
 
     def save_model(self, model: keras.Model, name: str = "model") -> None:
@@ -323,11 +324,7 @@ _NOT_RESULTS = {"run_dir", "quick", "checkpoint_steps", "deterministic", "tensor
 
 
 def open_run(
-    recipe: str,
-    config: Any,
-    *not_results: str,
-    extendable: str | None = None,
-    results: Mapping[str, Any] | None = None,
+    recipe: str, config: Any, *not_results: str, extendable: str | None = None
 ) -> RunDirectory:
     """The run directory of a recipe.
 
@@ -338,7 +335,6 @@ def open_run(
             on with other values.
         extendable: Name of the field that says how long to train; a finished run goes on if it is
             raised.
-        results: Types of the results that the recipe reads of a finished run, by name.
 
     Raises:
         ValueError, OSError: As `RunDirectory` does.
@@ -346,7 +342,7 @@ def open_run(
     path = config.run_dir or Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     ignored = _NOT_RESULTS.union(not_results)
     decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
-    return RunDirectory(path, {"recipe": recipe, **decisive}, extendable, results)
+    return RunDirectory(path, {"recipe": recipe, **decisive}, extendable)
 
 
 def set_defaults(config: Any, **values: Any) -> None:
@@ -354,17 +350,3 @@ def set_defaults(config: Any, **values: Any) -> None:
     for name, value in values.items():
         if getattr(config, name) is None:
             object.__setattr__(config, name, value)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
-    return f"{text}\n".encode()
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
