@@ -27,8 +27,8 @@ from rich.table import Table
 from zoo import backends, cli, datasets, mlp
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.lessons.activations import ACTIVATIONS
-from zoo.training.config import set_defaults
-from zoo.training.run_directory import RunDirectory, environment, open_run
+from zoo.training.config import open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, environment
 from zoo.validation import check_sizes
 
 # The colour-blind tell these apart, too (Okabe and Ito). Linear: what the weights do by themselves.

@@ -27,10 +27,10 @@ from zoo.evaluation.gradients import distances
 from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, update
 from zoo.progress import Progress
 from zoo.training import Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_callbacks import StepLosses
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 
@@ -94,9 +94,9 @@ def main(config: Config) -> dict[str, Any]:
     console = cli.recipe_console(config.quiet)
     backend.disable_tf32()
     with open_run("backprop", config) as run:
-        if metrics := run.metrics:
+        if run.metrics:
             console.print(f"The run in {run.path} is finished; metrics.json holds its results")
-            return metrics
+            return {**run.metrics, "gradients_agree": run.result("gradients_agree", bool)}
         config.prepare()
         return train(config, run, console)
 

@@ -30,7 +30,8 @@ from zoo.diffusion.metrics import FeatureExtractor
 from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
 from zoo.training import Batches
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.config import open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def main(config: Config) -> dict[str, Any]:
     console = cli.recipe_console(config.quiet)
     with open_run("diffusion", config, "data_dir", "classifier", extendable="epochs") as run:
         if metrics := run.metrics:
-            distance = metrics["frechet_distance"]
+            distance = run.result("frechet_distance")
             console.print(f"The run in {run.path} is finished: Fréchet distance {distance:.2f}")
             return metrics
         config.prepare()

@@ -28,9 +28,9 @@ from zoo.datasets.token_windows import TokenWindows
 from zoo.evaluation.plots import plot_curves
 from zoo.interop.keras_hub import CausalLMAdapter, load_causal_lm
 from zoo.training import AdamW, Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
 
         print_text("Before training")
         if run.metrics:
-            score = run.metrics["test_loss"]
+            score = run.result("test_loss")
             console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
             causal_lm.backbone.load_lora_weights(run.path / "model.lora.h5")
         metrics = run.metrics or train(config, run, network)

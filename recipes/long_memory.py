@@ -29,13 +29,18 @@ from zoo.datasets.recall import Recall
 from zoo.evaluation import gradients, plots
 from zoo.layers.recurrent import chrono_initialize
 from zoo.training import Adam, Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
-from zoo.training.run_directory import RunDirectory, environment, open_run
+from zoo.training.config import TrainingConfig, open_run, set_defaults
+from zoo.training.run_directory import RunDirectory, environment
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
 HISTORY = "cell", "length", "loss", "accuracy", "test_loss", "test_accuracy"
 OF_LONGEST = "parameters", *HISTORY[4:], "gradient_ratio", "examples_per_second"
+PART = {
+    "cell": str, "length": int, **dict.fromkeys(HISTORY[2:], float), "parameters": int,
+    "gradient": dict[str, list[float]], "gradient_ratio": dict[str, float], "backends": list[str],
+    "examples_per_second": float | None, "wall_seconds": float,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,9 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     whole.write_config()
     part = {"cell": cell, "length": length}
     with whole.nested(f"{cell}/{length}", part) as run:
-        return run.metrics or fit(config, part, run, trainer, batches, held_out)
+        if run.metrics:
+            return {name: run.result(name, kind) for name, kind in PART.items()}
+        return fit(config, part, run, trainer, batches, held_out)
 
 
 def fit(
@@ -110,7 +117,7 @@ def fit(
     )
     test_loss, test_accuracy = trainer.evaluate(Batches((x, y), batch_size=len(x)), verbose=0)
     gradient["after"] = gradients.gradient_by_step(network, x[:200], y[:200])
-    run.save_weights("model.weights.h5", network.save_weights)
+    run.save_model(network)
     ratio = {time: norms[0] / (norms[-1] or 1.0) for time, norms in gradient.items()}
     row = {name: checkpoint.state.history[-1][name] for name in ("loss", "accuracy")}
     return run.finish(

@@ -21,9 +21,9 @@ from zoo import Trainer, backends, cli, datasets, registry
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification
 from zoo.training import Adam, Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
     registry.get_classifier(config.model)  # raises ValueError for an unknown name
     with open_run("mnist", config, "data_dir", extendable="epochs") as run:
         if metrics := run.metrics:
-            score = metrics["test_accuracy"]
+            score = run.result("test_accuracy")
             console.print(f"The run in {run.path} is finished: {score:.2%} correct")
             return metrics
         config.prepare()

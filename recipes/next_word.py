@@ -25,9 +25,9 @@ from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation.language_model import DocumentLoss, DocumentScorer, write_report
 from zoo.generation.completion import NextWordDemo
 from zoo.training import Adam, Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,9 @@ def main(config: Config) -> dict[str, Any]:
             config.dropout, seed=config.seed, dtype=config.dtype_policy,
         )  # fmt: skip
         if run.metrics:
-            score = run.metrics["test_perplexity"]
+            score = run.result("test_perplexity")
             console.print(f"The run in {run.path} is finished: test perplexity {score:.1f}")
-            network.load_weights(run.path / "model.weights.h5")
+            run.load_weights(network)
         metrics = run.metrics or train(config, run, tokenizer, network)
     demo.print_text(network, console)
     return metrics

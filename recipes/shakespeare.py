@@ -25,9 +25,9 @@ from zoo.evaluation.language_model import bits_per_character
 from zoo.evaluation.plots import plot_curves
 from zoo.generation.completion import TextGenerator
 from zoo.training import AdamW, Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,9 @@ def main(config: Config) -> dict[str, Any]:
             **(MODERN if config.modern else {}),
         )  # fmt: skip
         if run.metrics:
-            score = run.metrics["test_loss"]
+            score = run.result("test_loss")
             console.print(f"The run in {run.path} is finished: test loss {score:.4f} nats a token")
-            network.load_weights(run.path / "model.weights.h5")
+            run.load_weights(network)
         metrics = run.metrics or train(config, run, tokenizer, network)
     generator.print_text(network, console)
     return metrics

@@ -41,7 +41,8 @@ from zoo.diffusion.prompts import (
 )
 from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
 from zoo.training import Batches
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.config import open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
     with open_run("text_to_image", config, *NOT_RESULTS, extendable="epochs") as run:
         config.prepare()
         if metrics := run.metrics:
-            accuracy = metrics["prompt_accuracy"]
+            accuracy = run.result("prompt_accuracy")
             console.print(f"The run in {run.path} is finished: {accuracy:.1%} show their prompt")
         else:
             metrics = train(config, run, ClassPrompts(tokenizer, prompts))

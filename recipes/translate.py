@@ -22,10 +22,10 @@ from zoo.datasets.parallel_text import LengthBuckets, Pair
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation import translation
 from zoo.training import Adam, Batches, CrossEntropy
-from zoo.training.config import TrainingConfig, set_defaults
+from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.losses import cross_entropy
 from zoo.training.optimizers import learning_rate_schedule
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
     console = cli.recipe_console(config.quiet)
     with open_run("translate", config, extendable="epochs") as run:
         if metrics := run.metrics:
-            scores = f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
+            scores = f"BLEU {run.result('bleu'):.1f}, chrF {run.result('chrf'):.1f}"
             console.print(f"The run in {run.path} is finished: {scores}")
             return metrics
         config.prepare()

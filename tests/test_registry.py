@@ -1,7 +1,11 @@
 """Tests of the model registry."""
 
+import inspect
+
+import keras
 import pytest
 
+import zoo
 from zoo import registry
 
 
@@ -12,6 +16,19 @@ def test_examples_lists_all_examples_of_a_builder_or_a_single_one() -> None:
     assert registry.examples("mlp") == {"mlp": {}}
     with pytest.raises(ValueError, match=r"one of rnn_classifier/gru, .*=rnn_classifier/elman"):
         registry.examples("rnn_classifier/elman")
+
+
+def test_origin_returns_the_builder_and_all_of_its_arguments() -> None:
+    model = zoo.mlp((4,), 2, hidden_units=(3,))
+    name, arguments = registry.origin(model)
+    assert name == "mlp"
+    assert set(arguments) == set(inspect.signature(zoo.mlp).parameters)
+    assert (arguments["input_shape"], arguments["activation"]) == ((4,), "relu")
+    assert arguments["dtype"] == keras.config.dtype_policy().name
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    assert registry.origin(zoo.mlp((4,), dtype=policy))[1]["dtype"] == "mixed_bfloat16"
+    with pytest.raises(ValueError, match=r"must be made by one of autoencoder, .*Received: mlp"):
+        registry.origin(keras.models.clone_model(model))
 
 
 def test_classifiers_have_image_formats() -> None:

@@ -2,10 +2,11 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import keras
 
@@ -85,12 +86,17 @@ class Classifier:
 
 models: dict[str, Entry] = {}
 
+# The builder's name and arguments of each model that a builder returned, for `origin`.
+_origins: MutableMapping[keras.Model, tuple[str, dict[str, Any]]] = WeakKeyDictionary()
+
 
 @validated
 def register(
     *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
     """Returns a decorator that adds a builder to `models` under its own name.
+
+    The decorated builder notes the arguments of each model, for `origin`.
 
     Args:
         parameter_count: Function from all of the builder's arguments to the parameter count.
@@ -104,9 +110,15 @@ def register(
         @validated
         @functools.wraps(build)
         def bounded(*args: P.args, **kwargs: P.kwargs) -> keras.Model:
-            arguments = {**defaults, **signature.bind(*args, **kwargs).arguments}
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = bound.arguments
             _check_parameter_count(build.__name__, parameter_count(**arguments), arguments)
-            return build(*args, **kwargs)
+            model = build(*args, **kwargs)
+            policy = arguments["dtype"] or keras.config.dtype_policy()
+            dtype = policy if isinstance(policy, str) else policy.name
+            _origins[model] = build.__name__, {**arguments, "dtype": dtype}
+            return model
 
         models[build.__name__] = Entry(
             bounded, parameter_count=partial(parameter_count, **defaults), **attributes
@@ -114,6 +126,26 @@ def register(
         return bounded
 
     return decorator
+
+
+def origin(model: keras.Model) -> tuple[str, dict[str, Any]]:
+    """Returns the name of the builder that made a model, and all arguments it was given.
+
+    A dtype of None is resolved to Keras' policy at that time.
+
+    Args:
+        model: Model that a builder in `models` returned.
+
+    Raises:
+        ValueError: If the model comes from elsewhere, such as a copy.
+    """
+    if model not in _origins:
+        raise ValueError(
+            f"`model` must be made by one of {', '.join(sorted(models))}. Received: {model.name}, "
+            "which comes from elsewhere. Save it with Keras' `save`"
+        )
+    name, arguments = _origins[model]
+    return name, dict(arguments)
 
 
 def _check_parameter_count(name: str, count: int, arguments: Mapping[str, Any]) -> None:

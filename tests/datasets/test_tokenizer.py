@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoo.datasets.shakespeare import split
-from zoo.datasets.tokenizer import Tokenizer, check_ids
+from zoo.datasets.tokenizer import Tokenizer, check_ids, read_file
 
 pytestmark = pytest.mark.once
 
@@ -79,7 +79,8 @@ def test_train_rejects_invalid_vocabulary_size() -> None:
 
 def test_load_rejects_other_files(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"a saved tokenizer\. Received: .*\.json \("):
+    text = r"vocabulary\.json: `version` must be given\. .* Remove the file to train"
+    with pytest.raises(ValueError, match=text):
         Tokenizer.load(tmp_path / "vocabulary.json")
 
 
@@ -110,3 +111,10 @@ def test_characters_makes_each_character_a_token() -> None:
     assert len(tokenizer.encode("cab ab")) == 6
     with pytest.raises(ValueError, match="Received: 'd' at index 0"):
         tokenizer.encode("d")
+
+
+def test_read_file_rejects_large_files(tmp_path: Path) -> None:
+    with open(tmp_path / "text.txt", "wb") as file:
+        file.truncate(1 << 29)  # a hole, which takes no room on the disk
+    with pytest.raises(ValueError, match=r"at most 268,435,456 bytes.* with 536,870,912 bytes"):
+        read_file(tmp_path / "text.txt")

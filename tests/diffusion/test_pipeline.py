@@ -101,7 +101,9 @@ def test_unconditional_latent_pipeline_samples_and_is_restored(tmp_path: Path) -
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["metrics.json", "model.weights.h5", "diffusion.json"])
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "manifest.json", "model.weights.h5", "diffusion.json"]
+)
 def test_load_rejects_directory_without_finished_run(
     pipeline: DiffusionPipeline, tmp_path: Path, name: str
 ) -> None:

@@ -57,7 +57,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, object]]) -> None:
     folder, metrics = finished
-    assert sorted(os.listdir(folder)) == ["activations.png", "config.json", "metrics.json"]
+    files = ["activations.png", "config.json", "manifest.json", "metrics.json"]
+    assert sorted(os.listdir(folder)) == files
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 

@@ -160,7 +160,8 @@ def test_main_finds_same_gradients_and_curves(
 def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, object]]) -> None:
     folder, metrics = finished
     names = (
-        "checkpoints config.json curves.png history.csv losses.csv metrics.json model.json "
+        "checkpoints config.json curves.png history.csv losses.csv manifest.json metrics.json "
+        "model.json "
         "model.weights.h5"
     )
     assert sorted(os.listdir(folder)) == names.split()

@@ -171,7 +171,8 @@ def test_finetune_llm_metrics_and_files(finished: dict, presets: Path, kind: str
     assert output.index("Before training:\nThe king") < output.index("After training:\nThe king")
     assert completion(output, "Before") != completion(output, "After")
     assert sorted(os.listdir(folder)) == [
-        "checkpoints", "config.json", "history.csv", "loss.png", "metrics.json", "model.lora.h5",
+        "checkpoints", "config.json", "history.csv", "loss.png", "manifest.json", "metrics.json",
+        "model.lora.h5",
     ]  # fmt: skip
 
 

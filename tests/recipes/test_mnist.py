@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 import numpy as np
 import pytest
 import tyro
@@ -36,6 +35,7 @@ from recipes import mnist
 from tests import recipe
 from zoo import cli
 from zoo.backends import backend
+from zoo.files.runs import load_model
 from zoo.training.lock import DirectoryLock
 
 ROOT = Path(__file__).parents[2]
@@ -126,13 +126,13 @@ def test_main_writes_complete_run_directory(finished: tuple[Path, dict[str, Any]
         "confusion.png",
         "curves.png",
         "history.csv",
+        "manifest.json",
         "metrics.json",
         "mistakes.png",
         "model.json",
         "model.weights.h5",
     ]
-    model = keras.models.model_from_json((folder / "model.json").read_text())
-    model.load_weights(folder / "model.weights.h5")
+    assert load_model(folder).count_params() == 407_050
     config = json.loads((folder / "config.json").read_text())
     assert config["learning_rate"] == 1e-3
     assert config["weight_decay"] == 1e-4

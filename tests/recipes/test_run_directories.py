@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.config import open_run
+from zoo.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.once
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,20 @@ from zoo import __main__ as command_line
 from zoo import datasets, registry
 from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.training import Interrupted
+from zoo.training.run_directory import RunDirectory
 
 UNCONDITIONAL: dict[str, Any] = {
     "image_size": 8, "channels": (8,), "train_examples": 64, "epochs": 2, "batch_size": 32,
     "samples": 20, "steps": 4,
 }  # fmt: skip
 SMALL = {**UNCONDITIONAL, "text_dim": 16}
+CLASSIFIER = {
+    "recipe": "mnist", "dataset": "mnist", "model": "mlp", "mean": [0.1307], "std": [0.3081],
+}  # fmt: skip
 PLOTS = ["denoising.gif", "loss.png", "samples-01.png", "samples-02.png", "samples.png"]
 FILES = [
-    "checkpoints", "config.json", "diffusion.json", "history.csv", "metrics.json", "model.json",
-    "model.weights.h5",
+    "checkpoints", "config.json", "diffusion.json", "history.csv", "manifest.json",
+    "metrics.json", "model.json", "model.weights.h5",
 ]  # fmt: skip
 
 
@@ -43,13 +48,12 @@ def _few_test_images() -> Iterator[None]:
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of recipes/mnist.py with an untrained network."""
     folder = tmp_path_factory.mktemp("runs") / "classifier"
-    folder.mkdir()
-    (folder / "config.json").write_text(
-        json.dumps({"recipe": "mnist", "dataset": "mnist", "model": "mlp"})
+    directory = RunDirectory(folder, {"recipe": "mnist"})
+    directory.write_config()
+    directory.save_model(
+        registry.get_classifier("mlp").build(num_classes=10, input_shape=(28, 28, 1))
     )
-    (folder / "metrics.json").write_text(json.dumps({"mean": [0.1307], "std": [0.3081]}))
-    model = registry.get_classifier("mlp").build(num_classes=10, input_shape=(28, 28, 1))
-    model.save_weights(folder / "model.weights.h5")
+    directory.write_metrics(CLASSIFIER)
     return folder
 
 
@@ -271,7 +275,7 @@ def test_config_halves_a_latent_image_once_less(quick: bool) -> None:
         ({"eta": 2.0}, r"`eta` must be a number in \[0, 1\]"),
         ({"guidance_scale": -1.0}, "Received: guidance_scale=-1.0"),
         ({"prediction": "noise", "zero_terminal_snr": True}, "must be v or x0 for a schedule"),
-        ({"classifier": Path("nowhere")}, "`classifier` must hold a finished run.*config.json"),
+        ({"classifier": Path("nowhere")}, "`classifier` must hold a finished run.*metrics.json"),
         ({"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0"),
         ({"classifier": None, "classifier_model": "vgg"}, "Received: model=vgg"),
     ],
@@ -289,11 +293,8 @@ def test_text_to_image_rejects_invalid_arguments(
 def test_text_to_image_rejects_a_classifier_of_other_images(
     classifier: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("metrics.json", "model.weights.h5"):
-        (other / name).write_bytes((classifier / name).read_bytes())
-    (other / "config.json").write_text('{"recipe": "mnist", "dataset": "kmnist", "model": "mlp"}')
+    other = Path(shutil.copytree(classifier, tmp_path / "other"))
+    RunDirectory(other, {"recipe": "mnist"}).write_metrics({**CLASSIFIER, "dataset": "kmnist"})
     with pytest.raises(ValueError, match=r"recipes/mnist\.py on mnist\. Received: .*kmnist"):
         run(tmp_path / "run", other)
 

@@ -56,8 +56,9 @@ def test_main_learns_and_translates(finished: tuple[Path, dict, str]) -> None:
     assert rows[1].split("\t")[0] in output
     assert rows[0] == "verse\tsource\ttarget\tmodel"
     assert sorted(os.listdir(folder)) == [
-        "attention.png", "checkpoints", "config.json", "history.csv", "metrics.json",
-        "model.json", "model.weights.h5", "perplexity.png", "translations.tsv", "vocabulary.json",
+        "attention.png", "checkpoints", "config.json", "history.csv", "manifest.json",
+        "metrics.json", "model.json", "model.weights.h5", "perplexity.png", "translations.tsv",
+        "vocabulary.json",
     ]  # fmt: skip
     history = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
     assert set(history[0]) == {"epoch", "loss", "nats", "val_loss", "val_nats"}

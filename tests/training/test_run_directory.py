@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from tests.training.conftest import BATCH, Outcome, Training, X, Y
 from tests.training.test_callbacks import AfterStep, Poison, stop
 from zoo.training import Batches, Diverged, run_directory
+from zoo.training.config import open_run
 from zoo.training.run_callbacks import StepLosses
-from zoo.training.run_directory import RunDirectory, open_run
+from zoo.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.once
 
@@ -117,18 +118,12 @@ def test_run_directory_belongs_to_no_configuration_before_it_is_written(tmp_path
         RunDirectory(tmp_path / "run", {"seed": -1})
 
 
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [
-        ("config.json", r"Give another `--run-dir`"),
-        ("metrics.json", "Remove that file to compute the results again"),
-    ],
-)
-def test_run_directory_names_damaged_file(tmp_path: Path, name: str, remedy: str) -> None:
-    begin(tmp_path, {})
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_run_directory_names_damaged_file(tmp_path: Path, name: str) -> None:
+    RunDirectory(tmp_path, {}).write_config()
+    RunDirectory(tmp_path, {}).write_metrics({})
     (tmp_path / name).write_text("")
-    text = rf"must hold whole files\. Received: .* with a damaged {name} .*\. {remedy}"
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=rf"{name} has changed .* 3 bytes.*Received: 0 bytes"):
         assert RunDirectory(tmp_path, {}).metrics
 
 

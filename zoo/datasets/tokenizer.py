@@ -5,17 +5,25 @@ applied to bytes as in Radford et al., "Language Models are Unsupervised Multita
 """
 
 import functools
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import tokenizers
+from pydantic import Field, StringConstraints
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from zoo.files.documents import Document, parse, read_bytes
 from zoo.validation import TEXT, FilePath, Texts, TokenArray, Vocabulary, validated, whole
 
 SEPARATOR = "\f"
+VOCABULARY_BYTES = 1 << 24  # largest size of a saved tokenizer
+
+_TEXT_BYTES = 1 << 28
+_MAX_TOKENS = 1 << 16  # an id takes two bytes on disk
+_REMEDY = "Remove the file to train the tokenizer again"
 
 
 class Tokenizer:
@@ -76,9 +84,7 @@ class Tokenizer:
 
     @classmethod
     def _train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
-        tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size, special_tokens=[SEPARATOR], show_progress=False
         )
@@ -94,17 +100,31 @@ class Tokenizer:
             path: Path of the file.
 
         Raises:
-            ValueError: If the file does not hold a tokenizer.
+            ValueError: If the file does not hold such a tokenizer. The text names the key and the
+                rule.
             OSError: If the file cannot be read.
         """
-        content = Path(path).read_text(encoding="utf-8")
-        try:
-            return cls(tokenizers.Tokenizer.from_str(content))
-        except Exception as error:  # the library raises plain exceptions
-            raise ValueError(
-                f"`path` must be the file of a saved tokenizer. Received: {path} ({error}). Remove "
-                "the file to train the tokenizer again"
-            ) from error
+        return cls.from_json(read_bytes(Path(path), _REMEDY, VOCABULARY_BYTES), str(path))
+
+    @classmethod
+    def from_json(cls, content: bytes, source: str = "content") -> Self:
+        """Restores a tokenizer from the output of `to_json`.
+
+        Only tokens and merges are taken from the content; all else must be as this class sets it.
+
+        Args:
+            content: UTF-8 encoded JSON.
+            source: Name of the content in error messages, such as the path of its file.
+
+        Raises:
+            ValueError: If the content is no such tokenizer. The text names the key and the rule.
+        """
+        document = parse(content, _TokenizerDocument, source, _REMEDY)
+        vocabulary, merges = document.model.vocab, document.model.merges
+        _check_vocabulary(vocabulary, merges, source)
+        tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+        tokenizer.add_special_tokens([SEPARATOR])
+        return cls(tokenizer)
 
     def to_json(self) -> bytes:
         """JSON content of a file for `load` or `tokenizers.Tokenizer.from_file`."""
@@ -160,6 +180,95 @@ class Tokenizer:
         return all(self._tokenizer.token_to_id(symbol) is not None for symbol in symbols)
 
 
+_Token = Annotated[str, StringConstraints(min_length=1, max_length=1 << 12)]
+
+
+class _ByteLevel(Document):
+    type: Literal["ByteLevel"]
+    add_prefix_space: bool
+    trim_offsets: Literal[True]
+    use_regex: Literal[True]
+
+
+class _PreTokenizer(_ByteLevel):
+    add_prefix_space: Literal[False]
+
+
+class _AddedToken(Document):
+    id: Literal[0]
+    content: Literal["\f"]
+    single_word: Literal[False]
+    lstrip: Literal[False]
+    rstrip: Literal[False]
+    normalized: Literal[False]
+    special: Literal[True]
+
+
+class _BPE(Document):
+    type: Literal["BPE"]
+    dropout: None
+    unk_token: None
+    continuing_subword_prefix: None
+    end_of_word_suffix: None
+    fuse_unk: Literal[False]
+    byte_fallback: Literal[False]
+    ignore_merges: Literal[False]
+    vocab: Annotated[
+        dict[_Token, Annotated[int, Field(ge=0, lt=_MAX_TOKENS)]],
+        Field(min_length=2, max_length=_MAX_TOKENS),
+    ]
+    merges: Annotated[list[tuple[_Token, _Token]], Field(max_length=_MAX_TOKENS)]
+
+
+class _TokenizerDocument(Document):
+    """Content of a tokenizer's file, in the format of the `tokenizers` library."""
+
+    version: Literal["1.0"]
+    truncation: None
+    padding: None
+    added_tokens: Annotated[list[_AddedToken], Field(min_length=1, max_length=1)]
+    normalizer: None
+    pre_tokenizer: _PreTokenizer
+    post_processor: None
+    decoder: _ByteLevel
+    model: _BPE
+
+
+def _byte_level(model: Any) -> Any:
+    """Returns a tokenizer of the library that applies a model to bytes."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _check_vocabulary(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], source: str
+) -> None:
+    """Raises ValueError unless ids are in the order of training.
+
+    That order is the separator, the bytes as sorted, and what the merges make, one after another.
+    So exchanged ids are found.
+    """
+    made = dict.fromkeys(first + second for first, second in merges)
+    symbols = sorted(token for token in vocabulary if token not in made and token != SEPARATOR)
+    tokens = [SEPARATOR, *symbols, *made]
+    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+    for index, (expected, token) in enumerate(itertools.zip_longest(tokens, by_id)):
+        if expected != token or vocabulary[token] != index:
+            raise ValueError(
+                f"{source}: `model.vocab` must have the ids 0, 1, ... for the separator, the "
+                f"sorted bytes and the results of `model.merges`. Received: {token!r} instead of "
+                f"{expected!r} at id {index}. {_REMEDY}"
+            )
+    unknown = [part for pair in merges for part in pair if part not in vocabulary]
+    if unknown:
+        raise ValueError(
+            f"{source}: `model.merges` must merge tokens of the vocabulary. Received: "
+            f"{unknown[0]!r}. {_REMEDY}"
+        )
+
+
 @validated
 def read_file(path: FilePath) -> str:
     """Reads a UTF-8 text file that a user gives as the argument `text`.
@@ -168,10 +277,16 @@ def read_file(path: FilePath) -> str:
         path: Path of the file.
 
     Raises:
-        ValueError: If the file is missing, empty or not UTF-8; the text names the offset.
+        ValueError: If the file is missing, empty, above 256 MiB or not UTF-8; the text names the
+            offset.
     """
     if not path.is_file() or not path.stat().st_size:
         raise ValueError(f"`text` must be a file that is not empty. Received: text={path}")
+    if path.stat().st_size > _TEXT_BYTES:
+        raise ValueError(
+            f"`text` must have at most {_TEXT_BYTES:,} bytes, as it is held in memory. Received: "
+            f"text={path} with {path.stat().st_size:,} bytes. Give a part of it"
+        )
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

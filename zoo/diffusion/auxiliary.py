@@ -119,7 +119,7 @@ def train_autoencoder(
     settings = {"recipe": "autoencoder", "seed": config.seed}
     with run.nested("autoencoder", settings) as nested:
         if nested.metrics:  # a longer run keeps the latent space that it has begun in
-            model.load_weights(nested.path / "model.weights.h5")
+            nested.load_weights(model)
         else:
             history = trainer.fit(
                 batches,

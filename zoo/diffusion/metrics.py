@@ -9,21 +9,37 @@ Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to
 Equilibrium", 2017 (the distance).
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import keras
 import numpy as np
+from pydantic import ConfigDict, Field
 from scipy.spatial.distance import pdist
 
 from zoo import registry
 from zoo.datasets.augmentation import ImageAugmentation, resize
 from zoo.datasets.images import ImageDataset, check_images
 from zoo.diffusion.sampler import noise
+from zoo.files.documents import Document
+from zoo.files.runs import FinishedRun
 from zoo.training.batches import Batches
 from zoo.training.trainer import Trainer
 from zoo.validation import Features, Images, Labels, Size, array, validated
+
+_Channels = Field(min_length=1, max_length=3)
+
+
+class _ClassifierResults(Document):
+    """Results of recipes/mnist.py that a classifier needs; metrics.json has others, too."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    recipe: str
+    dataset: str
+    model: str
+    mean: Annotated[list[float], _Channels]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], _Channels]
 
 
 class FeatureExtractor:
@@ -56,28 +72,28 @@ class FeatureExtractor:
             data: Data set that the classifier was trained on.
 
         Raises:
-            ValueError: if `folder` holds no such run, or a run on another data set.
+            ValueError: if `folder` holds no such run, a run on another data set, or a file that
+                has changed or is damaged.
         """
-        for name in ("config.json", "metrics.json", "model.weights.h5"):
-            if not (folder / name).exists():
-                raise ValueError(
-                    "`classifier` must hold a finished run of recipes/mnist.py. "
-                    f"Received: {folder}, which has no {name}"
-                )
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("recipe") != "mnist" or config["dataset"] != data.name:
+        run = FinishedRun(folder, ["mnist"], ("model.json", "model.weights.h5"), "classifier")
+        results = run.read("metrics.json", _ClassifierResults)
+        if results.recipe != "mnist" or results.dataset != data.name:
             raise ValueError(
                 f"`classifier` must hold a run of recipes/mnist.py on {data.name}. Received: "
-                f"{folder}, of the recipe {config.get('recipe')} on {config.get('dataset')}"
+                f"{folder}, of the recipe {results.recipe} on {results.dataset}"
             )
-        classifier = registry.get_classifier(config["model"])
-        shape = classifier.images.shape(data.x_train.shape[-1])
-        arguments = {} if classifier.images.channels else {"input_shape": shape}
-        model = classifier.build(num_classes=data.num_classes, **arguments)
-        model.load_weights(folder / "model.weights.h5")
-        metrics = json.loads((folder / "metrics.json").read_text())
-        preprocessing = ImageAugmentation(metrics["mean"], metrics["std"], shape=shape)
-        return cls(model, preprocessing, classifier.images.size)
+        builders = [name for name, entry in registry.models.items() if entry.images]
+        model = run.load_model(builders=builders)
+        images = registry.get_classifier(results.model).images
+        shape = images.shape(data.x_train.shape[-1])
+        shapes = model.inputs[0].shape[1:], model.outputs[0].shape[1:]
+        if shapes != (shape, (data.num_classes,)):
+            raise ValueError(
+                f"`classifier` must hold a model from images {shape} to {data.num_classes} classes "
+                f"of {data.name}. Received: {folder}, with a model from {shapes[0]} to {shapes[1]}"
+            )
+        preprocessing = ImageAugmentation(results.mean, results.std, shape=shape)
+        return cls(model, preprocessing, images.size)
 
     @validated
     def features(self, images: Images) -> np.ndarray:

@@ -4,16 +4,17 @@ pipeline = DiffusionPipeline.load("runs/digits")
 images = pipeline.sample(["a handwritten seven", "the digit 3"], steps=50, seed=3)
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from rich.console import Console
 
+from zoo import registry
 from zoo.diffusion import plots
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion, Prediction
 from zoo.diffusion.latents import LatentScaler
@@ -21,6 +22,8 @@ from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.noise_schedule import Kind, make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
+from zoo.files.documents import Document, dump
+from zoo.files.runs import FinishedRun
 from zoo.progress import Progress
 from zoo.training.checkpoints import atomic_write
 from zoo.training.run_directory import RunDirectory
@@ -38,7 +41,8 @@ from zoo.validation import (
 Tensor = Any
 
 COLUMNS = 10  # images in a row of a grid
-_FILES = ("metrics.json", "model.json", "model.weights.h5", "diffusion.json")
+_RECIPES = ("text_to_image", "diffusion")
+_FILES = ("model.json", "model.weights.h5", "diffusion.json")
 
 
 @validated
@@ -68,6 +72,26 @@ class DiffusionSpec:
         """
         schedule = make_schedule(self.schedule, self.num_steps, self.zero_terminal_snr)
         return GaussianDiffusion(schedule, self.prediction)
+
+
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class _Latents(Document):
+    """Statistics of the channels of latents in `diffusion.json`."""
+
+    mean: Annotated[list[float], Field(min_length=1, max_length=1024)]
+    std: Annotated[list[_Positive], Field(min_length=1, max_length=1024)]
+
+
+class _DiffusionDocument(Document):
+    """Content of `diffusion.json`: the fields of `DiffusionSpec`, and the latents' statistics."""
+
+    schedule: Literal["cosine", "linear"]
+    num_steps: Annotated[int, Field(ge=1, le=100_000)]
+    zero_terminal_snr: bool
+    prediction: Literal["noise", "x0", "v"]
+    latents: _Latents | None
 
 
 class DiffusionPipeline:
@@ -187,49 +211,78 @@ class DiffusionPipeline:
 
     def save(self, run: RunDirectory) -> None:
         """Saves the pipeline to a run directory, for `load`."""
-        config: dict[str, Any] = dict(vars(self.spec))
+        config: dict[str, Any] = {**vars(self.spec), "latents": None}
         if self.latent_scaler is not None:
-            autoencoder = self.latent_scaler.model
-            config["latent_mean"] = self.latent_scaler.mean
-            config["latent_std"] = self.latent_scaler.std
-            run.write("autoencoder.json", autoencoder.to_json(indent=2).encode())
-            run.save_weights("autoencoder.weights.h5", autoencoder.save_weights)
+            scaler = self.latent_scaler
+            config["latents"] = {"mean": scaler.mean, "std": scaler.std}
+            run.save_model(scaler.model, "autoencoder")
         if self.tokenizer is not None:
             run.write("prompts.json", self.tokenizer.to_json())
-        run.write("diffusion.json", (json.dumps(config, indent=2) + "\n").encode())
-        run.write("model.json", self.model.to_json(indent=2).encode())
-        run.save_weights("model.weights.h5", self.model.save_weights)
+        run.write("diffusion.json", dump(config))
+        run.save_model(self.model)
 
     @classmethod
     def load(cls, folder: str | Path) -> "DiffusionPipeline":
         """Loads a pipeline from the directory of a finished run.
 
         Raises:
-            ValueError: if `folder` holds no finished diffusion run; the error names the missing
-                file.
+            ValueError: if `folder` holds no finished diffusion run, or a file of it has changed,
+                is damaged, or does not fit the model; the error names the file.
+            OSError: if a file cannot be read.
         """
-        folder = Path(folder)
-        for name in _FILES:
-            if not (folder / name).exists():
+        run = FinishedRun(folder, _RECIPES, _FILES)
+        config = run.read("diffusion.json", _DiffusionDocument)
+        spec = DiffusionSpec(**config.model_dump(exclude={"latents"}))
+        tokenizer = latent_scaler = None
+        if "prompts.json" in run:
+            content = run.read_bytes("prompts.json")
+            tokenizer = WordTokenizer.from_json(content, f"{folder}/prompts.json")
+        builder = "unet" if tokenizer is None else "text_to_image"
+        model = run.load_model(builders=[builder])
+        if (config.latents is None) == ("autoencoder.json" in run):
+            raise ValueError(
+                f"{folder}/diffusion.json: `latents` must be given with an autoencoder, and not "
+                f"without one. Received: {config.latents}. Train the run again"
+            )
+        if config.latents:
+            autoencoder = run.load_model("autoencoder", ["autoencoder"])
+            latent_scaler = LatentScaler(autoencoder, config.latents.mean, config.latents.std)
+        _check_fit(Path(folder), model, spec, tokenizer, latent_scaler)
+        return cls(model, spec, tokenizer, latent_scaler)
+
+
+def _check_fit(
+    folder: Path,
+    model: keras.Model,
+    spec: DiffusionSpec,
+    tokenizer: WordTokenizer | None,
+    latent_scaler: LatentScaler | None,
+) -> None:
+    """Raises ValueError unless what was loaded beside a model belongs to it."""
+    _, arguments = registry.origin(model)
+    sizes: dict[str, dict[str, Any]] = {"diffusion.json": {"num_steps": spec.num_steps}}
+    if tokenizer is not None:
+        sizes["prompts.json"] = {
+            "vocabulary_size": len(tokenizer), "max_length": tokenizer.max_length,
+        }  # fmt: skip
+    if latent_scaler is not None:
+        encoder = latent_scaler.model.get_layer("encoder")
+        sizes["autoencoder.json"] = {"input_shape": tuple(encoder.output.shape[1:])}
+        for name in ("mean", "std"):
+            channels = len(getattr(latent_scaler, name))
+            if channels != encoder.output.shape[-1]:
                 raise ValueError(
-                    "`run_dir` must hold a finished run of recipes/text_to_image.py or "
-                    f"recipes/diffusion.py. Received: {folder}, which has no {name}"
+                    f"{folder / 'diffusion.json'}: `latents.{name}` must have a number for each of "
+                    f"{encoder.output.shape[-1]} channels. Received: {channels} numbers. Train the "
+                    "run again"
                 )
-        config = json.loads((folder / "diffusion.json").read_text())
-        latent_scaler = tokenizer = None
-        if "latent_mean" in config:
-            statistics = (tuple(config.pop(f"latent_{name}")) for name in ("mean", "std"))
-            latent_scaler = LatentScaler(_load_model(folder, "autoencoder"), *statistics)
-        if (folder / "prompts.json").exists():
-            tokenizer = WordTokenizer.from_json((folder / "prompts.json").read_bytes())
-        model = _load_model(folder, "model")
-        return cls(model, DiffusionSpec(**config), tokenizer, latent_scaler)
-
-
-def _load_model(folder: Path, name: str) -> keras.Model:
-    model = keras.models.model_from_json((folder / f"{name}.json").read_text())
-    model.load_weights(folder / f"{name}.weights.h5")
-    return model
+    for file, received in sizes.items():
+        for name, value in received.items():
+            if arguments[name] != value:
+                raise ValueError(
+                    f"{folder / file} must fit the model, whose `{name}` is {arguments[name]}. "
+                    f"Received: {name}={value}. Train the run again"
+                )
 
 
 @validated

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, StringConstraints, field_validator
 
+from zoo.files.documents import Document, parse
 from zoo.models.text_encoder import PADDING
 from zoo.validation import Size, TextList, Texts, validated
 
@@ -94,12 +96,37 @@ class WordTokenizer:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> "WordTokenizer":
-        """Restores a tokenizer from the output of `to_json`."""
-        config = json.loads(content)
-        tokenizer = cls([" ".join(config["words"])])
-        tokenizer.max_length = config["max_length"]
+    def from_json(cls, content: bytes, source: str = "content") -> "WordTokenizer":
+        """Restores a tokenizer from the output of `to_json`.
+
+        Args:
+            content: UTF-8 encoded JSON.
+            source: Name of the content in error messages, such as the path of its file.
+
+        Raises:
+            ValueError: if the content is no tokenizer. The text names the key and the rule.
+        """
+        document = parse(content, _PromptsDocument, source, "Train the model again")
+        tokenizer = cls([" ".join(document.words)])
+        tokenizer.max_length = document.max_length
         return tokenizer
+
+
+class _PromptsDocument(Document):
+    """Content of `prompts.json`. The ids of words follow their order."""
+
+    words: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=100)]],
+        Field(min_length=1, max_length=1 << 16),
+    ]
+    max_length: Annotated[int, Field(ge=2, le=1 << 12)]
+
+    @field_validator("words")
+    @classmethod
+    def _check_words(cls, words: list[str]) -> list[str]:
+        if words != sorted(set(words)) or any(_split_words(word) != [word] for word in words):
+            raise ValueError("must be different single words in lower case, sorted")
+        return words
 
 
 @validated

@@ -1,13 +1,13 @@
 """Text completion with a trained language model."""
 
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from rich.console import Console
 
-from zoo.datasets.tokenizer import Tokenizer
+from zoo.datasets.tokenizer import VOCABULARY_BYTES, Tokenizer
+from zoo.files.runs import FinishedRun
 from zoo.generation import decoding, sampling
 from zoo.generation.next_word import next_token, next_words
 from zoo.validation import FilePath, NewTokens, NonNegative, Seed, validated
@@ -114,16 +114,19 @@ def load_run(folder: FilePath) -> tuple[keras.Model, Tokenizer]:
         folder: Run directory.
 
     Raises:
-        ValueError: If the directory holds no such run; the text names the missing file.
+        ValueError: If the directory holds no such run, or a file of it has changed or is damaged;
+            the text names the file.
+        OSError: If a file cannot be read.
     """
-    folder = Path(folder)
-    for name in ("metrics.json", "model.json", "model.weights.h5", "vocabulary.json"):
-        if not (folder / name).exists():
-            raise ValueError(
-                "`run_dir` must hold a finished run of recipes/shakespeare.py, "
-                "recipes/translate.py or recipes/next_word.py. "
-                f"Received: {folder}, which has no {name}"
-            )
-    model = keras.models.model_from_json((folder / "model.json").read_text())
-    model.load_weights(folder / "model.weights.h5")
-    return model, Tokenizer.load(folder / "vocabulary.json")
+    recipes = ("shakespeare", "translate", "next_word")
+    run = FinishedRun(folder, recipes, ("model.json", "model.weights.h5", "vocabulary.json"))
+    content = run.read_bytes("vocabulary.json", VOCABULARY_BYTES)
+    tokenizer = Tokenizer.from_json(content, str(folder / "vocabulary.json"))
+    model = run.load_model(builders=["gpt", "rnn_language_model", "transformer"])
+    outputs = model.outputs[0].shape[-1]
+    if len(tokenizer) != outputs:
+        raise ValueError(
+            f"{folder}/vocabulary.json must have the {outputs} tokens of the model. Received: "
+            f"{len(tokenizer)} tokens. Train the run again"
+        )
+    return model, tokenizer

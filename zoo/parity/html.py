@@ -43,7 +43,7 @@ def _plots(report: Report) -> list[tuple[str, markupsafe.Markup]]:
 
 
 def _layers_plot(report: Report, mode: str) -> markupsafe.Markup:
-    precisions = sorted({title.split(", ")[1] for title in report.layers})
+    precisions = sorted({title.split(", ")[1] for title in report.layers if mode in title})
     figure, axes = _figure(len(precisions), height=3.6)
     for axis, precision in zip(axes, precisions):
         titles = [t for t in report.layers if t.startswith(f"{mode} mode, {precision}")]

@@ -5,13 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 Status = Literal["agrees", "rounding", "ruled out", "failed", "differs"]
+
+_LARGEST_FILE = 1 << 25  # bytes; a report of a hundred layers has 200,000
 
 # From the least to the most severe.
 STATUSES: tuple[Status, ...] = ("ruled out", "agrees", "rounding", "failed", "differs")
@@ -39,6 +41,8 @@ class Row:
         where: Layer, weight or step of this distance; the first that differs, if one does.
         detail: Description of the result in words.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # of a file
 
     comparison: str
     between: tuple[str, ...]
@@ -71,6 +75,8 @@ class RungReport:
         reason: Tolerances of the rung and their reasons.
         rows: Results of the comparisons.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # of a file
 
     number: int
     title: str
@@ -164,36 +170,6 @@ class Report:
         result: dict[str, Any] = _plain({**asdict(self), "verdict": self.verdict})
         return result
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> "Report":
-        """Creates a report from the result of `as_dict`."""
-        data = {key: value for key, value in data.items() if key != "verdict"}
-        rungs = [
-            RungReport(
-                **{
-                    **rung,
-                    "rows": tuple(
-                        Row(**_numbers({**row, "between": tuple(row["between"])}))
-                        for row in rung["rows"]
-                    ),
-                }
-            )
-            for rung in data["rungs"]
-        ]
-        layers = {
-            title: [
-                (path, float(distance), float(tolerance)) for path, distance, tolerance in points
-            ]
-            for title, points in data["layers"].items()
-        }
-        curves = {
-            precision: {name: [float(loss) for loss in losses] for name, losses in curve.items()}
-            for precision, curve in data["curves"].items()
-        }
-        texts = {key: tuple(data.get(key, ())) for key in ("notes", "explanation")}
-        lists = {"rungs": tuple(rungs), "layers": layers, "curves": curves}
-        return Report(**{**data, **lists, **texts})
-
     def __rich__(self) -> Group:
         sentences = [Text(sentence, style="red") for sentence in self.explanation]
         return Group(*sentences, rung_table(self.model, self.rungs), *self._remarks())
@@ -214,8 +190,17 @@ def write_json(reports: Sequence[Report], path: Path) -> None:
 
 
 def read_json(path: Path) -> list[Report]:
-    """Reads the reports from a file that `write_json` wrote."""
-    return [Report.from_dict(data) for data in json.loads(path.read_text())]
+    """Reads the reports from a file that `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is not there, or is no such file. The text names the key.
+        OSError: If the file cannot be read.
+    """
+    from zoo.files import documents  # loads pydantic, which the check itself does not need
+    from zoo.parity.report_schema import Reports
+
+    remedy = "Write the report again with `zoo check --json`"
+    return documents.read(path, Reports, remedy, _LARGEST_FILE)
 
 
 def rung_table(model: str, rungs: Sequence[RungReport]) -> Table:
@@ -258,10 +243,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity
     return value
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: float(value) if key in ("distance", "tolerance") and value is not None else value
-        for key, value in row.items()
-    }

@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -44,16 +44,29 @@ class TrainingState:
         wall_seconds: Seconds of training, evaluation and checkpoints.
         backends: Names of the backends that took part, in their order.
         stopped: Whether a callback, such as `EarlyStopping`, has ended the training.
+
+    Raises:
+        ValueError: If `step` is below 0, or a row of `history` has no epoch.
     """
 
+    # How the progress in a checkpoint is validated.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
     step: int = 0
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, int | float]] = dataclasses.field(default_factory=list)
     metric_sums: list[Any] = dataclasses.field(default_factory=list)
     timed_examples: float = 0.0
     timed_seconds: float = 0.0
     wall_seconds: float = 0.0
     backends: list[str] = dataclasses.field(default_factory=list)
     stopped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or not all("epoch" in row for row in self.history):
+            raise ValueError(
+                "`step` must be 0 or more, and each row of `history` must have an epoch. "
+                f"Received: step={self.step}, {len(self.history)} rows"
+            )
 
     @property
     def examples_per_second(self) -> float | None:
@@ -151,8 +164,10 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def restore(self, trainer: keras.Model) -> TrainingState:
         """Restores the newest whole checkpoint, if there is one, and returns the state."""
         trainer.optimizer.build(trainer.trainable_variables)
-        saved = checkpoints.restore(self.folder, owner=self.owner, **self._parts(trainer))
-        self.state = TrainingState(**saved) if saved else TrainingState()
+        saved = checkpoints.restore(
+            self.folder, TrainingState, owner=self.owner, **self._parts(trainer)
+        )
+        self.state = saved or TrainingState()
         if backends.name not in self.state.backends:
             self.state.backends.append(backends.name)
         return self.state

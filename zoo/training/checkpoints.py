@@ -19,6 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from zoo.files.arrays import read_npz
+
 _PROGRESS = "progress.json"
 _OWNER = "owner"
 _KEEP = 2
@@ -54,8 +56,9 @@ def save(
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NotFinite(f"{path} holds a NaN or an infinity at step {step}")
         arrays[path] = array
-    text = json.dumps({**progress, "step": step, _OWNER: owner}).encode()
+    text = json.dumps({**progress, "step": step}).encode()
     arrays[_PROGRESS] = np.frombuffer(text, np.uint8)
+    arrays[_OWNER] = np.frombuffer((owner or "").encode(), np.uint8)
     target = folder / f"step-{step:09d}.npz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,11 +71,14 @@ def save(
     return target
 
 
-def restore(folder: Path, owner: str | None = None, **parts: Any) -> dict[str, Any] | None:
+def restore(
+    folder: Path, progress_type: Any = dict[str, Any], owner: str | None = None, **parts: Any
+) -> Any:
     """Restores the newest whole checkpoint, and warns of damaged ones.
 
     Args:
         folder: Folder of the checkpoints.
+        progress_type: Type of the progress. A checkpoint with something else counts as damaged.
         owner: Hash of the run's configuration. By default any run's checkpoint is restored.
         **parts: Objects with `variables`, by the names they were saved under.
 
@@ -86,7 +92,7 @@ def restore(folder: Path, owner: str | None = None, **parts: Any) -> dict[str, A
     remove_unfinished(folder, "step-*.npz")
     for path in _newest_first(folder):
         try:
-            arrays, progress = _read(path)
+            arrays, progress, saved_owner = _read(path, progress_type)
         except PermissionError:
             raise  # the file itself may be whole
         except Exception as error:  # a damaged archive raises many kinds of errors
@@ -99,7 +105,6 @@ def restore(folder: Path, owner: str | None = None, **parts: Any) -> dict[str, A
                 stacklevel=2,
             )
             continue
-        saved_owner = progress.pop(_OWNER, None)
         if owner is not None and saved_owner != owner:
             raise ValueError(
                 f"The checkpoint {path} belongs to a run of another configuration, such as another "
@@ -153,7 +158,7 @@ def owned_by(folder: Path, owner: str) -> bool:
     """Whether a folder has a checkpoint that `save` wrote for this owner."""
     for path in _newest_first(folder):
         with contextlib.suppress(Exception):  # a damaged archive raises many kinds of errors
-            if _read(path)[1].get(_OWNER) == owner:
+            if _read(path)[2] == owner:
                 return True
     return False
 
@@ -237,10 +242,17 @@ def remove_unfinished(folder: Path, pattern: str = "*") -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with open(path, "rb") as file, np.load(file) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return arrays, json.loads(arrays.pop(_PROGRESS).tobytes())
+def _read(
+    path: Path, progress_type: Any = dict[str, Any]
+) -> tuple[dict[str, np.ndarray], Any, str]:
+    """The variables, the progress and the owner in a checkpoint."""
+    from zoo.files import documents  # loads pydantic, which `import zoo` must not wait for
+
+    arrays = read_npz(path)
+    text = arrays.pop(_PROGRESS).tobytes()
+    owner = arrays.pop(_OWNER).tobytes().decode()
+    progress = documents.parse(text, progress_type, _PROGRESS, remedy="", allow_nan=True)
+    return arrays, progress, owner
 
 
 def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,9 @@
-"""Flags that the recipes share."""
+"""Flags that the recipes share, and the run directory that they give."""
 
+import dataclasses
 import importlib.util
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import keras
 
 from zoo.backends import backend
 from zoo.progress import ProgressLines, shows_bar
+from zoo.training.run_directory import RunDirectory
 from zoo.validation import check_sizes
 
 
@@ -85,3 +88,33 @@ def set_defaults(config: Any, **values: Any) -> None:
     for name, value in values.items():
         if getattr(config, name) is None:
             object.__setattr__(config, name, value)
+
+
+_NOT_RESULTS = {
+    "run_dir", "quick", "quiet", "checkpoint_steps", "deterministic", "tensorboard",
+}  # fmt: skip
+
+
+def open_run(
+    recipe: str, config: Any, *not_results: str, extendable: str | None = None
+) -> RunDirectory:
+    """The run directory of a recipe.
+
+    Args:
+        recipe: Name of the recipe.
+        config: Dataclass with a `run_dir`, a path or None for a new folder in runs/.
+        *not_results: Names of further fields that do not decide the results, so that a run may go
+            on with other values.
+        extendable: Name of the field that says how long to train; a finished run goes on if it is
+            raised.
+
+    Raises:
+        ValueError, OSError: As `RunDirectory` does.
+    """
+    new_path = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    ignored = _NOT_RESULTS.union(not_results)
+    decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
+    settings = {"recipe": recipe, **decisive}
+    return RunDirectory(
+        config.run_dir or new_path, settings, extendable, new=config.run_dir is None
+    )

@@ -2,15 +2,16 @@
 
 config.json        the configuration
 history.csv        a row for each epoch
-metrics.json       the results; written last, so its presence says that the run is finished
+metrics.json       the results
 *.png              the plots
+model.json         the model's builder and its arguments
 model.weights.h5   the trained weights
+manifest.json      SHA-256 of the files above; written last, so it says that the run is finished
 checkpoints/       the last two checkpoints
 .lock              the process that writes to the directory, while it does
 """
 
 import csv
-import dataclasses
 import errno
 import hashlib
 import io
@@ -19,16 +20,17 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 import keras
 from matplotlib.figure import Figure
+from pydantic import ConfigDict, JsonValue, create_model
 from rich.console import Console
 
 from zoo import backends
 from zoo.backends import backend
+from zoo.files import arrays, documents, models, runs
 from zoo.training.callbacks import Interrupted, StepCheckpoint, TrainingState
 from zoo.training.checkpoints import (
     NamedBuffer,
@@ -60,8 +62,9 @@ class RunDirectory:
         new: Whether the run must be a new one. Where `path` exists, a number is added to it.
 
     Raises:
-        ValueError: If the path is a file, holds something else than a run, or belongs to another
-            configuration; the text names what differs.
+        ValueError: If the path is a file, holds something else than a run, belongs to another
+            configuration (the text names what differs), or is a finished run of which a file has
+            changed.
         OSError: If the directory cannot be created or written to, or another process writes to it;
             the text names the process.
     """
@@ -153,13 +156,9 @@ class RunDirectory:
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
                 raise self._cannot_create(errno.EACCES if parent.is_dir() else errno.ENOTDIR)
             return
-        try:
-            earlier = self._read_if_there("config.json")
-        except ValueError as error:
-            remedy = "Give another `--run-dir`"
-            if owned_by(self.checkpoints, self.owner):
-                remedy = "Remove that file to go on after the last checkpoint"
-            raise ValueError(f"{error}. {remedy}") from error
+        if self._is_finished:
+            runs.FinishedRun(self.path).verify()
+        earlier = self._read_config()
         if earlier is not None:
             self._refuse_other(earlier)
         elif self._holds_other_files() and not owned_by(self.checkpoints, self.owner):
@@ -176,10 +175,11 @@ class RunDirectory:
     def write_config(self) -> None:
         """Begins the run, once its configuration has proved sound: locks, writes config.json."""
         self.lock()
-        if self._read_if_there("config.json") == self._config:
+        if self._read_config() == self._config:
             return
-        (self.path / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which goes on
-        self._write("config.json", _json(self._config))
+        for name in ("metrics.json", runs.MANIFEST):  # of a shorter run, which goes on
+            (self.path / name).unlink(missing_ok=True)
+        self._write("config.json", documents.dump(self._config))
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
         differing = [
@@ -193,39 +193,61 @@ class RunDirectory:
                 "Give the same flags to go on with it, or another `--run-dir`"
             )
         name = self._extendable
-        if name is not None and (earlier.get(name) or 0) > self._config[name]:
+        if name is None:
+            return
+        reached = earlier.get(name, 0)
+        if not isinstance(reached, int):
             raise ValueError(
-                f"`{name}` must be at least {earlier[name]}, the {name} of the run in {self.path}. "
+                f"{self.path / 'config.json'}: `{name}` must be a whole number. Received: "
+                f"{reached!r}. Restore the file, or give another `--run-dir`"
+            )
+        if reached > self._config[name]:
+            raise ValueError(
+                f"`{name}` must be at least {reached}, the {name} of the run in {self.path}. "
                 f"Received: {name}={self._config[name]}"
             )
 
     @property
     def metrics(self) -> dict[str, Any] | None:
         """Results of a finished run; None before, and if more is asked for than it has reached."""
-        try:
-            metrics = self._read_if_there("metrics.json")
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. Remove that file to compute the results again, from the last checkpoint"
-            ) from error
-        earlier = self._read_if_there("config.json")
-        if earlier is None:
+        if not self._is_finished:
             return None
-        name = self._extendable
+        metrics = runs.FinishedRun(self.path).read("metrics.json", dict[str, JsonValue])
+        earlier, name = self._read_config() or {}, self._extendable
         return metrics if name is None or earlier.get(name) == self._config[name] else None
 
-    def _read_if_there(self, name: str) -> dict[str, Any] | None:
-        return self._read(name) if (self.path / name).exists() else None
+    def result(self, name: str, kind: Any = float) -> Any:
+        """Returns one of the results of a finished run.
 
-    def _read(self, name: str) -> dict[str, Any]:
+        Args:
+            name: Name of the result in metrics.json.
+            kind: Type of the result.
+
+        Raises:
+            ValueError: If there is no such result, or it is of another type.
+        """
+        config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+        fields: dict[str, Any] = {name: (kind, ...)}
+        schema = create_model("Metrics", __config__=config, **fields)
+        return getattr(runs.FinishedRun(self.path).read("metrics.json", schema), name)
+
+    @property
+    def _is_finished(self) -> bool:
+        return all((self.path / name).exists() for name in ("metrics.json", runs.MANIFEST))
+
+    def _read_config(self) -> dict[str, Any] | None:
+        path = self.path / "config.json"
+        if not path.exists():
+            return None
         try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"`run_dir` must hold whole files. Received: {self.path} with a damaged {name} "
-                f"({error})"
-            ) from error
-        return content
+            return self._parse_config("Restore the file, or give another `--run-dir`")
+        except ValueError:
+            if not owned_by(self.checkpoints, self.owner):
+                raise
+            return self._parse_config("Remove that file to go on after the last checkpoint")
+
+    def _parse_config(self, remedy: str) -> dict[str, Any]:
+        return documents.read(self.path / "config.json", dict[str, JsonValue], remedy)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file of the directory, whole or not at all, after config.json.
@@ -274,13 +296,27 @@ class RunDirectory:
         self.write("history.csv", text.getvalue().encode())
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Writes metrics.json, which says that the run is finished."""
-        self.write("metrics.json", _json(metrics))
+        """Writes metrics.json and the manifest, which says that the run is finished."""
+        self.write("metrics.json", documents.dump(metrics))
+        self.write(runs.MANIFEST, runs.describe(self.path))
 
-    def save_model(self, model: keras.Model) -> None:
-        """Writes the architecture, model.json, and the weights, model.weights.h5."""
-        self.write("model.json", model.to_json(indent=2).encode())
-        self.save_weights("model.weights.h5", model.save_weights)
+    def save_model(self, model: keras.Model, name: str = "model") -> None:
+        """Writes the builder with its arguments, model.json, and the weights, model.weights.h5.
+
+        Args:
+            model: Model that a builder of the zoo made.
+            name: Name of the two files, without their suffixes.
+
+        Raises:
+            ValueError: If the model comes from elsewhere, or its weights are not finite.
+        """
+        arrays.check_finite(model)
+        self.write(f"{name}.json", models.describe(model))
+        self.save_weights(f"{name}.weights.h5", model.save_weights)
+
+    def load_weights(self, model: keras.Model, name: str = "model") -> None:
+        """Loads the weights of the finished run, as `zoo.files.runs.FinishedRun` does."""
+        runs.FinishedRun(self.path).load_weights(model, name)
 
     @contextmanager
     def nested(self, part: str, config: dict[str, Any]) -> Iterator["RunDirectory"]:
@@ -357,41 +393,7 @@ def environment() -> dict[str, str]:
     }
 
 
-_NOT_RESULTS = {
-    "run_dir", "quick", "quiet", "checkpoint_steps", "deterministic", "tensorboard",
-}  # fmt: skip
-
-
-def open_run(
-    recipe: str, config: Any, *not_results: str, extendable: str | None = None
-) -> RunDirectory:
-    """The run directory of a recipe.
-
-    Args:
-        recipe: Name of the recipe.
-        config: Dataclass with a `run_dir`, a path or None for a new folder in runs/.
-        *not_results: Names of further fields that do not decide the results, so that a run may go
-            on with other values.
-        extendable: Name of the field that says how long to train; a finished run goes on if it is
-            raised.
-
-    Raises:
-        ValueError, OSError: As `RunDirectory` does.
-    """
-    new_path = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    ignored = _NOT_RESULTS.union(not_results)
-    decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
-    settings = {"recipe": recipe, **decisive}
-    return RunDirectory(
-        config.run_dir or new_path, settings, extendable, new=config.run_dir is None
-    )
-
-
 def _unused(path: Path) -> Path:
     """The path, or the first of path-2, path-3 and so on, that does not exist."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not os.path.lexists(p))
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n").encode()

@@ -1,0 +1,216 @@
+"""Files of arrays, whose headers are checked before an array is allocated.
+
+Every array must lie in the file as it is, without compression, so that the memory of the arrays is
+at most the size of the file.
+"""
+
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+_NUMERIC = "fiub"
+_LARGEST_HEADER = 10_000  # bytes of an array's header
+_CHUNK = 1 << 22  # numbers that are read at once
+
+Shape = tuple[int, ...]
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an `.npz` file that `np.savez` wrote.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        ValueError: If an array is compressed, is no array of numbers, is not finite, or is not as
+            large as its header says; then nothing is allocated.
+        zipfile.BadZipFile: If the file is damaged.
+        OSError: If the file cannot be read.
+    """
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("its arrays are larger than the file")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("it holds an array twice")
+        for member in members:
+            _check_npy(archive, member)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    for name, array in content.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds a NaN or an infinity")
+    return content
+
+
+def _check_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # `np.savez` needs others for structured types only
+            raise ValueError(f"{member.filename} has a header of version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file, _LARGEST_HEADER)
+        size = member.file_size - file.tell()
+    if dtype.kind not in _NUMERIC:
+        raise ValueError(f"{member.filename} is of type {dtype}")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"{member.filename} has shape {shape}, but {size} bytes")
+
+
+def weight_shapes(path: Path) -> list[Shape]:
+    """Returns the shapes of the arrays in a weights file, which are not read.
+
+    Args:
+        path: Path of a `.weights.h5` file of Keras.
+
+    Raises:
+        ValueError: If the file is damaged, or holds anything but plain arrays of numbers.
+        OSError: If the file cannot be read.
+    """
+    with _open_weights(path) as file:
+        return [dataset.shape for dataset in _datasets(file)]
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Loads a weights file of Keras into a model, wholly or not at all.
+
+    Args:
+        model: Model that the weights belong to.
+        path: Path of a `.weights.h5` file.
+
+    Raises:
+        ValueError: If the file is damaged, does not hold the arrays of the model, or one of them
+            is not finite. The model is as it was.
+        OSError: If the file cannot be read.
+    """
+    # Keras saves the weights; of other variables, such as counters of random draws, it saves some.
+    weights, variables = (
+        Counter(tuple(variable.shape) for variable in group)
+        for group in (model.weights, model.variables)
+    )
+    with _open_weights(path) as file:
+        shapes = Counter(dataset.shape for dataset in _datasets(file))
+        excess, lacking = shapes - variables, weights - shapes
+        if excess or lacking:
+            raise ValueError(
+                f"{path} must hold the arrays of {model.name}. Received: "
+                + "; ".join(
+                    f"{sum(counter.values())} arrays {text}, such as one of shape "
+                    f"{next(iter(counter))}"
+                    for counter, text in ((excess, "too many"), (lacking, "too few"))
+                    if counter
+                )
+            )
+        for dataset in _datasets(file):
+            if not all(map(_is_finite, _parts(dataset))):
+                raise ValueError(
+                    f"{path} must hold finite numbers. Received: a NaN or an infinity in "
+                    f"{dataset.name}"
+                )
+    before = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
+    try:
+        model.load_weights(path)
+    except (KeyError, TypeError, ValueError) as error:  # arrays of these shapes under other names
+        for variable, value in zip(model.variables, before):
+            variable.assign(value)
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} must hold the weights of {model.name}. Received: {text}"
+        ) from error
+
+
+def check_finite(model: keras.Model) -> None:
+    """Raises ValueError if a variable of a model holds a NaN or an infinity."""
+    for variable in model.variables:
+        array = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"`model` must have finite weights. Received: a NaN or an infinity in "
+                f"{variable.path}"
+            )
+
+
+def _open_weights(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path} must be a weights file of Keras. Received: no file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(
+            f"{path} must be an undamaged weights file of Keras. Received: {error}"
+        ) from error
+
+
+def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
+    """Yields the datasets of a weights file.
+
+    Raises:
+        ValueError: If it holds something that Keras does not write: a link, a compressed or an
+            external dataset, one without its bytes in the file, or a type that is not numeric.
+    """
+    groups = [file]
+    seen = {h5py.h5o.get_info(file.id).addr}
+    while groups:
+        group = groups.pop()
+        for name in group:
+            address = f"{group.name.rstrip('/')}/{name}"
+            if type(group.get(name, getlink=True)) is not h5py.HardLink:
+                raise _not_plain(file, address, "a link")
+            item = group[name]
+            identity = h5py.h5o.get_info(item.id).addr
+            if identity in seen:
+                raise _not_plain(file, address, "an object that occurs twice")
+            seen.add(identity)
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+                continue
+            if not isinstance(item, h5py.Dataset) or item.shape is None:
+                raise _not_plain(file, address, "no array")
+            if item.chunks or item.is_virtual or item.external:
+                raise _not_plain(file, address, "an array that is compressed or elsewhere")
+            if item.dtype.kind not in _NUMERIC and not _is_bfloat16(item):
+                raise _not_plain(file, address, f"an array of type {item.dtype}")
+            if item.id.get_storage_size() != math.prod(item.shape) * item.dtype.itemsize:
+                raise _not_plain(file, address, "an array without its bytes")
+            yield item
+
+
+def _not_plain(file: h5py.File, address: str, received: str) -> ValueError:
+    return ValueError(
+        f"{file.filename} must hold plain arrays of numbers. Received: {received} at {address}"
+    )
+
+
+def _is_bfloat16(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset is what Keras writes of a bfloat16 variable, which HDF5 does not know."""
+    return bool(dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype.kind == "V":  # bfloat16: the exponent of a NaN or an infinity has all bits set
+        return not ((array.view(np.uint16) & 0x7F80) == 0x7F80).any()
+    return bool(np.isfinite(array).all())
+
+
+def _parts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
+    """Yields a dataset in parts, so that a large one is not in memory twice."""
+    if dataset.ndim == 0:
+        yield np.asarray(dataset[()])
+        return
+    rows = max(1, _CHUNK // max(1, math.prod(dataset.shape[1:])))
+    for first in range(0, len(dataset), rows):
+        yield np.asarray(dataset[first : first + rows])
