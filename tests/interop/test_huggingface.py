@@ -528,6 +528,33 @@ def test_load_rejects_pickles_with_a_command_that_converts_them(
     assert_equal_weights(huggingface.load(folder), huggingface.load(saved_folders / "gpt2"))
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_load_reports_damaged_bytes_in_one_line(
+    kind: str, name: str, copy_of: Callable[[str], Path]
+) -> None:
+    """A folder with damaged settings or a damaged header either loads or is an error in words."""
+    folder = copy_of(kind)
+    content = (folder / name).read_bytes()
+    end = len(content) if name == "config.json" else 8 + int.from_bytes(content[:8], "little")
+    generator = np.random.default_rng(0)
+    errors = []
+    for _ in range(50):
+        damaged = bytearray(content)
+        for position in generator.integers(0, end, 2).tolist():
+            damaged[position : position + int(generator.integers(0, 3))] = generator.bytes(1)
+        (folder / name).write_bytes(damaged)
+        try:
+            huggingface.load(folder)
+        except ValueError as error:
+            errors.append(str(error))
+    assert len(errors) > 25
+    for text in errors:
+        assert text.startswith(str(folder))
+        assert len(text.splitlines()) == 1
+
+
 # ------------------------------------------------------------------ tokenizer and generation
 
 
