@@ -33,10 +33,10 @@ def device() -> str:
 
 
 def keep_float64() -> None:
-    """As `common.keep_float64`; and convolutions get contiguous kernels, hard sigmoids exact slopes.
+    """As `common.keep_float64`; and mends convolutions and hard sigmoids in float64.
 
-    With other kernels in float64 PyTorch cannot compute the gradient for one filter or channel, and
-    it rounds the slope of a hard sigmoid, 1/6, to float32.
+    PyTorch cannot compute the gradient of a transposed kernel with one filter or channel, and it
+    rounds the slope of a hard sigmoid, 1/6, to float32.
     """
     common.keep_float64()
     functional = torch.nn.functional
