@@ -185,3 +185,14 @@ def test_gradient_of_a_float64_convolution_with_one_filter(layer: type[keras.lay
             model, lambda x: ops.mean(model(x)), np.ones((1, 4, 4, channels))
         )
     assert np.isfinite(loss)
+
+
+@fault("torch")
+def test_gradient_of_a_hard_sigmoid_in_float64() -> None:
+    with backend.float64():
+        model = keras.Sequential([keras.Input((1,)), layers.Dense(1, activation="hard_sigmoid")])
+        _, gradients = backends.loss_and_gradients(
+            model, lambda x: ops.mean(model(x)), np.full((1, 1), 0.5)
+        )
+    kernel, _ = gradients.values()
+    assert float(kernel[0, 0]) == pytest.approx(0.5 / 6, rel=1e-12)

@@ -33,9 +33,10 @@ def device() -> str:
 
 
 def keep_float64() -> None:
-    """As `common.keep_float64`; and convolutions in float64 get contiguous kernels.
+    """As `common.keep_float64`; and mends convolutions and hard sigmoids in float64.
 
-    With others PyTorch cannot compute the gradient of a kernel of one filter or channel.
+    PyTorch cannot compute the gradient of a transposed kernel with one filter or channel, and it
+    rounds the slope of a hard sigmoid, 1/6, to float32.
     """
     common.keep_float64()
     functional = torch.nn.functional
@@ -48,6 +49,7 @@ def keep_float64() -> None:
     for dimensions in ("1d", "2d", "3d"):
         for name in (f"conv{dimensions}", f"conv_transpose{dimensions}"):
             setattr(functional, name, with_contiguous_kernel(getattr(functional, name)))
+    functional.hardsigmoid = lambda x, inplace=False: functional.relu6(x + 3) / 6
 
 
 def on_device(array: Any) -> Tensor:
