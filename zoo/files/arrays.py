@@ -5,6 +5,7 @@ at most the size of the file.
 """
 
 import math
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -121,8 +122,10 @@ def load_weights(model: keras.Model, path: Path) -> None:
                 )
     before = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
     try:
-        model.load_weights(path)
-    except (KeyError, TypeError, ValueError) as error:  # arrays of these shapes under other names
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras skips what it does not find
+            model.load_weights(path)
+    except (KeyError, TypeError, UserWarning, ValueError) as error:  # arrays under other names
         for variable, value in zip(model.variables, before):
             variable.assign(value)
         text = " ".join(str(error).split())
@@ -197,7 +200,7 @@ def _not_plain(file: h5py.File, address: str, received: str) -> ValueError:
 
 def _is_bfloat16(dataset: h5py.Dataset) -> bool:
     """Whether a dataset is what Keras writes of a bfloat16 variable, which HDF5 does not know."""
-    return bool(dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16")
+    return bool(dataset.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16")
 
 
 def _is_finite(array: np.ndarray) -> bool:
