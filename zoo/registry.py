@@ -86,7 +86,6 @@ class Classifier:
 models: dict[str, Entry] = {}
 
 
-@validated
 def register(
     *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
