@@ -90,7 +90,6 @@ models: dict[str, Entry] = {}
 _origins: MutableMapping[keras.Model, tuple[str, dict[str, Any]]] = WeakKeyDictionary()
 
 
-@validated
 def register(
     *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:

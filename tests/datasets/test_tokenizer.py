@@ -89,7 +89,7 @@ def test_load_rejects_other_files(tmp_path: Path) -> None:
     [
         ([3, 9, 10], r"id 10 at index 2, vocabulary_size=10\. Encode the text with"),
         ([[1, 2], [3, -1]], r"id -1 at index \(1, 1\), vocabulary_size=10"),
-        ([1.0], "`ids` must be an array of integers"),
+        ([1.0], "must be integers. Received: dtype=float64"),
     ],
 )
 def test_check_ids_rejects_invalid_ids(ids: list, problem: str) -> None:

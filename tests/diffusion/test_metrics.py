@@ -95,7 +95,7 @@ def test_evaluate_samples_ranks_real_images_above_noise(
 
 
 def test_features_rejects_float_images(extractor: FeatureExtractor) -> None:
-    with pytest.raises(ValueError, match=r"`images` must be uint8.*dtype=float32"):
+    with pytest.raises(ValueError, match=r"`images` must be an array of uint8.*dtype float32"):
         extractor.features(np.zeros((2, 28, 28, 1), np.float32))
 
 

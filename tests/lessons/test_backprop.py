@@ -222,7 +222,7 @@ def test_main_trains_in_float32(finished: tuple[Path, dict[str, object]], tmp_pa
     [
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1. Received: epochs=0"),
         ({"batch_size": 0}, "Received: batch_size=0"),
-        ({"hidden_units": (8, 0)}, "Received: hidden_units=0"),
+        ({"hidden_units": (8, 0)}, r"Received: hidden_units=\(8, 0\)"),
         ({"learning_rate": 0.0}, "Received: learning_rate=0"),
         ({"train_examples": 70_000}, "Received: train_examples=70000"),
         ({"activation": ("relu", "tanh")}, "one for all hidden layers or one for each"),

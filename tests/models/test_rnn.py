@@ -148,7 +148,7 @@ def test_rnn_classifier_ignores_padding(bidirectional: bool) -> None:
             {"input_shape": (28,)},
             r"`input_shape` must be a sequence of 2 elements.* Received: input_shape=\(28,\)",
         ),
-        ({"input_shape": (None, 0)}, "input_shape=0"),
+        ({"input_shape": (None, 0)}, r"input_shape=\(None, 0\)"),
         ({"dropout": -0.1}, "dropout=-0.1"),
         (
             {"recurrent_initializer": "zeros"},

@@ -230,6 +230,6 @@ def indices_of_labels(labels: Labels, wanted: Labels) -> np.ndarray:
 
 
 @validated
-def to_uint8(images: Annotated[np.ndarray, array("f", "(N, H, W, C)")]) -> np.ndarray:
+def to_uint8(images: Annotated[np.ndarray, array("f")]) -> np.ndarray:
     """Converts images in [-1, 1] to uint8; values outside the range are clipped."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

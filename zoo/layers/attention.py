@@ -97,7 +97,7 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.kind = kind
         self.max_length = max_length
-        self.initializer = initializer
+        self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape: Any) -> None:
         shape = self.max_length, input_shape[-1]

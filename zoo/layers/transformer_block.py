@@ -24,6 +24,7 @@ from zoo.layers.core import call_built
 from zoo.layers.feed_forward import FeedForward, FeedForwardActivation
 from zoo.layers.rotary import RotaryScaling
 from zoo.validation import (
+    Count,
     DType,
     Index,
     Name,
@@ -353,7 +354,7 @@ def check_heads(
 @validated
 def block_parameter_count(
     hidden_dim: Size,
-    intermediate_dim: Size,
+    intermediate_dim: Count,
     num_heads: Size,
     num_kv_heads: Size | None = None,
     activation: str = "relu",

@@ -69,7 +69,8 @@ class UNetLayers:
         num_groups: Number of groups in group normalization.
     """
 
-    def __init__(self, seed: int, dtype: Any, dropout: float = 0.0, num_groups: int = 8):
+    @validated
+    def __init__(self, seed: Seed, dtype: DType | None, dropout: Rate = 0.0, num_groups: Size = 8):
         self.seed = seed
         self.dtype = dtype
         self.dropout = dropout

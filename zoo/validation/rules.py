@@ -159,11 +159,12 @@ def array(kinds: str, shape: str | None = None) -> Rule:
     """Returns the rule of a NumPy array, or of lists of numbers, which become one.
 
     Args:
-        kinds: Kinds of the dtype, as in `numpy.dtype.kind`: "b", "iu", "f" or several.
+        kinds: Kinds of the dtype, as in `numpy.dtype.kind`: "b", "u", "iu", "f" or several.
         shape: Text of the shape, such as "(N, C)", which gives the rank; None for any shape.
     """
     names = {"b": "booleans", "i": "integers", "f": "floats"}
-    kind_text = " or ".join(name for kind, name in names.items() if kind in kinds)
+    known = [name for kind, name in names.items() if kind in kinds]
+    kind_text = " or ".join(known) or "uint8"
     text = f"an array of {kind_text}" + (f" of shape {shape}" if shape else "")
     rank = None if shape is None else len([axis for axis in shape[1:-1].split(",") if axis])
 
