@@ -66,6 +66,7 @@ def parameter_count(
     activation: str,
     norm: str,
     norm_first: bool,
+    final_norm: bool | None,
     positions: str,
     use_bias: bool,
     share_embeddings: bool,
@@ -83,7 +84,8 @@ def parameter_count(
     rows = target_vocabulary_size * (1 if tie_embeddings else 2)
     rows += 0 if share_embeddings else source_vocabulary_size
     rows += 2 * max_length if positions == "learned" else 0
-    rows += (2 if norm == "rms_norm" else 4) if norm_first else 0
+    has_final_norms = norm_first if final_norm is None else final_norm
+    rows += (2 if norm == "rms_norm" else 4) if has_final_norms else 0
     return num_layers * (encoder + decoder) + rows * hidden_dim
 
 
@@ -119,6 +121,7 @@ def transformer(
     activation: str = "relu",
     norm: Norm = "layer_norm",
     norm_first: bool = False,
+    final_norm: bool | None = None,
     positions: PositionKind = "sinusoidal",
     rotary_base: float = 10000.0,
     epsilon: float = 1e-5,
@@ -149,9 +152,10 @@ def transformer(
         activation: Activation of the feed-forward networks: "relu", "gelu", "gelu_tanh" or
             "swiglu".
         norm: Kind of the normalizations: "layer_norm" or "rms_norm".
-        norm_first: Whether the inputs of the sublayers and the outputs of the last blocks are
-            normalized (pre-norm), instead of the sum after each sublayer (post-norm, as in the
-            paper).
+        norm_first: Whether the inputs of the sublayers are normalized (pre-norm), instead of the
+            sum after each sublayer (post-norm, as in the paper).
+        final_norm: Whether the outputs of the last blocks are normalized; by default `norm_first`.
+            PyTorch's `nn.Transformer` has these normalizations with both orders of norms.
         positions: Kind of the position encodings: "sinusoidal", "learned" or "rotary".
         rotary_base: Base of the wavelengths of rotary embeddings.
         epsilon: Constant added to the variance in a normalization.
@@ -184,6 +188,7 @@ def transformer(
         num_layers=num_layers,
     )
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
+    final_norm = norm_first if final_norm is None else final_norm
     check_block(
         hidden_dim, num_heads, num_kv_heads, activation, norm, dropout, positions,
         intermediate_dim=intermediate_dim,
@@ -240,13 +245,13 @@ def transformer(
     memory = embed(source_embedding, source, "encoder")
     for number in range(1, num_layers + 1):
         memory = block("encoder", number)(memory, padding_mask=padding_mask)
-    if norm_first:
+    if final_norm:
         memory = normalization(norm, epsilon, dtype, "encoder_norm")(memory)
 
     x = embed(embedding, target, "decoder")
     for number in range(1, num_layers + 1):
         x = block("decoder", number)(x, memory, context_mask=padding_mask)
-    if norm_first:
+    if final_norm:
         x = normalization(norm, epsilon, dtype, "decoder_norm")(x)
     if tie_embeddings:
         logits = embedding(x, reverse=True)
