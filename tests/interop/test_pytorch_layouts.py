@@ -181,6 +181,38 @@ def test_sequences_and_pooled_images_keep_their_order() -> None:
         np.testing.assert_array_equal(kernel.T, state[f"{name}.weight"])
 
 
+REDUCED = {
+    "mean": lambda x: ops.mean(x, axis=(1, 2)),
+    "pixel": lambda x: x[:, 2, 3],
+    "resized": lambda x: layers.GlobalMaxPooling2D()(layers.Resizing(3, 3)(x)),
+    "squeezed": lambda x: layers.Flatten()(layers.GlobalAveragePooling2D(keepdims=True)(x)),
+}
+
+
+@pytest.mark.parametrize("reduce", REDUCED)
+def test_reduced_images_keep_their_channels(reduce: str) -> None:
+    model = with_conv(lambda x: dense(REDUCED[reduce](x)))
+    state = assert_there_and_back(model)
+    kernel = ops.convert_to_numpy(model.get_layer("fc").kernel.value)
+    np.testing.assert_array_equal(kernel.T, state["fc.weight"])
+
+
+def squeeze_and_excite(x: Tensor) -> Tensor:
+    """Channels scaled by gates (1, 1, channels), then flattened."""
+    gates = layers.Dense(4, "sigmoid", name="gates")(layers.GlobalAveragePooling2D()(x))
+    return dense(layers.Flatten()(layers.Multiply()([x, layers.Reshape((1, 1, 4))(gates)])))
+
+
+def test_scaled_channels_match_pytorch(x: np.ndarray) -> None:
+    model = with_conv(squeeze_and_excite)
+    state = assert_there_and_back(model)
+    features = conv_features(state, x).reshape(3, 4, 36)
+    gates = features.mean(2) @ state["gates.weight"].T + state["gates.bias"]
+    features = (features / (1 + np.exp(-gates))[..., None]).reshape(3, -1)
+    expected = features @ state["fc.weight"].T + state["fc.bias"]
+    np.testing.assert_allclose(ops.convert_to_numpy(model(x)), expected, atol=2e-5)
+
+
 def generator_from_view() -> keras.Model:
     """`fc(x).view(-1, 4, 3, 3)` and a transposed convolution, as in a DCGAN."""
     inputs = keras.Input((5,))

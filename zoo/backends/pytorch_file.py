@@ -2,17 +2,27 @@
 
 import importlib.util
 import os
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
 
-# Run where PyTorch is installed, it writes the tensors of a file or of the checkpoint in it.
 _CONVERSION = (
-    'python -c "import torch, safetensors.torch as s; '
-    "d = torch.load('{path}', map_location='cpu', weights_only=True); "
+    "import sys, torch, safetensors.torch as s; "
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
     "d = next((d[k] for k in ('model_state_dict', 'state_dict', 'model') if k in d), d); "
-    "s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{stem}.safetensors')\""
+    "s.save_file({k: v.clone().contiguous() for k, v in d.items()}, sys.argv[2])"
 )
+
+
+def conversion_command(path: Path) -> str:
+    """Returns a command that converts a file, or the checkpoint in it, where PyTorch is installed.
+
+    Args:
+        path: Path of the file. The new file beside it ends with `.safetensors`.
+    """
+    paths = (shlex.quote(str(p)) for p in (path, path.with_suffix(".safetensors")))
+    return " ".join(("python -c", f'"{_CONVERSION}"', *paths))
 
 
 def read_pytorch_file(path: str | os.PathLike[str]) -> Any:
@@ -32,10 +42,9 @@ def read_pytorch_file(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     if importlib.util.find_spec("torch") is None:
-        command = _CONVERSION.format(path=path, stem=path.with_suffix(""))
         raise ImportError(
             f"`state` is a file of PyTorch, which is not installed. Received: {path}. Convert it "
-            f"to a safetensors file where PyTorch is installed: {command}"
+            f"to a safetensors file where PyTorch is installed: {conversion_command(path)}"
         )
     import torch
 

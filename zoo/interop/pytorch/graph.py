@@ -12,7 +12,6 @@ import numpy as np
 
 from zoo.interop.pytorch.layout import (
     CONVOLUTIONS,
-    IMAGE_LAYERS,
     KEEPING,
     NORMALIZATIONS,
     RESHAPED_IMAGE,
@@ -21,6 +20,7 @@ from zoo.interop.pytorch.layout import (
     Tensor,
     data_format,
     input_layout,
+    is_image_layer,
     layout_after,
 )
 
@@ -144,7 +144,7 @@ def _data_formats(model: Any) -> Iterator[tuple[int, str]]:
         layer = _functional(node.operation)
         if _has_graph(layer):
             yield from _data_formats(layer)
-        elif isinstance(layer, IMAGE_LAYERS) or (
+        elif is_image_layer(layer) or (
             # The default of `Flatten` does not say how the image is laid out.
             isinstance(layer, keras.layers.Flatten) and layer.data_format == "channels_first"
         ):
@@ -208,7 +208,7 @@ def _calls_without_graph(model: Any) -> Iterator[Call]:
     ranks = _built_ranks(model)
     has_images = not ranks or max(ranks) > 3
     has_images = has_images or any(
-        isinstance(layer, (*IMAGE_LAYERS, *RESHAPING)) for layer, _ in leaves
+        is_image_layer(layer) or isinstance(layer, RESHAPING) for layer, _ in leaves
     )
     for layer, path in leaves:
         ranks = _built_ranks(layer)

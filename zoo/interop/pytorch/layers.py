@@ -239,8 +239,8 @@ def _one_direction(call: Call, name: str, layer: Any, direction: str) -> Convers
         raise call.error("it must be a SimpleRNN, an LSTM or a GRU")
     if match is None or not layer.use_bias or not getattr(layer, "reset_after", True):
         raise call.error(
-            "its name must hold its number in the stack, such as rnn1, and it must have biases and, "
-            "as a GRU, `reset_after`"
+            "its name must hold its number in the stack, such as rnn1, and it must have biases "
+            "and, as a GRU, `reset_after`"
         )
     module, level = match[1], int(match[2]) - 1
     tensors = "weight_ih", "weight_hh", "bias_ih", "bias_hh"

@@ -136,17 +136,15 @@ NORMALIZATIONS = (
     _layers.RMSNormalization,
 )  # fmt: skip
 RECURRENT = _layers.SimpleRNN, _layers.LSTM, _layers.GRU, _layers.Bidirectional
-_POOLING = (
-    _layers.MaxPooling1D, _layers.MaxPooling2D, _layers.MaxPooling3D, _layers.AveragePooling1D,
-    _layers.AveragePooling2D, _layers.AveragePooling3D, _layers.UpSampling1D, _layers.UpSampling2D,
-    _layers.UpSampling3D, _layers.ZeroPadding1D, _layers.ZeroPadding2D, _layers.ZeroPadding3D,
-    _layers.Cropping1D, _layers.Cropping2D, _layers.Cropping3D, image.Downsample, image.Upsample,
-)  # fmt: skip
 _GLOBAL_POOLING = (
     _layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D, _layers.GlobalAveragePooling3D,
     _layers.GlobalMaxPooling1D, _layers.GlobalMaxPooling2D, _layers.GlobalMaxPooling3D,
 )  # fmt: skip
-IMAGE_LAYERS = (*CONVOLUTIONS, *_POOLING, *_GLOBAL_POOLING)
+# Image layers without a `data_format`: the channels are last.
+_CHANNELS_LAST = (
+    _layers.UpSampling1D, _layers.ZeroPadding1D, _layers.Cropping1D, image.Downsample,
+    image.Upsample,
+)  # fmt: skip
 RESHAPING = _layers.Flatten, _layers.Reshape, _layers.Permute, image.Flatten
 _MERGING = (
     _layers.Add, _layers.Subtract, _layers.Multiply, _layers.Average, _layers.Maximum,
@@ -168,11 +166,18 @@ _KEEPING_OPERATIONS = {
     "Softsign", "Sqrt", "Square", "Tanh",
 }  # fmt: skip
 _MERGING_OPERATIONS = {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide"}
+_REDUCING_OPERATIONS = {"GetItem", "Max", "Mean", "Min", "Sum"}
 _RESHAPING_OPERATIONS = {"ExpandDims", "Reshape", "Squeeze", "Transpose"}
 
 
+def is_image_layer(layer: Any) -> bool:
+    """Whether a layer reads images: a convolution, pooling, padding, resizing."""
+    has_format = hasattr(layer, "data_format") and not isinstance(layer, (*KEEPING, *RESHAPING))
+    return has_format or isinstance(layer, _CHANNELS_LAST)
+
+
 def data_format(layer: Any) -> str:
-    """Returns the data format of an image layer; layers of the zoo have the channels last."""
+    """Returns the data format of an image layer, "channels_last" or "channels_first"."""
     return getattr(layer, "data_format", "channels_last")
 
 
@@ -189,10 +194,12 @@ def layout_after(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layo
     layouts = [tensor.layout for tensor in inputs]
     if isinstance(operation, KEEPING) or (kind in _KEEPING_OPERATIONS and len(inputs) == 1):
         return layouts[0]
-    if isinstance(operation, IMAGE_LAYERS):
-        if inputs[0].layout.is_image(inputs[0].shape, data_format(operation)):
+    if is_image_layer(operation) and (rank > 1 or isinstance(operation, _GLOBAL_POOLING)):
+        if layouts[0].is_image(inputs[0].shape, data_format(operation)):
             return same(1) if rank == 1 else by_format(data_format(operation), rank)
         return Layout(None, whole=False, reason=layouts[0].reason or RESHAPED_IMAGE)
+    if kind in _REDUCING_OPERATIONS and rank == 1 and layouts[0].whole:  # one axis remains
+        return same(1)
     if isinstance(operation, RECURRENT):
         return same(rank)
     if isinstance(operation, _layers.Permute) and layouts[0].order is not None:
