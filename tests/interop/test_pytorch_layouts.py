@@ -246,6 +246,41 @@ def groups_of_flattened(x: Tensor) -> Tensor:
     return dense(layers.GroupNormalization(4, name="norm")(layers.Flatten()(x)))
 
 
+class Reversed(keras.Model):
+    """Functional model with a `call` of its own."""
+
+    def __init__(self) -> None:
+        inputs = keras.Input((6, 6, 4))
+        super().__init__(inputs, dense(layers.Flatten()(inputs)), name="reversed")
+
+    def call(self, x: Tensor) -> Tensor:
+        return super().call(x[:, ::-1])
+
+
+class Both(layers.Layer):
+    """Layer without weights that combines two inputs."""
+
+    def call(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+
+def two_inputs(x: Tensor) -> Tensor:
+    units = layers.Dense(144, name="units")(layers.GlobalAveragePooling2D()(x))
+    return dense(Both(name="both")(units, layers.Flatten()(x)))
+
+
+class Patches(layers.Layer):
+    """Layer of the user that has a data format and cuts the image."""
+
+    data_format = "channels_last"
+
+    def call(self, x: Tensor) -> Tensor:
+        return ops.reshape(x, (-1, 36, 4))[:, :, ::-1]
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (shape[0], 36, 4)
+
+
 def shared(x: Tensor) -> list[Tensor]:
     layer = layers.Dense(5, name="fc")
     last = layers.Flatten()(x)
@@ -254,6 +289,12 @@ def shared(x: Tensor) -> list[Tensor]:
 
 REFUSED = {
     "reshaped_to_image": (reshaped_to_image, r"conv2, a Conv2D.*Reshape\(\(channels, height"),
+    "override": (lambda x: Reversed()(x), "reversed, a Reversed"),
+    "two_inputs": (two_inputs, "fc, a Dense.*the layer both, a Both, may give either"),
+    "patches": (
+        lambda x: dense(Patches(name="patches")(x)),
+        "fc, a Dense.*the layer patches, a Pa",
+    ),
     "joined_rows": (joined_rows, r"fc, a Dense.*\(6, 24\), joins axes.*Permute"),
     "flattened_dense": (flattened_dense, "fc, a Dense.*the layer pixels, a Dense, may give either"),
     "custom": (custom, "fc, a Dense.*the layer magnitude, a Lambda, may give either"),
@@ -268,6 +309,17 @@ def test_models_of_unknown_order_are_refused(head: str) -> None:
     build, text = REFUSED[head]
     with pytest.raises(ValueError, match=rf"`model` must have a counterpart.*Received: {text}"):
         pytorch.state_dict(with_conv(build))
+
+
+def test_images_made_of_features_are_refused() -> None:
+    """PyTorch's `fc(x).view(-1, 3, 4, 4)` has other units for each pixel."""
+    x = keras.Input((5,))
+    features = layers.Dense(48, name="fc")(x)
+    with pytest.raises(ValueError, match=r"the output \(4, 4, 3\).*Reshape\(\(channels, height"):
+        pytorch.state_dict(keras.Model(x, layers.Reshape((4, 4, 3))(features)))
+    view = layers.Permute((2, 3, 1))(layers.Reshape((3, 4, 4))(features))
+    assert_there_and_back(keras.Model(x, view))
+    assert_there_and_back(keras.Model(x, layers.Reshape((6, 8, 1))(features)))
 
 
 class Subclassed(keras.Model):

@@ -117,8 +117,21 @@ def trace(model: keras.Model) -> list[Call]:
         data_formats = {name for rank, name in formats if rank == len(shape)}
         inputs.append(Tensor(input_layout(shape, data_formats), shape))
     calls: list[Call] = []
-    _trace(model, inputs, (), calls)
+    outputs = _trace(model, inputs, (), calls)
+    if not any(name == "channels_first" for _, name in formats):
+        for output in outputs:
+            _check_output(model, output)
     return calls
+
+
+def _check_output(model: Any, output: Tensor) -> None:
+    """Raises ValueError if an output is an image that a reshape has made of PyTorch's features."""
+    is_image = output.layout.is_image(output.shape, "channels_last")
+    if len(output.shape) == 3 and output.layout.is_same and not is_image:
+        raise ValueError(
+            "`model` must have images in PyTorch's order of features. Received: the output "
+            f"{output.shape} of {model.name}, which cannot be converted: {RESHAPED_IMAGE}"
+        )
 
 
 def _functional(model: Any) -> Any:
@@ -127,7 +140,9 @@ def _functional(model: Any) -> Any:
 
 
 def _has_graph(layer: Any) -> bool:
-    return hasattr(layer, "_nodes_by_depth")
+    """Whether a model computes what its graph says, with no `call` of its own."""
+    is_subclassed = not type(layer).call.__module__.startswith("keras.")
+    return hasattr(layer, "_nodes_by_depth") and not is_subclassed
 
 
 def _nodes(model: Any) -> Iterator[Any]:

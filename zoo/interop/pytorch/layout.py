@@ -172,7 +172,10 @@ _RESHAPING_OPERATIONS = {"ExpandDims", "Reshape", "Squeeze", "Transpose"}
 
 def is_image_layer(layer: Any) -> bool:
     """Whether a layer reads images: a convolution, pooling, padding, resizing."""
-    has_format = hasattr(layer, "data_format") and not isinstance(layer, (*KEEPING, *RESHAPING))
+    if isinstance(layer, (*KEEPING, *RESHAPING)):
+        return False
+    kind = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
+    has_format = hasattr(layer, "data_format") and kind is not _layers.Layer  # of unknown meaning
     return has_format or isinstance(layer, _CHANNELS_LAST)
 
 
@@ -190,36 +193,38 @@ def layout_after(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layo
         shape: Shape of the output.
     """
     kind = type(operation).__name__
+    function = "" if isinstance(operation, _layers.Layer) else kind  # of `keras.ops`
     rank = len(shape)
     layouts = [tensor.layout for tensor in inputs]
-    if isinstance(operation, KEEPING) or (kind in _KEEPING_OPERATIONS and len(inputs) == 1):
+    if isinstance(operation, KEEPING) or (function in _KEEPING_OPERATIONS and len(inputs) == 1):
         return layouts[0]
-    if is_image_layer(operation) and (rank > 1 or isinstance(operation, _GLOBAL_POOLING)):
+    keeps_rank = rank == len(inputs[0].shape)
+    if is_image_layer(operation) and (keeps_rank or isinstance(operation, _GLOBAL_POOLING)):
         if layouts[0].is_image(inputs[0].shape, data_format(operation)):
             return same(1) if rank == 1 else by_format(data_format(operation), rank)
         return Layout(None, whole=False, reason=layouts[0].reason or RESHAPED_IMAGE)
-    if kind in _REDUCING_OPERATIONS and rank == 1 and layouts[0].whole:  # one axis remains
+    if function in _REDUCING_OPERATIONS and rank == 1 and layouts[0].whole:  # one axis remains
         return same(1)
     if isinstance(operation, RECURRENT):
         return same(rank)
     if isinstance(operation, _layers.Permute) and layouts[0].order is not None:
         axes = [axis - 1 for axis in operation.dims]
         return Layout(tuple(axes.index(axis) for axis in layouts[0].order), layouts[0].whole)
-    if isinstance(operation, RESHAPING) or kind in _RESHAPING_OPERATIONS:
+    if isinstance(operation, RESHAPING) or function in _RESHAPING_OPERATIONS:
         return _reshaped(operation, inputs[0], rank)
-    if isinstance(operation, _MERGING) or kind in _MERGING_OPERATIONS:
+    if isinstance(operation, _MERGING) or function in _MERGING_OPERATIONS:
         return _merged(operation, inputs, shape)
-    if isinstance(operation, _layers.Concatenate) or kind == "Concatenate":
+    if isinstance(operation, _layers.Concatenate) or function == "Concatenate":
         return _concatenated(operation, inputs, rank)
     reads_features = isinstance(operation, _layers.Dense | _layers.Embedding)  # in the last axis
     if rank == 1 and reads_features:
         return same(1)
     if all(layout.is_same for layout in layouts):  # PyTorch computes the same from the same tensors
-        keeps_shape = bool(inputs) and shape == inputs[0].shape and layouts[0].whole
+        keeps_shape = shape == inputs[0].shape and layouts[0].whole
         return same(rank, rank == 1 or keeps_shape or reads_features)
     reason = f"the layer {operation.name}, a {kind}, may give either order in PyTorch"
     keeps_axes = reads_features or shape == inputs[0].shape
-    return Layout(None, keeps_axes and layouts[0].whole, reason=reason)
+    return Layout(None, keeps_axes and all(layout.whole for layout in layouts), reason=reason)
 
 
 def _reshaped(operation: Any, tensor: Tensor, rank: int) -> Layout:
