@@ -67,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
         "backends", "datasets", "evaluation", "files", "models", "progress", "random",
         "registry", "training", "validation",
     },
-    "interop": {"generation", "initializers", "layers", "models", "training"},
+    "interop": {"backends", "generation", "initializers", "layers", "models", "random", "training"},
     "cli": {"backends", "training"},
     "parity": {
         "backends", "cli", "datasets", "diffusion", "evaluation", "files", "generation", "random",

@@ -78,6 +78,7 @@ def parameter_count(
     activation: str,
     norm: str,
     norm_first: bool,
+    final_norm: bool | None,
     positions: str,
     use_bias: bool,
     share_embeddings: bool,
@@ -95,7 +96,8 @@ def parameter_count(
     rows = target_vocabulary_size * (1 if tie_embeddings else 2)
     rows += 0 if share_embeddings else source_vocabulary_size
     rows += 2 * max_length if positions == "learned" else 0
-    rows += (2 if norm == "rms_norm" else 4) if norm_first else 0
+    has_final_norms = norm_first if final_norm is None else final_norm
+    rows += (2 if norm == "rms_norm" else 4) if has_final_norms else 0
     return num_layers * (encoder + decoder) + rows * hidden_dim
 
 
@@ -131,6 +133,7 @@ def transformer(
     activation: FeedForwardActivation = "relu",
     norm: Norm = "layer_norm",
     norm_first: bool = False,
+    final_norm: bool | None = None,
     positions: PositionKind = "sinusoidal",
     rotary_base: Positive = 10000.0,
     epsilon: Positive = 1e-5,
@@ -161,9 +164,10 @@ def transformer(
         activation: Activation of the feed-forward networks: "relu", "gelu", "gelu_tanh" or
             "swiglu".
         norm: Kind of the normalizations: "layer_norm" or "rms_norm".
-        norm_first: Whether the inputs of the sublayers and the outputs of the last blocks are
-            normalized (pre-norm), instead of the sum after each sublayer (post-norm, as in the
-            paper).
+        norm_first: Whether the inputs of the sublayers are normalized (pre-norm), instead of the
+            sum after each sublayer (post-norm, as in the paper).
+        final_norm: Whether the outputs of the last blocks are normalized; by default `norm_first`.
+            PyTorch's `nn.Transformer` has these normalizations with both orders of norms.
         positions: Kind of the position encodings: "sinusoidal", "learned" or "rotary".
         rotary_base: Base of the wavelengths of rotary embeddings.
         epsilon: Constant added to the variance in a normalization.
@@ -191,6 +195,7 @@ def transformer(
     """
     check_heads(hidden_dim, num_heads, num_kv_heads, positions)
     intermediate_dim = 4 * hidden_dim if intermediate_dim is None else intermediate_dim
+    final_norm = norm_first if final_norm is None else final_norm
     if share_embeddings and source_vocabulary_size != target_vocabulary_size:
         raise ValueError(
             "`share_embeddings` needs source and target vocabularies of one size. Received: "
@@ -243,13 +248,13 @@ def transformer(
     memory = embed(source_embedding, source, "encoder")
     for number in range(1, num_layers + 1):
         memory = block("encoder", number)(memory, padding_mask=padding_mask)
-    if norm_first:
+    if final_norm:
         memory = normalization(norm, epsilon, dtype, "encoder_norm")(memory)
 
     x = embed(embedding, target, "decoder")
     for number in range(1, num_layers + 1):
         x = block("decoder", number)(x, memory, context_mask=padding_mask)
-    if norm_first:
+    if final_norm:
         x = normalization(norm, epsilon, dtype, "decoder_norm")(x)
     if tie_embeddings:
         logits = embedding(x, reverse=True)
