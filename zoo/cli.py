@@ -5,7 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
+from zoo import backends
 from zoo.backends import backend
+from zoo.backends.selection import hidden_startup_lines
 from zoo.training import Diverged, Interrupted
 
 
@@ -19,6 +21,9 @@ def run(command: Callable[[], Any]) -> int:
         The exit status: 0, 1 if the work failed, 2 for wrong arguments, 130 after Ctrl-C.
     """
     backend.keep_malloc_pages()  # before the backend starts its threads
+    if backends.name == "tensorflow":
+        with hidden_startup_lines():
+            backend.device()  # without a GPU TensorFlow logs an error
     try:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:

@@ -181,7 +181,8 @@ def test_training_config_rejects_tensorboard_where_a_package_is_missing(
     )
     missing = ", ".join(name for name in ("tensorflow", "tensorboard") if name not in installed)
     text = (
-        rf"Missing: {missing}\. Received: tensorboard=DIR.*keras-zoo\[tensorboard\].*history\.csv"
+        rf"Missing: {missing}\. Received: tensorboard=DIR. Install both with "
+        r"`pip install tensorflow tensorboard`, .*history\.csv"
     )
     with pytest.raises(ValueError, match=text):
         TrainingConfig(tensorboard=tmp_path).prepare()

@@ -113,7 +113,7 @@ class RunDirectory:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text())
+            content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
         except ValueError as error:
             raise ValueError(
                 f"`run_dir` {self.path} holds a damaged {name} ({error}). Remove that file, or "
@@ -272,7 +272,7 @@ def check_tensorboard() -> None:
         raise ValueError(
             "`tensorboard` needs the packages tensorflow and tensorboard, with which Keras writes "
             f"event files on every backend. Missing: {', '.join(missing)}. Received: "
-            'tensorboard=DIR. Install both with `pip install "keras-zoo[tensorboard]"`, or read '
+            "tensorboard=DIR. Install both with `pip install tensorflow tensorboard`, or read "
             "history.csv in the run directory"
         )
 
