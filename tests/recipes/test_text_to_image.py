@@ -293,7 +293,7 @@ def test_text_to_image_rejects_a_classifier_of_other_images(
     for name in ("metrics.json", "model.weights.h5"):
         (other / name).write_bytes((classifier / name).read_bytes())
     (other / "config.json").write_text('{"recipe": "mnist", "dataset": "kmnist", "model": "mlp"}')
-    with pytest.raises(ValueError, match=r"recipes/mnist\.py on mnist\. Received: .*kmnist"):
+    with pytest.raises(ValueError, match=r"`zoo train mnist` on mnist\. Received: .*kmnist"):
         run(tmp_path / "run", other)
 
 

@@ -53,13 +53,13 @@ class FeatureExtractor:
         for name in ("config.json", "metrics.json", "model.weights.h5"):
             if not (folder / name).exists():
                 raise ValueError(
-                    "`classifier` must hold a finished run of recipes/mnist.py. "
+                    "`classifier` must hold a finished run of `zoo train mnist`. "
                     f"Received: {folder}, which has no {name}"
                 )
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         if config.get("recipe") != "mnist" or config["dataset"] != data.name:
             raise ValueError(
-                f"`classifier` must hold a run of recipes/mnist.py on {data.name}. Received: "
+                f"`classifier` must hold a run of `zoo train mnist` on {data.name}. Received: "
                 f"{folder}, of the recipe {config.get('recipe')} on {config.get('dataset')}"
             )
         classifier = registry.get_classifier(config["model"])
@@ -67,7 +67,7 @@ class FeatureExtractor:
         arguments = {} if classifier.images.channels else {"input_shape": shape}
         model = classifier.build(num_classes=data.num_classes, **arguments)
         model.load_weights(folder / "model.weights.h5")
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         preprocessing = ImageAugmentation(metrics["mean"], metrics["std"], shape=shape)
         return cls(model, preprocessing, classifier.images.size)
 

@@ -202,10 +202,10 @@ class DiffusionPipeline:
         for name in _FILES:
             if not (folder / name).exists():
                 raise ValueError(
-                    "`run_dir` must hold a finished run of recipes/text_to_image.py or "
-                    f"recipes/diffusion.py. Received: {folder}, which has no {name}"
+                    "`run_dir` must hold a finished run of `zoo train text_to_image` or "
+                    f"`zoo train diffusion`. Received: {folder}, which has no {name}"
                 )
-        config = json.loads((folder / "diffusion.json").read_text())
+        config = json.loads((folder / "diffusion.json").read_text("utf-8"))
         latent_scaler = tokenizer = None
         if "latent_mean" in config:
             statistics = (tuple(config.pop(f"latent_{name}")) for name in ("mean", "std"))
@@ -217,7 +217,7 @@ class DiffusionPipeline:
 
 
 def _load_model(folder: Path, name: str) -> keras.Model:
-    model = keras.models.model_from_json((folder / f"{name}.json").read_text())
+    model = keras.models.model_from_json((folder / f"{name}.json").read_text("utf-8"))
     model.load_weights(folder / f"{name}.weights.h5")
     return model
 

@@ -115,10 +115,9 @@ def load_run(folder: Path) -> tuple[keras.Model, Tokenizer]:
     for name in ("metrics.json", "model.json", "model.weights.h5", "vocabulary.json"):
         if not (folder / name).exists():
             raise ValueError(
-                "`run_dir` must hold a finished run of recipes/shakespeare.py, "
-                "recipes/translate.py or recipes/next_word.py. "
-                f"Received: {folder}, which has no {name}"
+                "`run_dir` must hold a finished run of `zoo train` with the recipe shakespeare, "
+                f"translate or next_word. Received: {folder}, which has no {name}"
             )
-    model = keras.models.model_from_json((folder / "model.json").read_text())
+    model = keras.models.model_from_json((folder / "model.json").read_text("utf-8"))
     model.load_weights(folder / "model.weights.h5")
     return model, Tokenizer.load(folder / "vocabulary.json")

@@ -78,7 +78,7 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Mode
         OSError: If a file cannot be read.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     model_type = _model_type(config)
     arguments = _gpt2_arguments(config) if model_type == "gpt2" else _llama_arguments(config)
     model = gpt(**arguments, dtype=dtype)

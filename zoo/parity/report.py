@@ -210,12 +210,12 @@ class Report:
 
 def write_json(reports: Sequence[Report], path: Path) -> None:
     """Writes reports to a JSON file."""
-    path.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
+    path.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> list[Report]:
     """Reads the reports from a file that `write_json` wrote."""
-    return [Report.from_dict(data) for data in json.loads(path.read_text())]
+    return [Report.from_dict(data) for data in json.loads(path.read_text("utf-8"))]
 
 
 def rung_table(model: str, rungs: Sequence[RungReport]) -> Table:
