@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python recipes/finetune_llm.py --preset gpt2_base_en --text my.txt --quick
 
-Needs `pip install "keras-zoo[hub]"`, and accepts the preset of any `CausalLM`. The weights of the
+Needs `pip install keras-hub`, and accepts the preset of any `CausalLM`. The weights of the
 preset are frozen: only low-rank matrices are trained, whose products are added to the query and
 value kernels of each attention layer. The end of the text is held out. The same `--run-dir` resumes
 a run; a finished run continues another `--prompt`. KerasHub loads the trained matrices:

@@ -25,6 +25,8 @@ from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
 
+QUICK_EXAMPLES = 12_800  # or, of a smaller data set, all
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
@@ -39,7 +41,8 @@ class Config(TrainingConfig):
     epochs: int | None = None
     """Passes over the training images; by default 5, with --quick 1."""
     train_examples: int | None = None
-    """Number of training images, from the first on; by default all, with --quick 12,800."""
+    """Number of training images, from the first on; by default all, with --quick 12,800
+    or, in a smaller data set, all."""
     test_examples: int | None = None
     """Number of test images, from the first on; by default all."""
     batch_size: int = 64
@@ -54,7 +57,7 @@ class Config(TrainingConfig):
     """A short run: 1 epoch over 12,800 images, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"epochs": 1, "train_examples": 12_800}
+        quick = {"epochs": 1, "train_examples": QUICK_EXAMPLES}
         set_defaults(self, **(quick if self.quick else {"epochs": 5}))
         self.check_sizes("epochs", "train_examples", "test_examples", "batch_size")
         if not self.weight_decay >= 0:
@@ -81,7 +84,8 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
     classifier = registry.get_classifier(config.model)
     sizes = config.train_examples, config.test_examples
     images = classifier.images
-    data = datasets.load(config.dataset, images.size, *sizes, config.data_dir)
+    fewer = config.quick and config.train_examples == QUICK_EXAMPLES
+    data = datasets.load(config.dataset, images.size, *sizes, config.data_dir, allow_fewer=fewer)
     shape = images.shape(data.x_train.shape[-1])
     network = classifier.build(
         num_classes=data.num_classes,

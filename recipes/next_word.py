@@ -29,6 +29,8 @@ from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
 
+QUICK_EXAMPLES = 8000  # or, of a smaller data set, all
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
@@ -54,7 +56,8 @@ class Config(TrainingConfig):
     epochs: int | None = None
     """Passes over the training works; by default 4, with --quick 1."""
     train_examples: int | None = None
-    """Number of training examples, from the first on; by default all, with --quick 8,000."""
+    """Number of training examples, from the first on; by default all, with --quick 8,000
+    or, if the text has fewer, all."""
     batch_size: int = 32
     """Number of examples in a training step."""
     learning_rate: float = 1e-2
@@ -65,7 +68,7 @@ class Config(TrainingConfig):
     """A short run: 1 epoch over 8,000 examples, where not set otherwise."""
 
     def __post_init__(self) -> None:
-        quick = {"epochs": 1, "train_examples": 8000}
+        quick = {"epochs": 1, "train_examples": QUICK_EXAMPLES}
         set_defaults(self, **(quick if self.quick else {"epochs": 4}))
         self.check_sizes("epochs", "train_examples", "batch_size", "length", "units")
 
@@ -98,12 +101,14 @@ def train(
     console = cli.recipe_console(config.quiet)
     ids = shakespeare.encode_split(tokenizer)
     available = len(TokenWindows(ids["train"], config.length))
-    if (config.train_examples or 0) > available:
+    fewer = config.quick and config.train_examples == QUICK_EXAMPLES
+    if (config.train_examples or 0) > available and not fewer:
         raise ValueError(
             f"`train_examples` must be at most {available}, the windows of {config.length} tokens "
             f"in the text. Received: train_examples={config.train_examples}"
         )
-    windows = TokenWindows(ids["train"], config.length, count=config.train_examples)
+    count = min(config.train_examples or available, available)
+    windows = TokenWindows(ids["train"], config.length, count=count)
     batches = Batches(windows, config.batch_size, seed=config.seed)
     steps = config.epochs * batches.steps_per_epoch
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)

@@ -73,7 +73,7 @@ ROOMS: dict[str, set[str]] = {
         "backends", "cli", "datasets", "diffusion", "evaluation", "files", "generation", "random",
         "registry", "training", "validation",
     },
-    "__init__": {"_version", "backends", "models", "training"},
+    "__init__": {"_version", "backends", "datasets", "models", "training"},
     "__main__": {
         "cli", "diffusion", "generation", "parity", "registry", "summary", "validation",
     },
@@ -147,6 +147,24 @@ def test_import_zoo_loads_only_keras() -> None:
     _, added = import_cost()
     assert "zoo" in added
     assert added <= {"zoo", "PIL", "ctypes", "_ctypes", "statistics", "_statistics"}
+
+
+def registered_classes() -> set[str]:
+    """Names under which Keras looks up the classes that `zoo` registers."""
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+                if "keras.saving.register_keras_serializable('zoo')" in decorators:
+                    names.add(f"zoo>{node.name}")
+    return names
+
+
+def test_import_zoo_registers_every_class_that_files_name() -> None:
+    code = "import zoo, keras; print(*keras.saving.get_custom_objects())"
+    assert {"zoo>Adam", "zoo>ImageAugmentation"} <= registered_classes()
+    assert registered_classes() <= set(run_python(code).stdout.split())
 
 
 def test_import_zoo_takes_at_most_200_ms() -> None:

@@ -194,6 +194,16 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.once
+def test_texts_advise_packages_that_an_index_has() -> None:
+    """The package itself may not be on an index: a clone installs its extras with `pip -e`."""
+    files = [ROOT / "README.md", *(ROOT / "zoo").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
+    texts = {path: path.read_text("utf-8") for path in files}
+    assert any("`pip install jax`" in text for text in texts.values())
+    for path, text in texts.items():
+        assert not re.search(r"pip install[^`]*keras-zoo", text), path
+
+
+@pytest.mark.once
 def test_readme_names_existing_files() -> None:
     names = re.findall(r"\b((?:tests|recipes|benchmarks|zoo|results)/[\w/.]+\.\w+)", README)
     assert len(names) > 5

@@ -53,7 +53,7 @@ def test_missing_backend_ends_with_one_line(tmp_path: Path, name: str) -> None:
     result = run_python("-m", "zoo", "list", home=tmp_path, choice=name)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: The backend {name} is not installed. Installed here: ")
-    assert f'pip install "keras-zoo[{name}]"' in result.stderr
+    assert f"`pip install {name}`" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -104,5 +104,50 @@ def test_select_says_that_no_backend_is_installed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the error sets it
     monkeypatch.setattr(selection, "installed", list)
-    with pytest.raises(ImportError, match=r"No backend is installed.*keras-zoo\[jax\]"):
+    with pytest.raises(ImportError, match=r"No backend is installed.*`pip install jax`"):
         selection.select()
+
+
+@pytest.mark.skipif(zoo.backends.name != "tensorflow", reason="lines of TensorFlow")
+def test_commands_hide_startup_lines_of_tensorflow() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "zoo", "show", "mlp"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stderr == ""
+
+
+CRASH = """
+import os, sys
+sys.argv = ["-m"]
+os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
+import zoo
+from zoo.backends import selection
+os.environ["KERAS_BACKEND"] = "tensorflow"
+with selection.hidden_startup_lines():
+    os.write(2, b"I0000 00:00 on\\nW0000 00:00 warning\\nE0000 00:00 failed call to cuInit\\n")
+sys.stderr.write("between\\n")
+with selection.hidden_startup_lines():
+    os.write(2, b"I0000 00:00 on\\nF0000 00:00 last words")
+    os.abort()
+"""
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is hidden on Windows")
+def test_hidden_startup_lines_hides_no_other_line_even_in_a_crash(tmp_path: Path) -> None:
+    result = run_python("-c", CRASH, home=tmp_path, choice=zoo.backends.name)
+    assert result.returncode < 0
+    assert result.stderr == "W0000 00:00 warning\nbetween\nF0000 00:00 last words"
+
+
+@pytest.mark.once
+def test_select_sets_library_settings_unless_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    selection.select()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"

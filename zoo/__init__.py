@@ -2,6 +2,7 @@
 
 from zoo import backends as backends  # first: checks that the backend is installed
 from zoo._version import __version__ as __version__
+from zoo.datasets import augmentation as augmentation  # a saved `Trainer` may hold its layer
 
 # ruff: isort: off
 # In the order of the document, which `zoo list` follows.

@@ -139,7 +139,8 @@ def recipes() -> dict[str, str]:
             "run `python recipes/NAME.py` in a clone"
         )
     files = sorted(Path(package.origin).parent.glob("[a-z]*.py"))
-    docstrings = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in files}
+    sources = {path.stem: path.read_text("utf-8") for path in files}
+    docstrings = {name: ast.get_docstring(ast.parse(text)) for name, text in sources.items()}
     return {name: str(text).partition("\n")[0] for name, text in docstrings.items()}
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from zoo import backends
 from zoo.backends import backend
+from zoo.backends.selection import hidden_startup_lines
 from zoo.training import Diverged, Interrupted
 
 
@@ -23,6 +25,9 @@ def run(command: Callable[[], Any]) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         # Text that the terminal cannot show, such as an accent in a path, is escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if backends.name == "tensorflow":
+        with hidden_startup_lines():
+            backend.device()  # without a GPU TensorFlow logs an error
     try:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:

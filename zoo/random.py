@@ -217,14 +217,59 @@ def permutation(key: RandomKey, size: Index) -> Tensor:
 
 # ------------------------------------------------------------------ layers
 
+_DRAWS = "draws"  # name of the counter's value in a file
+
+
+class DrawCounter(keras.layers.Layer):  # type: ignore[misc]
+    """Base class of layers and models whose random draws depend on the number of earlier draws.
+
+    The counter is a variable, which training checkpoints, `.keras` files and weights files hold, so
+    that training continues with the draws that would have come. It is not a parameter. A file
+    without the counter, of an earlier version, leaves it as it is.
+
+    A subclass calls `create_counter` once and has no weights of its own besides those of sublayers.
+    """
+
+    def create_counter(self) -> None:
+        """Creates the counter, with the value 0."""
+        # Keras carries the state of a SeedGenerator through compiled code, and does not count it
+        # as a parameter. Only its second number, the counter, is used.
+        self.counter = keras.random.SeedGenerator(0, name="counter")
+
+    def next_draw(self) -> Tensor:
+        """Returns the number of earlier draws, an integer scalar, and counts one more."""
+        return self.counter.next()[1]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the counter to Keras' store of this layer, unless the layer was never built."""
+        if hasattr(self, "counter"):
+            store[_DRAWS] = np.array(ops.convert_to_numpy(self.counter.state)[1], np.int64)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads the counter from Keras' store of this layer.
+
+        Raises:
+            ValueError: If the file's value is not an integer in [0, 2**31).
+        """
+        if _DRAWS not in store:
+            return
+        draws = store[_DRAWS]
+        is_integer = draws.shape == () and draws.dtype.kind in "iu"
+        if not is_integer or not 0 <= int(draws[()]) < 2**31:
+            raise ValueError(
+                f"The number of draws of the layer {self.name} must be an integer in [0, 2**31). "
+                f"Received: {draws[()] if is_integer else f'{draws.dtype} of shape {draws.shape}'}"
+            )
+        self.counter.state.assign(np.array([0, draws[()]], self.counter.state.dtype))
+
 
 @keras.saving.register_keras_serializable("zoo")
-class Dropout(keras.layers.Layer):  # type: ignore[misc]
+class Dropout(DrawCounter):
     """Dropout layer with masks that are the same bits on every backend.
 
     In training the layer sets a fraction `rate` of its inputs to 0 and scales the others by
     1/(1 - rate). The mask depends on the seed, the layer's name and the number of previous training
-    calls. That counter is a variable, which training checkpoints hold, and is not a parameter.
+    calls.
 
     Args:
         rate: Fraction of the inputs that is set to 0, in [0, 1).
@@ -245,14 +290,12 @@ class Dropout(keras.layers.Layer):  # type: ignore[misc]
         self.random_key = key(seed, "dropout", self.name)
 
     def build(self, input_shape: Any) -> None:
-        # Keras carries the state of a SeedGenerator through compiled code, and does not count it
-        # as a parameter. Only its second number, the counter, is used.
-        self.counter = keras.random.SeedGenerator(0, name="counter")
+        self.create_counter()
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if not training or self.rate == 0:
             return inputs
-        mask_key = fold_in(self.random_key, self.counter.next()[1])
+        mask_key = fold_in(self.random_key, self.next_draw())
         keep = ops.logical_not(bernoulli(mask_key, self.rate, ops.shape(inputs)))
         return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
 

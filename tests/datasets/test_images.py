@@ -131,6 +131,44 @@ def test_load_rejects_different_sizes_without_image_size(prepared_folder: Path) 
 
 
 @pytest.mark.once
+def test_load_takes_a_smaller_data_set_as_a_whole_if_allowed(prepared_folder: Path) -> None:
+    options = {"image_size": 8, "data_dir": prepared_folder}
+    with pytest.raises(ValueError, match="`train_examples` must be at most 12, the size of tiny"):
+        datasets.load("tiny_shapes", train_examples=100, **options)
+    data = datasets.load("tiny_shapes", train_examples=100, allow_fewer=True, **options)
+    assert (len(data.x_train), len(data.x_test)) == (12, 6)
+    data = datasets.load("tiny_shapes", train_examples=5, allow_fewer=True, **options)
+    assert len(data.x_train) == 5
+
+
+class OnlyTexts(TinyShapes):
+    """Data set without images."""
+
+    def _info(self) -> "tfds.core.DatasetInfo":
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+
+@pytest.mark.once
+def test_load_rejects_a_data_set_without_images_before_its_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"features image and label. .*only_texts with \['text'\]"):
+        datasets.load("only_texts", image_size=8, data_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert "Downloading" not in capsys.readouterr().out
+
+
+@pytest.mark.once
+def test_load_tells_the_size_before_a_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError, match="no route to host"):
+        datasets.load("unreachable_shapes", image_size=8, data_dir=tmp_path)
+    assert "Downloading and preparing dataset Unknown size" in capsys.readouterr().out
+
+
+@pytest.mark.once
 def test_load_names_data_path_if_download_fails(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"ConnectionError: no route to host.*unreachable_shapes"):
         datasets.load("unreachable_shapes", image_size=48, data_dir=tmp_path)
@@ -139,7 +177,7 @@ def test_load_names_data_path_if_download_fails(tmp_path: Path) -> None:
 @pytest.mark.once
 def test_load_names_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "keras-zoo\[data\]"'):
+    with pytest.raises(ImportError, match="pip install tensorflow-datasets"):
         datasets.load("fashion_mnist")
 
 

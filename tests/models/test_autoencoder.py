@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from zoo import autoencoder, registry
-from zoo.diffusion.auxiliary import ReconstructionError
 from zoo.diffusion.latents import LatentScaler
 from zoo.diffusion.losses import pixels
 from zoo.training import Adam, Batches, Trainer
+from zoo.training.losses import ReconstructionError
 
 
 def bar_images(number: int = 32) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,7 +9,6 @@ import numpy as np
 from keras import layers, ops
 
 from zoo import random
-from zoo.training import checkpoints
 
 Tensor = Any
 
@@ -148,43 +146,6 @@ def generator() -> keras.Model:
 
 def keras_adam() -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(1e-3)
-
-
-def _batch(number: int) -> tuple[Any, Any]:
-    """Creates the batch of a step; with equal batches, losing Adam's state would hardly matter."""
-    images = random.normal(random.key(0, "image", number), (4, 12, 12, 3))
-    return images, random.normal(random.key(0, "target", number), (4, 4))
-
-
-def _after_the_third_step(model: keras.Model) -> float:
-    """Takes a training step; returns the eager loss in inference mode, with moving statistics."""
-    images, targets = _batch(2)
-    model.train_on_batch(images, targets)
-    outputs = ops.convert_to_numpy(model(images, training=False))
-    return float(np.square(outputs - targets).mean(dtype="float64"))
-
-
-def save_compiled(path: Path) -> float:
-    """Saves a compiled model after two steps; returns the loss after the third step."""
-    keras.utils.set_random_seed(0)
-    model = one_input()
-    model.compile("adam", "mean_squared_error")
-    for number in range(2):
-        model.train_on_batch(*_batch(number))
-    model.save(path)
-    return _after_the_third_step(model)
-
-
-def load_compiled(path: Path) -> float:
-    """Loads a compiled model; returns the loss after the third step."""
-    return _after_the_third_step(checkpoints.load_model(path))
-
-
-def load_without_optimizer(path: Path) -> float:
-    """Loads a model without the optimizer state of two steps; returns the loss after the third."""
-    model = checkpoints.load_model(path)
-    model.compile("adam", "mean_squared_error")
-    return _after_the_third_step(model)
 
 
 def tokens_and_noise(model: keras.Model) -> dict[str, Any]:

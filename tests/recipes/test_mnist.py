@@ -373,6 +373,19 @@ def test_command_line_rejects_directory_in_use(
     assert in_process(RECIPE, *flags, "--run-dir", str(folder)).returncode == 0
 
 
+@pytest.mark.once
+def test_quick_takes_a_smaller_data_set_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = np.arange(30 * 784).reshape(30, 28, 28, 1) % 256, np.arange(30) % 10
+    parts = {part: (images.astype(np.uint8), labels) for part in ("train", "test")}
+    monkeypatch.setattr(mnist.datasets.images, "_mnist", lambda: parts)
+    metrics = mnist.main(mnist.Config(model="mlp", quick=True, run_dir=tmp_path / "run"))
+    assert (metrics["train_examples"], metrics["test_examples"]) == (30, 30)
+    with pytest.raises(ValueError, match="`train_examples` must be at most 30, the size of mnist"):
+        mnist.main(mnist.Config(model="mlp", quick=True, train_examples=31, run_dir=tmp_path / "2"))
+
+
 def test_command_line_reports_divergence(tmp_path: Path, in_process: Run) -> None:
     result = in_process(
         RECIPE, *SMALL, "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")
@@ -406,7 +419,7 @@ def test_tensorboard_writes_event_files_or_says_what_is_missing(
     else:
         assert result.returncode == 2
         assert "error: `tensorboard` needs the packages tensorflow and" in words(result.stderr)
-        assert 'pip install "keras-zoo[tensorboard]"' in words(result.stderr)
+        assert "`pip install tensorflow tensorboard`" in words(result.stderr)
         assert not run.exists()
         assert not board.exists()
 

@@ -295,7 +295,7 @@ def test_text_to_image_rejects_a_classifier_of_other_images(
 ) -> None:
     other = Path(shutil.copytree(classifier, tmp_path / "other"))
     RunDirectory(other, {"recipe": "mnist"}).write_metrics({**CLASSIFIER, "dataset": "kmnist"})
-    with pytest.raises(ValueError, match=r"recipes/mnist\.py on mnist\. Received: .*kmnist"):
+    with pytest.raises(ValueError, match=r"`zoo train mnist` on mnist\. Received: .*kmnist"):
         run(tmp_path / "run", other)
 
 

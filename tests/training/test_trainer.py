@@ -13,6 +13,7 @@ import pytest
 from keras import ops
 
 from tests.training.conftest import BATCH, EXAMPLES, STEPS, Training, X, Y, network, trainer
+from zoo import mlp
 from zoo.training import Adam, Batches, CrossEntropy, StepCheckpoint, Trainer
 
 FLOATS = (X / 255).astype(np.float32)
@@ -307,3 +308,43 @@ def test_fit_of_a_model_without_weights() -> None:
     model.compile(Adam(1e-3), "mse")
     ones = np.ones((4, 2), np.float32)
     assert model.fit(ones, ones, verbose=0).history["loss"] == pytest.approx([1.0])
+
+
+# ------------------------------------------------------------------ raw pixels
+
+
+RAW = "`x` looks like raw pixels, and .* takes normalized ones.* whole numbers from 0 to 2"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_trainer_warns_once_of_raw_pixels(dtype: type) -> None:
+    images = np.arange(2 * 28 * 28).reshape(2, 28, 28, 1) % 256
+    images, labels = images.astype(dtype), np.array([0, 1])
+    for train in (
+        lambda model: model.fit(images, labels, verbose=0),
+        lambda model: model.fit(Batches((images, labels), 2), verbose=0),
+        lambda model: model.evaluate(images, labels, verbose=0),
+        lambda model: model.predict(Batches(images, 2), verbose=0),
+    ):
+        model = Trainer(mlp(hidden_units=(2,)))
+        model.compile("sgd", CrossEntropy())
+        with pytest.warns(UserWarning, match=RAW):
+            train(model)
+        train(model)  # a warning would be an error
+
+
+def test_trainer_does_not_warn_of_other_inputs() -> None:
+    """With a preprocessing, in a network or before it; of normalized pixels and of whole numbers
+    that are no pixels."""
+    images = np.arange(2 * 28 * 28).reshape(2, 28, 28, 1) % 256
+    network = mlp(hidden_units=(2,))
+    layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255), network]
+    for model, x in (
+        (Trainer(network, lambda x, training: x / 255), images),
+        (Trainer(keras.Sequential(layers)), images),
+        (Trainer(network), images / 255),
+        (Trainer(network), images - 128),
+        (Trainer(network), images // 8),
+        (Trainer(mlp((4,), hidden_units=(2,))), np.full((2, 4), 255)),
+    ):
+        model.predict(x.astype(np.float32), verbose=0)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from zoo.backends.selection import NAMES as NAMES
-from zoo.backends.selection import check_backend, select
+from zoo.backends.selection import check_backend, hidden_startup_lines, select
 from zoo.backends.selection import installed as installed
 
 Tensor = Any
@@ -269,7 +269,8 @@ class Backend(Protocol):
 
 select()
 
-import keras  # noqa: E402 (Keras reads the selection when it is imported)
+with hidden_startup_lines():
+    import keras  # Keras reads the selection when it is imported
 
 name: str = keras.config.backend()
 check_backend(name)

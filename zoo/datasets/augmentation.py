@@ -65,11 +65,11 @@ def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size
 
 
 @keras.saving.register_keras_serializable("zoo")
-class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
+class ImageAugmentation(random.DrawCounter):
     """Normalisation of images and, in training, random rotation, brightness and contrast.
 
-    What a training call draws depends on the seed and on how many training calls came before; that
-    count is a variable, which training checkpoints hold. In inference the layer only normalises.
+    What a training call draws depends on the seed and on how many training calls came before. In
+    inference the layer only normalises.
 
     Args:
         mean: Mean of the pixels in [0, 1], one number or one for each channel.
@@ -114,16 +114,14 @@ class ImageAugmentation(keras.layers.Layer):  # type: ignore[misc]
         self.shape = shape
         self.seed = seed
         self.random_key = random.key(seed, "augmentation")
-        # A SeedGenerator is carried through compiled code and is not a parameter. Only its second
-        # number, the count of draws so far, is used.
-        self.counter = keras.random.SeedGenerator(0, name="counter")
+        self.create_counter()
         self._preprocess = backend.preprocessing_function(self, self._augment_and_normalize)
         self.built = True
 
     def call(self, images: Tensor, training: bool = False) -> Tensor:
         """Images (B, H, W, 1 or 3) uint8 to network inputs (B, *shape) float32."""
         if training and (self.rotation or self.brightness or self.contrast):
-            call = backend.host_integer(self.counter.next()[1])
+            call = backend.host_integer(self.next_draw())
             return self._preprocess(images, random.fold_in(self.random_key, call))
         return self.normalize(images)
 

@@ -93,6 +93,7 @@ def load(
     train_examples: Count | None = None,
     test_examples: Count | None = None,
     data_dir: AnyPath | None = None,
+    allow_fewer: bool = False,
 ) -> ImageDataset:
     """Loads an image data set into memory.
 
@@ -103,13 +104,16 @@ def load(
         train_examples: Number of training images, taken from the beginning; by default all.
         test_examples: Number of test images, taken from the beginning; by default all.
         data_dir: Data directory of TensorFlow Datasets; by default that of the library.
+        allow_fewer: Whether a smaller data set than the numbers ask for is used as a whole, and no
+            error.
 
     Returns:
         The images and labels with their normalization constants.
 
     Raises:
-        ValueError: If the name is unknown, a number of examples exceeds the data set, or the images
-            differ in size and `image_size` is not given.
+        ValueError: If the name is unknown or that of a data set without images and labels, a number
+            of examples exceeds the data set, or the images differ in size and `image_size` is not
+            given.
         ImportError: If the data set needs TensorFlow Datasets, which is not installed.
         OSError: If the embedded data is damaged, or the data set is neither prepared nor can be
             downloaded.
@@ -122,7 +126,7 @@ def load(
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for part, (images, labels) in parts.items():
         count = requested[part] or len(labels)
-        if count > len(labels):
+        if count > len(labels) and not allow_fewer:
             raise ValueError(
                 f"`{part}_examples` must be at most {len(labels)}, the size of {name}. "
                 f"Received: {part}_examples={count}"
@@ -179,7 +183,8 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], tupl
     except ImportError as error:
         raise ImportError(
             f"The data set {name} comes from TensorFlow Datasets, which is not installed. Install "
-            'it with `pip install "keras-zoo[data]"`, or use the embedded `mnist`'
+            "it with `pip install tensorflow-datasets importlib-resources`, or use the embedded "
+            "`mnist`"
         ) from error
     folder = None if data_dir is None else os.path.expanduser(data_dir)
     try:
@@ -189,21 +194,21 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], tupl
             "`dataset` must be mnist or a name that TensorFlow Datasets knows or holds prepared "
             f"in `data_dir`. Received: dataset={name}, data_dir={data_dir}"
         ) from error
-    if not builder.data_path.exists():
-        try:
-            builder.download_and_prepare(file_format="array_record")
-        except Exception as error:  # the exception depends on the downloader
-            raise OSError(
-                f"Could not download {name}: {type(error).__name__}: {error}. Without a network, "
-                "prepare it elsewhere (`tfds build --file_format=array_record`) and put it at "
-                f"{builder.data_path}, or give its parent folder as `data_dir`"
-            ) from error
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features):
         raise ValueError(
             f"`dataset` must have the features image and label. Received: {name} with "
             f"{sorted(features or [])}"
         )
+    if not builder.data_path.exists():
+        try:
+            builder.download_and_prepare(file_format="array_record")  # says its size first
+        except Exception as error:  # the exception depends on the downloader
+            raise OSError(
+                f"Could not download {name}: {type(error).__name__}: {error}. Without a network, "
+                "prepare it elsewhere (`tfds build --file_format=array_record`) and put it at "
+                f"{builder.data_path}, or give its parent folder as `data_dir`"
+            ) from error
     parts = {"train": _split(builder, "train")}
     # Some test sets (those of the visual decathlon) come without labels.
     for split in ("test", "validation"):

@@ -4,7 +4,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from rich.console import Console
 
 from zoo import datasets, registry
@@ -16,6 +15,7 @@ from zoo.diffusion.losses import pixels
 from zoo.diffusion.metrics import FeatureExtractor
 from zoo.models.autoencoder import autoencoder
 from zoo.training import Adam, Batches, CrossEntropy, Trainer
+from zoo.training.losses import ReconstructionError
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import validated
@@ -143,15 +143,6 @@ def training_images(
     if latent_scaler is None:
         return images
     return latent_scaler.encode(images[0]), latent_scaler.encode(images[1])
-
-
-@keras.saving.register_keras_serializable("zoo")
-class ReconstructionError(keras.losses.Loss):  # type: ignore[misc]
-    """Mean squared error of reconstructed images in [-1, 1], given the images as grey levels."""
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Errors (B, H, W) of grey levels and reconstructions (B, H, W, C)."""
-        return ops.mean(ops.square(y_pred - (y_true / 127.5 - 1.0)), axis=-1)
 
 
 def _scaled(images: Tensor, training: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import Adam, learning_rate_schedule
 
 NUM_STEPS = 1000  # T
+QUICK_EXAMPLES = 6400  # or, of a smaller data set, all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class DiffusionConfig(TrainingConfig):
     epochs: int | None = None
     """Passes over the training images; by default 3, with --quick 4."""
     train_examples: int | None = None
-    """Number of training images, from the first on; by default all, with --quick 6,400."""
+    """Number of training images, from the first on; by default all, with --quick 6,400 or,
+    in a smaller data set, all."""
     batch_size: int | None = None
     """Number of images in a training step; by default 64, with --quick 32."""
     learning_rate: float = 2e-3
@@ -67,8 +69,8 @@ class DiffusionConfig(TrainingConfig):
     def __post_init__(self) -> None:
         if self.latent:
             set_defaults(self, channels=(32, 64))
-        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": 6400, "batch_size": 32,
-                 "samples": 200, "classifier_model": "mlp"}  # fmt: skip
+        quick = {"channels": (24, 48, 96), "epochs": 4, "train_examples": QUICK_EXAMPLES,
+                 "batch_size": 32, "samples": 200, "classifier_model": "mlp"}  # fmt: skip
         full = {"channels": (32, 64, 128), "epochs": 3, "batch_size": 64, "samples": 1000,
                 "classifier_model": "cnn_48x48"}  # fmt: skip
         set_defaults(self, **(quick if self.quick else full))
@@ -90,9 +92,11 @@ class DiffusionConfig(TrainingConfig):
 
     def load_data(self) -> ImageDataset:
         """Loads the images."""
+        fewer = self.quick and self.train_examples == QUICK_EXAMPLES
         return datasets.load(
-            self.dataset, self.image_size, self.train_examples, data_dir=self.data_dir
-        )
+            self.dataset, self.image_size, self.train_examples, data_dir=self.data_dir,
+            allow_fewer=fewer,
+        )  # fmt: skip
 
     def check(self, data: ImageDataset, guidance_scale: float) -> None:
         """Raises ValueError for what would fail after the training only."""

@@ -29,7 +29,7 @@ PROMPT_DROPOUT = 0.1  # fraction of the training images without a prompt
 _MAX_LATENT = 20  # standard deviations
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(random.DrawCounter, Trainer):
     """Trainer of a network that predicts noise, v or x_0 of noisy images.
 
     `fit` takes dictionaries: "image", (B, H, W, C) uint8 or, as they are, float; and "label", (B,),
@@ -66,8 +66,7 @@ class DiffusionTrainer(Trainer):
         self._min_snr_gamma = min_snr_gamma
         names = ("t", "noise", "prompt", "left")
         self._keys = {name: random.key(seed, "diffusion", name) for name in names}
-        # Only its second number, the count of training steps so far, is used.
-        self.counter = keras.random.SeedGenerator(0, name="counter")
+        self.create_counter()
 
     def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """Squared error of the network's prediction for each image, (B,)."""
@@ -104,7 +103,7 @@ class DiffusionTrainer(Trainer):
 
     def _draw(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Time steps, noise and prompts of a training step."""
-        step = self.counter.next()[1]
+        step = self.next_draw()
         keys = {name: random.fold_in(key, step) for name, key in self._keys.items()}
         size = ops.shape(x0)[0]
         start = random.uniform(keys["t"], 1)

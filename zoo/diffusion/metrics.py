@@ -79,7 +79,7 @@ class FeatureExtractor:
         results = run.read("metrics.json", _ClassifierResults)
         if results.recipe != "mnist" or results.dataset != data.name:
             raise ValueError(
-                f"`classifier` must hold a run of recipes/mnist.py on {data.name}. Received: "
+                f"`classifier` must hold a run of `zoo train mnist` on {data.name}. Received: "
                 f"{folder}, of the recipe {results.recipe} on {results.dataset}"
             )
         builders = [name for name, entry in registry.models.items() if entry.images]

@@ -43,7 +43,7 @@ def load_causal_lm(
     try:
         import keras_hub  # takes seconds, which `--help` would wait for
     except ImportError as error:
-        raise ImportError(f'{error}. `pip install "keras-zoo[hub]"` installs KerasHub') from error
+        raise ImportError(f"{error}. `pip install keras-hub` installs KerasHub") from error
     try:
         model = keras_hub.models.CausalLM.from_preset(preset, dtype=dtype)
     except (ValueError, FileNotFoundError) as error:

@@ -70,8 +70,9 @@ def autoencoder(
         name: Name of the model.
 
     Returns:
-        An uncompiled model from images to reconstructions, (B, H, W, C) each. Its layers "encoder"
-        and "decoder" are the models from images to latents and from latents to images.
+        An uncompiled model from images to reconstructions, (B, H, W, C) each, with pixels in
+        [-1, 1]: pixel/127.5 - 1. Its layers "encoder" and "decoder" are the models from images to
+        latents and from latents to images.
 
     Raises:
         ValueError: If a size is not at least 1, `input_shape` is not divisible as required, or

@@ -87,7 +87,10 @@ def mlp(
         name: Name of the model.
 
     Returns:
-        An uncompiled model from (B, *input_shape) to (B, num_classes).
+        An uncompiled model from (B, *input_shape) to (B, num_classes). Pixels are normalized:
+        (pixel/255 - mean) / std, with the mean and standard deviation of the training pixels in
+        [0, 1] (MNIST: 0.1307 and 0.3081, so values from -0.42 to 2.82), as
+        `zoo.datasets.augmentation.ImageAugmentation` computes them.
 
     Raises:
         ValueError: If a size is not at least 1, an activation is unknown (the text lists the known

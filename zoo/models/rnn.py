@@ -129,7 +129,10 @@ def rnn_classifier(
 
     Returns:
         An uncompiled model from sequences, (B, steps, features), or from [sequences, mask], to
-        logits, (B, num_classes).
+        logits, (B, num_classes). Pixels of an image's rows are normalized: (pixel/255 - mean) /
+        std, with the mean and standard deviation of the training pixels in [0, 1] (MNIST: 0.1307
+        and 0.3081, so values from -0.42 to 2.82), as
+        `zoo.datasets.augmentation.ImageAugmentation` computes them.
 
     Raises:
         ValueError: If a size is not at least 1, the cell is unknown (the text lists the three),

@@ -105,7 +105,8 @@ def text_to_image(
 
     Returns:
         An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps),
-        "prompt": (B, L) int} to (B, H, W, C).
+        "prompt": (B, L) int} to (B, H, W, C). Images without noise have pixels in [-1, 1]:
+        pixel/127.5 - 1.
 
     Raises:
         ValueError: If an argument of the text encoder or the U-Net is invalid. The text names the

@@ -242,7 +242,8 @@ def unet(
 
     Returns:
         An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps)} to
-        predictions, (B, H, W, C). With a `context_dim`, the model has two more inputs: "context",
+        predictions, (B, H, W, C). Images without noise have pixels in [-1, 1]: pixel/127.5 - 1.
+        With a `context_dim`, the model has two more inputs: "context",
         (B, L, context_dim), and "context_mask", (B, L) bool, false at padding. Each row of the mask
         must contain at least one token.
 

@@ -111,7 +111,7 @@ def run_check(config: Check) -> int:
         if config.json is not None:
             write_json(reports, config.json)
         if config.html is not None:
-            config.html.write_text(html.page(reports))
+            config.html.write_text(html.page(reports), "utf-8")
     except OSError as error:  # must not lead to exit status 1, which means a difference
         raise ValueError(f"Could not write {error.filename}: {error.strerror}") from error
     statuses = {report.exit_status for report in reports}
@@ -125,7 +125,7 @@ def write_page(report: tyro.conf.Positional[Path], page: tyro.conf.Positional[Pa
         report: JSON file that `check --json` wrote.
         page: HTML file to which the page is written.
     """
-    page.write_text(html.page(read_json(report)))
+    page.write_text(html.page(read_json(report)), "utf-8")
 
 
 def _options(config: Check) -> dict[str, Any]:

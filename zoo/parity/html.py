@@ -20,7 +20,7 @@ _SMALLEST = 1e-18  # position of a distance of 0 on a logarithmic axis
 
 def page(reports: Sequence[Report]) -> str:
     """Renders reports as an HTML page."""
-    source = resources.files("zoo.parity").joinpath("report.html.j2").read_text()
+    source = resources.files("zoo.parity").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = reporting.format_number
     return environment.from_string(source).render(

@@ -186,7 +186,7 @@ class Report:
 
 def write_json(reports: Sequence[Report], path: Path) -> None:
     """Writes reports to a JSON file."""
-    path.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
+    path.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> list[Report]:

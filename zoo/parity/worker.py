@@ -1,33 +1,62 @@
-"""Worker process that runs tasks on one backend: `python -m zoo.parity.worker FLOATX`.
+"""Worker process that runs tasks on one backend: `python -P worker.py FLOATX TIME_LIMIT`.
 
-The worker receives pickled tasks on standard input and sends pickled results to the original
-standard output. Output that the tasks print is redirected to standard error.
+The worker receives pickled pairs (time limit, pickled task) on standard input and sends pickled
+results to the original standard output. Output that the tasks print is redirected to standard
+error. The process ends with the process that started it, whatever it is doing, and ends by itself
+if an import or a task exceeds the time limit.
+
+The file is run by its path and imports `zoo` late, so that both hold while Keras is imported.
 """
 
+import faulthandler
 import gc
 import os
 import pickle
+import queue
 import sys
 import threading
-import time
 import traceback
 from typing import Any
 
-import cloudpickle
-import keras
-
-from zoo.backends import backend
-
 _LAST_CALLS = 3  # of the traceback, quoted in an error
 
+Task = tuple[float, bytes]
 
-def serve(floatx: str) -> None:
-    """Runs tasks until standard input is closed.
+
+def receive(tasks: "queue.SimpleQueue[Task]") -> None:
+    """Puts tasks into the queue; ends the process when its parent process ends.
+
+    The parent process holds the other end of standard input, which the system closes at its death.
+    """
+    while True:
+        try:
+            tasks.put(pickle.load(sys.stdin.buffer))
+        except Exception:  # any error of an incomplete stream
+            os._exit(1)
+
+
+def end_after(seconds: float) -> None:
+    """Lets the process end after a time, with a traceback of all threads on standard error.
+
+    The parent process ends the worker some seconds earlier, unless it has stopped itself. The timer
+    is a thread of C code, which a computation that holds Python's lock cannot delay.
+    """
+    later = min(1.1 * seconds + 1.0, threading.TIMEOUT_MAX / 2)
+    faulthandler.dump_traceback_later(later, exit=True)
+
+
+def serve(floatx: str, tasks: "queue.SimpleQueue[Task]") -> None:
+    """Runs tasks until the parent process closes standard input.
 
     Args:
         floatx: Keras' default float type, "float32" or "float64".
+        tasks: Queue of time limits in seconds and pickled functions without arguments.
     """
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    import cloudpickle
+    import keras
+
+    from zoo.backends import backend
+
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     backend.keep_malloc_pages()
@@ -35,22 +64,16 @@ def serve(floatx: str) -> None:
     if floatx == "float64":
         backend.keep_float64()
     keras.config.set_floatx(floatx)
+    faulthandler.cancel_dump_traceback_later()
     # Each task collects garbage (`clear_session`), 0.3 s for what the libraries hold.
     gc.freeze()
     while True:
-        try:
-            task: bytes = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        pickle.dump(cloudpickle.dumps(_run_task(task)), results)
+        time_limit, task = tasks.get()
+        end_after(time_limit)
+        result = cloudpickle.dumps(_run_task(task))
+        faulthandler.cancel_dump_traceback_later()
+        pickle.dump(result, results)
         results.flush()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Ends this process when its parent process ends, also during a task."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _run_task(task: bytes) -> tuple[bool, Any]:
@@ -64,4 +87,7 @@ def _run_task(task: bytes) -> tuple[bool, Any]:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    end_after(float(sys.argv[2]))
+    received: "queue.SimpleQueue[Task]" = queue.SimpleQueue()
+    threading.Thread(target=receive, args=(received,), daemon=True).start()
+    serve(sys.argv[1], received)

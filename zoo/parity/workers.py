@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 import cloudpickle
 
 from zoo import backends
+from zoo.parity import worker as worker_program
 from zoo.validation import Positive, Size, TextList, validated
 
 _LAST_LINES = 12
@@ -40,7 +41,8 @@ class Worker:
     Args:
         backend: Name of the backend, one of `zoo.backends.NAMES`.
         floatx: Keras' default float type in the process, "float32" or "float64".
-        time_limit: Time limit of one task, in seconds.
+        time_limit: Time limit of one task, in seconds. The process keeps it, too, and ends some
+            seconds later by itself.
         environment: Additional environment variables of the process.
     """
 
@@ -71,7 +73,7 @@ class Worker:
             WorkerError: If the function raises, the process ends or the time limit is exceeded. The
                 text may include the last lines of the process' standard error.
         """
-        task = _pickled(lambda: function(*arguments), function)
+        task = self.time_limit, _pickled(lambda: function(*arguments), function)
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
@@ -106,6 +108,7 @@ class Worker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._results = queue.SimpleQueue()
         environment = {
+            "OPENBLAS_NUM_THREADS": "1",  # its idle threads would disturb the other workers
             **os.environ,
             "KERAS_BACKEND": self.backend,
             "JAX_ENABLE_X64": str(int(self.floatx == "float64")),
@@ -116,7 +119,8 @@ class Worker:
             **self._environment,
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "zoo.parity.worker", self.floatx],
+            # -P: the folder of the file has modules with the names of standard ones.
+            [sys.executable, "-P", worker_program.__file__, self.floatx, str(self.time_limit)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -132,8 +136,11 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        else:  # Windows, where child processes of the worker stay until they end themselves
+            process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout, self._log):
             assert stream is not None
@@ -214,7 +221,7 @@ class Workers:
             worker.close()
 
 
-def _send(task: bytes, stream: IO[bytes]) -> None:
+def _send(task: tuple[float, bytes], stream: IO[bytes]) -> None:
     with contextlib.suppress(OSError, ValueError):  # `_receive` reports the end
         pickle.dump(task, stream)
         stream.flush()
@@ -231,7 +238,7 @@ def _receive(stream: IO[bytes], results: "queue.SimpleQueue[bytes | None]") -> N
 
 
 def _exit_message(status: int) -> str:
-    if status == -signal.SIGKILL:
+    if status == -9:  # `signal.SIGKILL`, which Windows does not have
         return "The process was killed (signal 9), as the system does when memory runs out"
     if status < 0:
         return f"The process was ended by signal {-status} ({signal.Signals(-status).name})"

@@ -130,25 +130,6 @@ def finalize_layer_state(model: keras.Model) -> None:
             layer.finalize_state()
 
 
-def load_model(path: str | Path) -> keras.Model:
-    """Loads a `.keras` file of any backend, ready to go on training.
-
-    A model that was compiled and saved under PyTorch names PyTorch's own optimizer class.
-    `keras.saving.load_model` uses that class on every backend, and the first step fails. This
-    function uses the class of the current backend, with the saved state.
-
-    Args:
-        path: Path of the `.keras` file.
-    """
-    classes = {
-        name: value
-        for name, value in vars(keras.optimizers).items()
-        if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
-    }
-    with keras.saving.custom_object_scope(classes):  # also where the optimizer is looked up
-        return keras.saving.load_model(path)
-
-
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint of a folder, or None."""
     return next(iter(_newest_first(folder)), None)
@@ -196,11 +177,7 @@ def atomic_write(path: Path) -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name, too
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -214,6 +191,18 @@ class NamedBuffer(io.BytesIO):
 
     def __str__(self) -> str:
         return self._name
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names of a folder's files are on the disk, where a folder can be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # always on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find_mismatches(

@@ -75,7 +75,7 @@ def check_tensorboard() -> None:
         raise ValueError(
             "`tensorboard` needs the packages tensorflow and tensorboard, with which Keras writes "
             f"event files on every backend. Missing: {', '.join(missing)}. Received: "
-            'tensorboard=DIR. Install both with `pip install "keras-zoo[tensorboard]"`, or read '
+            "tensorboard=DIR. Install both with `pip install tensorflow tensorboard`, or read "
             "history.csv in the run directory"
         )
 

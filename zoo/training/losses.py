@@ -51,6 +51,15 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
+@keras.saving.register_keras_serializable("zoo")
+class ReconstructionError(keras.losses.Loss):  # type: ignore[misc]
+    """Mean squared error of reconstructed images in [-1, 1], given the images as grey levels."""
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Errors (B, H, W) of grey levels and reconstructions (B, H, W, C)."""
+        return ops.mean(ops.square(y_pred - (y_true / 127.5 - 1.0)), axis=-1)
+
+
 def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each label, in nats: labels (...) and logits (..., classes) to (...)."""
     logits = at_least_float32(logits)

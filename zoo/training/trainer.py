@@ -1,9 +1,11 @@
 """A network with its preprocessing, trained by Keras' own `fit` and resumed at any step."""
 
 import inspect
+import warnings
 from typing import Any
 
 import keras
+import numpy as np
 
 from zoo.backends import backend
 from zoo.training.batches import Batches
@@ -11,6 +13,8 @@ from zoo.training.callbacks import ContinuedHistory, StepCheckpoint
 from zoo.validation import validated
 
 Tensor = Any
+
+_RAW_PIXEL = 64  # a whole number above it is no normalized pixel
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -29,8 +33,9 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
     Args:
         network: Model that is trained. It stays a model of its own, to be saved and used without
             the trainer.
-        preprocessing: Layer, or function of (inputs, training), that the inputs pass first. By
-            default the network takes the inputs as they are.
+        preprocessing: Layer, or function of (inputs, training), that the inputs pass first, such as
+            the normalization of pixels. `save` writes it with the network. By default the network
+            takes the inputs as they are; raw pixels, from 0 to 255, then cause a warning.
     """
 
     @validated
@@ -40,6 +45,10 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         self.network = network
         self.preprocessing = preprocessing
         self.built = bool(network.built and getattr(preprocessing, "built", True))
+        self._may_get_raw_pixels = preprocessing is None and not any(
+            isinstance(layer, keras.layers.Normalization | keras.layers.Rescaling)
+            for layer in network._flatten_layers()
+        )
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if self.preprocessing is not None:
@@ -65,6 +74,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         options = dict(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
         del options["self"]
         stream: Any = options.get("x")
+        self._warn_of_raw_pixels(stream)
         shuffled = isinstance(stream, Batches) and stream.seed is not None
         if shuffled:
             options.setdefault("steps_per_epoch", stream.steps_per_epoch)
@@ -120,11 +130,37 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The loss and metrics on data, as `keras.Model.evaluate` gives them."""
+        self._warn_of_raw_pixels(x)
         return super().evaluate(self._as_dataset(x), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, as `keras.Model.predict` gives them."""
+        self._warn_of_raw_pixels(x)
         return super().predict(self._as_dataset(x), *args, **kwargs)
+
+    def _warn_of_raw_pixels(self, x: Any) -> None:
+        """Warns once if the network is given images with pixels from 0 to 255, by the first batch.
+
+        Args:
+            x: Inputs as `fit` takes them; only arrays and `Batches` are looked at.
+        """
+        if not self._may_get_raw_pixels:
+            return
+        self._may_get_raw_pixels = False
+        images = x[0] if isinstance(x, Batches) else x
+        images = images[0] if isinstance(images, tuple) else images
+        if not isinstance(images, np.ndarray) or images.ndim < 3 or not images.size:
+            return
+        images = images[:64]
+        low, high = images.min(), images.max()
+        if low >= 0 and _RAW_PIXEL < high <= 255 and (images == np.round(images)).all():
+            warnings.warn(
+                f"`x` looks like raw pixels, and {self.network.name} takes normalized ones. Give "
+                "the trainer a preprocessing, such as "
+                "`zoo.datasets.augmentation.ImageAugmentation`, or normalize `x`. Received: whole "
+                f"numbers from {low:g} to {high:g}",
+                stacklevel=3,
+            )
 
     def _as_dataset(self, data: Any, class_weight: Any = None) -> Any:
         return backend.as_dataset(self, data, class_weight) if isinstance(data, Batches) else data

@@ -1,0 +1,95 @@
+"""Models of every builder, saved on one backend and loaded on another, for a worker."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from tests.test_contract import EXAMPLES, build, example_input, example_target, loss_of
+from zoo.random import DrawCounter
+from zoo.training import Adam, load_model
+
+# Models that are trained, too: all have dropout.
+TRAINED = {"mlp": {"hidden_units": (16,), "dropout": 0.5}, "rnn_language_model/gru": {}}
+
+
+class Compiled(NamedTuple):
+    """How the steps of a model are made: whether compiled, and with an optimizer of which class."""
+
+    jit_compile: bool
+    optimizer: str
+
+
+def _compiled(model: keras.Model) -> Compiled:
+    optimizer = type(model.optimizer)
+    return Compiled(model.jit_compile, f"{optimizer.__module__}.{optimizer.__name__}")
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '-')}.keras"
+
+
+def _state(model: keras.Model) -> list[Any]:
+    """Variables of the model and its optimizer, and counters of draws."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DrawCounter)]
+    counters = [layer.counter.state for layer in layers]
+    return [*model.weights, *counters, *model.optimizer.variables]
+
+
+def _numbers(number: int, variable: Any) -> np.ndarray:
+    """Numbers that a variable has in the files, the same on every backend."""
+    if "float" not in variable.dtype:
+        return np.array([0, number] if variable.shape == (2,) else number, variable.dtype)
+    return np.random.default_rng(number).normal(size=variable.shape).astype(variable.dtype)
+
+
+def save_all(folder: Path) -> dict[str, Compiled]:
+    """Saves a compiled model of every builder, with zoo's Adam and Keras' in turn."""
+    results = {}
+    for index, name in enumerate(EXAMPLES):
+        model = build(name)
+        model.compile(Adam(1e-3) if index % 2 else "adam", loss_of(name))
+        model.optimizer.build(model.trainable_variables)
+        for number, variable in enumerate(_state(model)):
+            variable.assign(_numbers(number, variable))
+        model.save(_path(folder, name))
+        results[name] = _compiled(model)
+    return results
+
+
+def load_all(folder: Path) -> dict[str, Compiled]:
+    """Loads the models and checks their states."""
+    results = {}
+    for name in EXAMPLES:
+        model = load_model(_path(folder, name))
+        state = _state(model)
+        for number, variable in enumerate(state):
+            values = ops.convert_to_numpy(variable.value)
+            np.testing.assert_array_equal(values, _numbers(number, variable), f"{name}, {number}")
+        assert len(state) > 2 * len(model.trainable_variables)
+        results[name] = _compiled(model)
+    return results
+
+
+def _next_losses(model: keras.Model, name: str) -> list[float]:
+    x, y = example_input(model), example_target(model, name)
+    return [float(model.train_on_batch(x, y)) for _ in range(2)]
+
+
+def train_and_save(folder: Path) -> dict[str, list[float]]:
+    """Saves models after two steps, and returns the losses of two more steps."""
+    results = {}
+    for index, (name, options) in enumerate(TRAINED.items()):
+        model = build(name, **options)
+        model.compile(Adam(1e-2) if index else "adam", loss_of(name))
+        _next_losses(model, name)
+        model.save(_path(folder, name))
+        results[name] = _next_losses(model, name)
+    return results
+
+
+def load_and_train(folder: Path) -> dict[str, list[float]]:
+    """Loads the models, and returns the losses of two steps."""
+    return {name: _next_losses(load_model(_path(folder, name)), name) for name in TRAINED}
