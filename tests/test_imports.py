@@ -46,7 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "_version": set(),
     "validation": set(),
     "registry": {"validation"},
-    "files": {"registry"},
+    "files": {"registry", "validation"},
     "summary": {"validation"},
     "backends": set(),
     "lessons": {"validation"},

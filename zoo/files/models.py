@@ -4,37 +4,24 @@
 up in the registry, and its arguments are validated before it is called.
 """
 
-import inspect
 import json
 import math
 import operator
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import keras
-from pydantic import Field, JsonValue, create_model
+from pydantic import Field, JsonValue
 
 from zoo import registry
 from zoo.files import arrays, documents
+from zoo.validation import show
 
-# Largest integers of arguments that cost memory or time, but are not part of any weight's shape.
-_LARGEST = {
-    "batch_size": 1 << 12,
-    "max_length": 1 << 17,
-    "num_blocks": 1_000,
-    "num_layers": 1_000,
-    "num_steps": 100_000,
-    "seed": (1 << 32) - 1,
-}
-_LARGEST_SIZE = 1 << 24  # of any other integer
+# Bounds of what costs memory or time, but is not part of any weight's shape.
+_LARGEST = {"batch_size": 1 << 12, "max_length": 1 << 17}
 _LARGEST_EXAMPLE = 1 << 24  # numbers in one example, the product of `input_shape`
-_LONGEST = 100  # characters of a text, entries of a list
-
-Dtype = Literal[
-    "bfloat16", "float16", "float32", "float64", "mixed_bfloat16", "mixed_float16"
-]  # fmt: skip
+_LONGEST = 100  # entries of a list, characters of a name
 
 
 class ModelDocument(documents.Document):
@@ -90,17 +77,15 @@ def build(
             f"{document.builder!r}. {remedy}"
         )
     entry = registry.get(document.builder)
-    text = json.dumps(document.arguments).encode()
-    schema = _schema(entry.build)
-    arguments = vars(documents.parse(text, schema, f"{source}: `arguments`", remedy))
+    arguments = document.arguments
     for name, value in arguments.items():
-        _check_size(name, value, source, remedy)
+        _check_bounds(name, value, source, remedy)
     stored = sum(map(math.prod, arrays.weight_shapes(weights)))
     try:
         count = entry.parameter_count(**arguments)
         if count <= stored:
             model = entry.build(**arguments)
-    except Exception as error:  # combinations of arguments that only the builder knows
+    except (TypeError, ValueError) as error:  # a builder checks its arguments
         raise ValueError(
             f"{source}: `arguments` must be those of {document.builder}. Received: {error}. "
             f"{remedy}"
@@ -114,32 +99,16 @@ def build(
     return model
 
 
-def _schema(builder: Any) -> type[documents.Document]:
-    """Creates the schema of a builder's arguments from its signature."""
-    hints = typing.get_type_hints(builder, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints[name], parameter.default)
-        for name, parameter in inspect.signature(builder).parameters.items()
-    }
-    fields["dtype"] = (Dtype | None, None)
-    return create_model("Arguments", __base__=documents.Document, **fields)
-
-
-def _check_size(name: str, value: Any, source: str, remedy: str) -> None:
-    items = value if isinstance(value, list | tuple) else [value]
-    if len(items) > _LONGEST or any(isinstance(x, str) and len(x) > _LONGEST for x in items):
-        raise ValueError(
-            f"{source}: `{name}` must have at most {_LONGEST} entries or characters. Received: "
-            f"more. {remedy}"
-        )
-    largest = _LARGEST.get(name, _LARGEST_SIZE)
+def _check_bounds(name: str, value: Any, source: str, remedy: str) -> None:
+    """Raises ValueError for a value that the builder takes, but that no file needs."""
+    items = value if isinstance(value, list) else [value]
     sizes = [item for item in items if isinstance(item, int)]
-    if any(abs(size) > largest for size in sizes):
-        raise ValueError(
-            f"{source}: `{name}` must be at most {largest:,}. Received: {name}={value}. {remedy}"
-        )
-    if name == "input_shape" and math.prod(sizes) > _LARGEST_EXAMPLE:
-        raise ValueError(
-            f"{source}: `input_shape` must have at most {_LARGEST_EXAMPLE:,} numbers. Received: "
-            f"input_shape={value}. {remedy}"
-        )
+    if len(items) > _LONGEST:
+        rule = f"have at most {_LONGEST} entries"
+    elif name in _LARGEST and any(size > _LARGEST[name] for size in sizes):
+        rule = f"be at most {_LARGEST[name]:,}"
+    elif name == "input_shape" and math.prod(sizes) > _LARGEST_EXAMPLE:
+        rule = f"have at most {_LARGEST_EXAMPLE:,} numbers"
+    else:
+        return
+    raise ValueError(f"{source}: `{name}` must {rule}. Received: {name}={show(value)}. {remedy}")
