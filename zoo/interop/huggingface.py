@@ -192,7 +192,7 @@ def _existing_folder(folder: str | os.PathLike[str]) -> Path:
     if not path.is_dir():
         raise ValueError(
             f"`folder` must be a directory. Received: {path}. Models are not downloaded; "
-            "`huggingface-cli download NAME --local-dir DIRECTORY` does that"
+            "`hf download NAME --local-dir DIRECTORY` does that"
         )
     return path
 
