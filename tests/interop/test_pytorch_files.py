@@ -79,7 +79,7 @@ def test_load_bounds_the_memory_by_the_file(tmp_path: Path) -> None:
     ):
         for name in plain.namelist():
             small.writestr(name, plain.read(name))
-    with pytest.raises(ValueError, match=r"small\.pt \(ValueError: PyTorch does not compress"):
+    with pytest.raises(ValueError, match=r"small\.pt \(ValueError: it would take 400\d{4} bytes"):
         pytorch.load(small_model(), tmp_path / "small.pt")
     expanded = {"output.weight": torch.zeros(1).expand(10**12), "output.bias": torch.zeros(2)}
     torch.save(expanded, tmp_path / "expanded.pt")

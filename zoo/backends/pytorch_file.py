@@ -36,8 +36,8 @@ def read_pytorch_file(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         ImportError: If PyTorch is not installed. The text has a command that converts the file.
-        ValueError: If the file is damaged, holds other objects than tensors, or is compressed, so
-            that its size does not bound the memory it takes.
+        ValueError: If the file is damaged, holds other objects than tensors, or would take more
+            memory than it is long.
         OSError: If the file cannot be read.
     """
     path = Path(path)
@@ -51,8 +51,9 @@ def read_pytorch_file(path: str | os.PathLike[str]) -> Any:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
-                    raise ValueError("PyTorch does not compress its files")
+                size = sum(member.file_size for member in archive.infolist())
+            if size > path.stat().st_size:  # compressed, or parts of the file used repeatedly
+                raise ValueError(f"it would take {size} bytes of memory, more than the file has")
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
