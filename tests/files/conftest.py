@@ -60,7 +60,7 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_folder(finished_runs: Path, tmp_path: Path) -> Path:
     """Copies of the finished runs, to be damaged."""
-    return Path(shutil.copytree(finished_runs, tmp_path / "runs"))
+    return Path(shutil.copytree(finished_runs, tmp_path / "runs", copy_function=shutil.copyfile))
 
 
 def sign(folder: Path) -> None:

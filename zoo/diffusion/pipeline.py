@@ -237,8 +237,6 @@ class DiffusionPipeline:
         if "prompts.json" in run:
             content = run.read_bytes("prompts.json")
             tokenizer = WordTokenizer.from_json(content, f"{folder}/prompts.json")
-        builder = "unet" if tokenizer is None else "text_to_image"
-        model = run.load_model(builders=[builder])
         if (config.latents is None) == ("autoencoder.json" in run):
             raise ValueError(
                 f"{folder}/diffusion.json: `latents` must be given with an autoencoder, and not "
@@ -247,6 +245,8 @@ class DiffusionPipeline:
         if config.latents:
             autoencoder = run.load_model("autoencoder", ["autoencoder"])
             latent_scaler = LatentScaler(autoencoder, config.latents.mean, config.latents.std)
+        builder = "unet" if tokenizer is None else "text_to_image"
+        model = run.load_model(builders=[builder])
         _check_fit(Path(folder), model, spec, tokenizer, latent_scaler)
         return cls(model, spec, tokenizer, latent_scaler)
 
