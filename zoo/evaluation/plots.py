@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 
 from zoo.layers.recurrent import Cell
 from zoo.validation import (
+    Images,
     Labels,
     Logits,
     Numbers,
@@ -132,7 +133,7 @@ def plot_confusion(matrix: Annotated[np.ndarray, array("iu", "(classes, classes)
 
 @validated
 def plot_mistakes(
-    images: Annotated[np.ndarray, array("uif")],
+    images: Images,
     labels: Labels,
     logits: Logits,
     count: Annotated[int, whole(1, 256)] = 16,

@@ -95,7 +95,10 @@ def _check_shape(value: Any) -> tuple[Any, ...]:
         value = value.tolist()
     sizes = value if isinstance(value, list | tuple) else (value,)
     # In a compiled step a size may be a tensor.
-    shape = tuple(size if hasattr(size, "dtype") else _AXIS.check(size) for size in sizes)
+    shape = tuple(
+        size if hasattr(size, "dtype") and not len(size.shape) else _AXIS.check(size)
+        for size in sizes
+    )
     if math.prod(size for size in shape if type(size) is int) > MAX_ELEMENTS:
         raise ValueError
     return shape
