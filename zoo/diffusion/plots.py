@@ -11,6 +11,7 @@ from zoo.datasets.images import check_images
 from zoo.validation import Images, Size, each, instance, validated, whole
 
 Columns = Annotated[int, whole(1, 256)]
+Frames = Annotated[Sequence[Image.Image], each(instance(Image.Image), 1)]
 
 _GAP = 2  # pixels between images
 _BACKGROUND = 96
@@ -44,7 +45,7 @@ def grid(images: Images, columns: Columns, scale: Annotated[int, whole(1, 16)] =
 
 @validated
 def animation(
-    frames: Annotated[Sequence[Image.Image], each(instance(Image.Image), 1)],
+    frames: Frames,
     milliseconds: Size = 80,
 ) -> bytes:
     """Encodes frames as a looping GIF that shows the last frame for two seconds.

@@ -15,7 +15,7 @@ from zoo.evaluation.plots import plot_perplexity
 from zoo.generation import decoding
 from zoo.training.losses import cross_entropy
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import Number, Size, TokenArray, Vocabulary, check_lengths, number, validated
+from zoo.validation import Number, Size, TokenArray, Vocabulary, number, validated
 
 Tensor = Any
 
@@ -114,8 +114,10 @@ def loss_and_perplexity(
 @validated
 def bits_per_character(loss: Number, ids: TokenArray, tokenizer: Tokenizer) -> float:
     """Converts a mean loss in nats a token over a text, (N,) ids, to bits a character."""
-    check_lengths(ids=ids)
-    return loss / math.log(2) * len(ids) / len(tokenizer.decode(ids))
+    text = tokenizer.decode(ids)
+    if not text:
+        raise ValueError(f"`ids` must be those of a text. Received: {len(ids)} ids of no character")
+    return loss / math.log(2) * len(ids) / len(text)
 
 
 @validated

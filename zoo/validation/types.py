@@ -94,7 +94,7 @@ def _check_shape(value: Any) -> tuple[Any, ...]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     sizes = value if isinstance(value, list | tuple) else (value,)
-    # In a compiled step a size may be a tensor.
+    # In a compiled step a size may be a scalar tensor.
     shape = tuple(
         size if hasattr(size, "dtype") and not len(size.shape) else _AXIS.check(size)
         for size in sizes
