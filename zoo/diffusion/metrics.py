@@ -23,7 +23,7 @@ from zoo.datasets.images import ImageDataset, check_images
 from zoo.diffusion.sampler import noise
 from zoo.training.batches import Batches
 from zoo.training.trainer import Trainer
-from zoo.validation import Features, Images, Labels, Size, array, validated
+from zoo.validation import Features, Images, Labels, Size, array, check_lengths, validated
 
 
 class FeatureExtractor:
@@ -176,6 +176,7 @@ def intra_class_diversity(images: Images, real: Images, labels: Labels) -> float
     Returns:
         The ratio, or None if no two images have the same class.
     """
+    check_lengths(images=images, real=real, labels=labels)
 
     def pairwise_distances(images: np.ndarray) -> np.ndarray:
         pixels = images.reshape(len(images), -1).astype(np.float64)
