@@ -138,7 +138,7 @@ def test_main_resumes_an_interrupted_run_and_extends_a_finished_one(
         ({"prompt": " "}, r"`prompt` must not be empty\. Received: ''"),
         ({"prompt": "a naïve man"}, r"`prompt` must be made of .* 'ï' at index 4, in 'naïve'"),
         ({"temperature": -1.0}, "`temperature` must be a finite number of at least 0. Received"),
-        ({"vocabulary_size": -5}, "at least 2. Received: vocabulary_size=-5"),
+        ({"vocabulary_size": -5}, "at least 1. Received: vocabulary_size=-5"),
         ({"vocabulary_size": 70_000}, "at most 65536. Received: vocabulary_size=70000"),
         ({"vocabulary_size": 20}, "Received: vocabulary_size=20, texts with"),
         ({"train_examples": 10**6}, "32 tokens in the text. Received: train_examples=1000000"),

@@ -25,7 +25,7 @@ from zoo.files.documents import Document
 from zoo.files.runs import FinishedRun
 from zoo.training.batches import Batches
 from zoo.training.trainer import Trainer
-from zoo.validation import Features, Images, Labels, Size, array, validated
+from zoo.validation import Features, Images, Labels, Size, array, check_lengths, validated
 
 _Channels = Field(min_length=1, max_length=3)
 
@@ -192,6 +192,7 @@ def intra_class_diversity(images: Images, real: Images, labels: Labels) -> float
     Returns:
         The ratio, or None if no two images have the same class.
     """
+    check_lengths(images=images, real=real, labels=labels)
 
     def pairwise_distances(images: np.ndarray) -> np.ndarray:
         pixels = images.reshape(len(images), -1).astype(np.float64)

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from zoo.datasets.images import check_images
-from zoo.validation import Images, Size, validated, whole
+from zoo.validation import Images, Size, each, instance, validated, whole
 
 Columns = Annotated[int, whole(1, 256)]
+Frames = Annotated[Sequence[Image.Image], each(instance(Image.Image), 1)]
 
 _GAP = 2  # pixels between images
 _BACKGROUND = 96
@@ -43,7 +44,10 @@ def grid(images: Images, columns: Columns, scale: Annotated[int, whole(1, 16)] =
 
 
 @validated
-def animation(frames: Sequence[Image.Image], milliseconds: Size = 80) -> bytes:
+def animation(
+    frames: Frames,
+    milliseconds: Size = 80,
+) -> bytes:
     """Encodes frames as a looping GIF that shows the last frame for two seconds.
 
     Args:

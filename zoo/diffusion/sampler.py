@@ -274,7 +274,7 @@ def noise(
     seed: Seed,
     stream: str,
     shape: Shape,
-    indices: Annotated[Iterable[int], each(whole(0, MAX_COUNT))],
+    indices: Annotated[Iterable[int], each(whole(0, MAX_COUNT), 1)],
 ) -> np.ndarray:
     """Standard normal noise of the images with these indices.
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.metrics import classification_report, confusion_matrix
 
-from zoo.datasets.images import ImageDataset
+from zoo.datasets.images import ImageDataset, check_labels
 from zoo.evaluation.plots import plot_confusion, plot_curves, plot_mistakes
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import Labels, Logits, Size, TextList, check_lengths, validated
@@ -34,6 +34,8 @@ def report(labels: Labels, predictions: Labels, class_names: TextList | None = N
 def confusion(labels: Labels, predictions: Labels, num_classes: Size) -> np.ndarray:
     """(num_classes, num_classes): rows are true classes, columns predicted ones."""
     check_lengths(labels=labels, predictions=predictions)
+    check_labels(labels, num_classes)
+    check_labels(predictions, num_classes, "predictions")
     return np.asarray(confusion_matrix(labels, predictions, labels=range(num_classes)))
 
 

@@ -114,7 +114,10 @@ def loss_and_perplexity(
 @validated
 def bits_per_character(loss: Number, ids: TokenArray, tokenizer: Tokenizer) -> float:
     """Converts a mean loss in nats a token over a text, (N,) ids, to bits a character."""
-    return loss / math.log(2) * len(ids) / len(tokenizer.decode(ids))
+    text = tokenizer.decode(ids)
+    if not text:
+        raise ValueError(f"`ids` must be those of a text. Received: {len(ids)} ids of no character")
+    return loss / math.log(2) * len(ids) / len(text)
 
 
 @validated

@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 
 from zoo.layers.recurrent import Cell
 from zoo.validation import (
+    Images,
     Labels,
     Logits,
     Numbers,
@@ -167,7 +168,7 @@ def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
 
 @validated
 def plot_mistakes(
-    images: Annotated[np.ndarray, array("uif")],
+    images: Images,
     labels: Labels,
     logits: Logits,
     count: Annotated[int, whole(1, 256)] = 16,

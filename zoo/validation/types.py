@@ -90,12 +90,18 @@ def _check_key(value: Any) -> Any:
 _AXIS = whole(0, MAX_ELEMENTS)
 
 
+def _is_tensor(size: Any) -> bool:
+    """Whether a size is a scalar tensor of a backend."""
+    is_array = hasattr(size, "dtype") and not isinstance(size, np.generic | np.ndarray)
+    return is_array and not len(size.shape)
+
+
 def _check_shape(value: Any) -> tuple[Any, ...]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     sizes = value if isinstance(value, list | tuple) else (value,)
-    # In a compiled step a size may be a tensor.
-    shape = tuple(size if hasattr(size, "dtype") else _AXIS.check(size) for size in sizes)
+    # In a compiled step a size may be a scalar tensor.
+    shape = tuple(size if _is_tensor(size) else _AXIS.check(size) for size in sizes)
     if math.prod(size for size in shape if type(size) is int) > MAX_ELEMENTS:
         raise ValueError
     return shape
