@@ -180,7 +180,8 @@ def test_constants_have_the_default_dtype() -> None:
 def test_gradient_of_a_float64_convolution_with_one_filter(layer: type[keras.layers.Layer]) -> None:
     channels, filters = (2, 1) if layer is layers.Conv2D else (1, 2)
     with backend.float64():
-        model = keras.Sequential([keras.Input((4, 4, channels)), layer(filters, 3)])
+        inputs = keras.Input((4, 4, channels), dtype="float64")
+        model = keras.Sequential([inputs, layer(filters, 3, dtype="float64")])
         loss, _ = backends.loss_and_gradients(
             model, lambda x: ops.mean(model(x)), np.ones((1, 4, 4, channels))
         )
@@ -190,7 +191,8 @@ def test_gradient_of_a_float64_convolution_with_one_filter(layer: type[keras.lay
 @fault("torch")
 def test_gradient_of_a_hard_sigmoid_in_float64() -> None:
     with backend.float64():
-        model = keras.Sequential([keras.Input((1,)), layers.Dense(1, activation="hard_sigmoid")])
+        dense = layers.Dense(1, activation="hard_sigmoid", dtype="float64")
+        model = keras.Sequential([keras.Input((1,), dtype="float64"), dense])
         _, gradients = backends.loss_and_gradients(
             model, lambda x: ops.mean(model(x)), np.full((1, 1), 0.5)
         )
