@@ -40,9 +40,9 @@ LIMIT = 1.0  # seconds of a call
 ERROR = re.compile(r"`\w+`.*Received: ", re.DOTALL)  # names an argument and shows its value
 # Commands and their flags, the insides of the check, and what handles files or other libraries.
 SKIPPED = (
-    "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data", "zoo.diffusion.config", "zoo.interop",
-    "zoo.parity.", "zoo.recipes", "zoo.training.checkpoints", "zoo.training.run_directory",
-    "zoo.validation",
+    "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data", "zoo.diffusion.config", "zoo.files",
+    "zoo.interop", "zoo.parity.", "zoo.progress", "zoo.recipes", "zoo.training.checkpoints",
+    "zoo.training.config", "zoo.training.lock", "zoo.training.run_", "zoo.validation",
 )  # fmt: skip
 # Functions that call a user's model with a user's inputs: errors in shapes are those of Keras.
 MODEL_CALLS = {
@@ -60,14 +60,17 @@ UNCHECKED = {
     "zoo.generation.sampling.sample_tokens",
     "zoo.layers.attention.check_length",
     "zoo.layers.attention.heads_first",
-    "zoo.layers.attention.rotary_tables",
-    "zoo.layers.attention.rotate",
     "zoo.layers.core.call_built",
     "zoo.layers.core.check_token_ids",
     "zoo.layers.core.dense_projection",
     "zoo.layers.recurrent.gru_step",
     "zoo.layers.recurrent.lstm_step",
     "zoo.layers.recurrent.simple_rnn_step",
+    "zoo.layers.rotary.RotaryScaling",
+    "zoo.layers.rotary.rotary_frequencies",
+    "zoo.layers.rotary.rotary_tables",
+    "zoo.layers.rotary.rotate",
+    "zoo.layers.rotary.rotations",
     "zoo.lessons.backprop.backward",
     "zoo.lessons.backprop.cross_entropy",
     "zoo.lessons.backprop.forward",

@@ -1,5 +1,6 @@
 """Tests of bars and lines of progress."""
 
+import re
 import sys
 import types
 
@@ -72,9 +73,8 @@ def test_progress_lines_name_epoch_step_and_metrics(
     model.compile("sgd", "mean_squared_error")
     x, y = np.zeros((6, 2), np.float32), np.ones((6, 1), np.float32)
     model.fit(x, y, batch_size=2, epochs=2, verbose=2, callbacks=[ProgressLines()])
-    lines = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out  # Keras prints from another thread, perhaps in the same line
     expected = [f"epoch {epoch} of 2, step {step} of 3 - loss: " for epoch in (1, 2)
                 for step in (1, 2, 3)]  # fmt: skip
-    found = [line for line in lines if line.startswith("epoch")]
-    assert [line[: line.index(": ") + 2] for line in found] == expected
-    assert sum(line.startswith("3/3 - ") for line in lines) == 2
+    assert re.findall(r"epoch \d of \d, step \d of \d - loss: ", output) == expected
+    assert output.count("3/3 - ") == 2

@@ -127,6 +127,7 @@ def register(
     return decorator
 
 
+@validated
 def origin(model: keras.Model) -> tuple[str, dict[str, Any]]:
     """Returns the name of the builder that made a model, and all arguments it was given.
 

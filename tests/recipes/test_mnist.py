@@ -212,9 +212,13 @@ def each(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 FIRST, SECOND = (f"checkpoints/step-{step:09d}.npz" for step in (1, 2))
-REMOVE_CONFIG = r"damaged config\.json .*Remove that file to go on after the last checkpoint"
-ANOTHER = r"damaged config\.json .*Give another `--run-dir`"
-REMOVE_METRICS = r"damaged metrics\.json .*Remove that file to compute the results again"
+REMOVE_CONFIG = (
+    r"config\.json must be valid JSON.*Remove that file to go on after the last checkpoint"
+)
+ANOTHER = r"config\.json must be valid JSON.*or give another `--run-dir`"
+CHANGED = (
+    r"has changed since the run was finished.* remove .*manifest\.json and give the recipe this "
+)
 NO_CONFIG = r"holds other files and no config\.json\. Give another `--run-dir`"
 UNFINISHED = lose("metrics.json")
 
@@ -229,7 +233,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str | None, Callable[[Path], Pa
     "config lost, no checkpoint": (lose("config.json", "checkpoints"), NO_CONFIG, give_another),
     "history damaged": (each(damage("history.csv"), UNFINISHED), None, do_nothing),
     "history lost": (lose("history.csv", "metrics.json"), None, do_nothing),
-    "metrics damaged": (damage("metrics.json"), REMOVE_METRICS, remove("metrics.json")),
+    "metrics damaged": (damage("metrics.json"), f"metrics.json {CHANGED}", remove("manifest.json")),
+    "weights damaged": (
+        damage("model.weights.h5"), f"model.weights.h5 {CHANGED}", remove("manifest.json")
+    ),
+    "manifest damaged": (
+        damage("manifest.json"), "manifest.json must be .* remove it and give the recipe this ",
+        remove("manifest.json"),
+    ),
     "newest checkpoint damaged": (
         each(damage(SECOND), UNFINISHED), r"000002\.npz is damaged .*000001\.npz is tried next",
         do_nothing,

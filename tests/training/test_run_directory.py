@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import zoo
 from tests.training.conftest import BATCH, Outcome, Training, X, Y
 from tests.training.test_callbacks import AfterStep, Poison, stop
-from zoo.training import Batches, Diverged, run_directory
+from zoo.training import Batches, Diverged
+from zoo.training import config as training_config
 from zoo.training.config import open_run
 from zoo.training.run_callbacks import StepLosses
 from zoo.training.run_directory import RunDirectory
@@ -83,7 +84,7 @@ def test_open_run_gives_runs_of_one_second_a_directory_each(
         def now() -> datetime:
             return datetime(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(run_directory, "datetime", Clock)
+    monkeypatch.setattr(training_config, "datetime", Clock)
     monkeypatch.chdir(tmp_path)
     with open_run("mine", Config()) as first, open_run("mine", Config()) as second:
         first.write_config()
@@ -118,12 +119,18 @@ def test_run_directory_belongs_to_no_configuration_before_it_is_written(tmp_path
         RunDirectory(tmp_path / "run", {"seed": -1})
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
-def test_run_directory_names_damaged_file(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", r"config\.json must be valid JSON\. Received: an empty file\. Restore"),
+        ("metrics.json", r"metrics\.json has changed .* 3 bytes.*Received: 0 bytes"),
+    ],
+)
+def test_run_directory_names_damaged_file(tmp_path: Path, name: str, text: str) -> None:
     RunDirectory(tmp_path, {}).write_config()
     RunDirectory(tmp_path, {}).write_metrics({})
     (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match=rf"{name} has changed .* 3 bytes.*Received: 0 bytes"):
+    with pytest.raises(ValueError, match=text):
         assert RunDirectory(tmp_path, {}).metrics
 
 
@@ -211,7 +218,9 @@ def test_run_directory_has_one_writer_and_any_readers(tmp_path: Path) -> None:
                 reader.write("prompt.png", b"")
         assert sorted(os.listdir(run.path)) == before
         run.write("prompt.png", b"")
-    assert sorted(os.listdir(run.path)) == ["config.json", "metrics.json", "prompt.png"]
+    assert sorted(os.listdir(run.path)) == [
+        "config.json", "manifest.json", "metrics.json", "prompt.png",
+    ]  # fmt: skip
 
 
 def test_run_directory_checks_again_what_another_wrote_before_the_lock(tmp_path: Path) -> None:
@@ -254,14 +263,14 @@ def _small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_small_files")
 def test_run_directory_says_what_is_safe_where_a_file_cannot_be_written(tmp_path: Path) -> None:
-    layers = [keras.Input((100,)), keras.layers.Dense(100)]
+    model = zoo.mlp((100,), 100)
     figure = Figure()
     figure.subplots().imshow(np.random.default_rng(0).random((100, 100)))
     with RunDirectory(tmp_path, {}) as run:
         for name, write in {
             "prompt.png": lambda: run.write("prompt.png", bytes(30_000)),
             "loss.png": lambda: run.save_plot("loss.png", figure),
-            "model.weights.h5": lambda: run.save_model(keras.Sequential(layers)),
+            "model.weights.h5": lambda: run.save_model(model),
         }.items():
             text = (
                 rf"Could not write .*/{name}: File too large\. There is no checkpoint yet; make "

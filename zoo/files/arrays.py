@@ -16,6 +16,8 @@ import h5py
 import keras
 import numpy as np
 
+from zoo.random import DrawCounter
+
 _NUMERIC = "fiub"
 _LARGEST_HEADER = 10_000  # bytes of an array's header
 _CHUNK = 1 << 22  # numbers that are read at once
@@ -96,11 +98,12 @@ def load_weights(model: keras.Model, path: Path) -> None:
             is not finite. The model is as it was.
         OSError: If the file cannot be read.
     """
-    # Keras saves the weights; of other variables, such as counters of random draws, it saves some.
+    # Keras saves the weights and some of the other variables; `DrawCounter` saves a number.
     weights, variables = (
         Counter(tuple(variable.shape) for variable in group)
         for group in (model.weights, model.variables)
     )
+    variables[()] += sum(isinstance(x, DrawCounter) for x in model._flatten_layers())
     with _open_weights(path) as file:
         shapes = Counter(dataset.shape for dataset in _datasets(file))
         excess, lacking = shapes - variables, weights - shapes

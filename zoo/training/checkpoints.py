@@ -239,7 +239,7 @@ def _read(
 
     arrays = read_npz(path)
     text = arrays.pop(_PROGRESS).tobytes()
-    owner = arrays.pop(_OWNER).tobytes().decode()
+    owner = arrays.pop(_OWNER, np.zeros(0, np.uint8)).tobytes().decode()
     progress = documents.parse(text, progress_type, _PROGRESS, remedy="", allow_nan=True)
     return arrays, progress, owner
 

@@ -156,9 +156,9 @@ class RunDirectory:
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
                 raise self._cannot_create(errno.EACCES if parent.is_dir() else errno.ENOTDIR)
             return
+        earlier = self._read_config()
         if self._is_finished:
             runs.FinishedRun(self.path).verify()
-        earlier = self._read_config()
         if earlier is not None:
             self._refuse_other(earlier)
         elif self._holds_other_files() and not owned_by(self.checkpoints, self.owner):
@@ -233,7 +233,8 @@ class RunDirectory:
 
     @property
     def _is_finished(self) -> bool:
-        return all((self.path / name).exists() for name in ("metrics.json", runs.MANIFEST))
+        names = ("config.json", "metrics.json", runs.MANIFEST)
+        return all((self.path / name).exists() for name in names)
 
     def _read_config(self) -> dict[str, Any] | None:
         path = self.path / "config.json"

@@ -1,12 +1,14 @@
 """`.keras` files of any backend, whose training goes on where it was saved."""
 
-from pathlib import Path
 from typing import Literal
 
 import keras
 
+from zoo.validation import FilePath, validated
 
-def load_model(path: str | Path, jit_compile: bool | Literal["auto"] = "auto") -> keras.Model:
+
+@validated
+def load_model(path: FilePath, jit_compile: bool | Literal["auto"] = "auto") -> keras.Model:
     """Loads a `.keras` file of any backend, ready to go on training at this backend's full speed.
 
     `keras.saving.load_model` keeps two choices of the backend on which the file was saved:
@@ -28,6 +30,8 @@ def load_model(path: str | Path, jit_compile: bool | Literal["auto"] = "auto") -
     Raises:
         ValueError: If the file does not exist or does not hold a model.
     """
+    if not path.is_file():
+        raise ValueError(f"`path` must be a `.keras` file. Received: path={str(path)!r}, no file")
     classes = {
         name: value
         for name, value in vars(keras.optimizers).items()
