@@ -9,7 +9,6 @@ The file is run by its path and imports `zoo` late, so that both hold while Kera
 """
 
 import faulthandler
-import gc
 import os
 import pickle
 import queue
@@ -65,8 +64,6 @@ def serve(floatx: str, tasks: "queue.SimpleQueue[Task]") -> None:
         backend.keep_float64()
     keras.config.set_floatx(floatx)
     faulthandler.cancel_dump_traceback_later()
-    # Each task collects garbage (`clear_session`), 0.3 s for what the libraries hold.
-    gc.freeze()
     while True:
         time_limit, task = tasks.get()
         end_after(time_limit)
