@@ -67,7 +67,9 @@ ROOMS: dict[str, set[str]] = {
         "backends", "datasets", "evaluation", "files", "models", "progress", "random",
         "registry", "training", "validation",
     },
-    "interop": {"backends", "generation", "initializers", "layers", "models", "random", "training"},
+    "interop": {
+        "backends", "files", "generation", "initializers", "layers", "models", "random", "training",
+    },
     "cli": {"backends", "training"},
     "parity": {
         "backends", "cli", "datasets", "diffusion", "evaluation", "files", "generation", "random",

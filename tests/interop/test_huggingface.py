@@ -322,18 +322,18 @@ def test_load_rejects_sliding_windows(
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "must be valid JSON. Received: EOF"),
-        (b'{"model_type": "gpt2"', "must be valid JSON. Received: EOF"),
-        (b'{"model_type": NaN}', "must be valid JSON. Received: expected"),
-        (b"\xff\xfe", "must be valid JSON. Received: expected value"),
-        (b'{"a": ' * 10**5, "must be valid JSON. Received: recursion limit"),
-        (b"[1]", r"must be a JSON object. Received: \[1\]"),
-        (b" " * (2**24 + 1), "must have at most 16,777,216 bytes. Received: 16,777,217 bytes"),
+        (b"", "must be valid JSON. Received: an empty file"),
+        (b'{"model_type": "gpt2"', "must be valid JSON. Received: Expecting"),
+        (b'{"model_type": NaN}', "must be valid JSON. Received: NaN, which is no number"),
+        (b"\xff\xfe", "must be UTF-8. Received: the byte 0xff at offset 0"),
+        (b'{"a": ' * 10**5, "must not be nested so deeply"),
+        (b"[1]", ": `content` must be an object"),
+        (b" " * (2**24 + 1), "must have at most 16,777,216 bytes. Received: 16,777,217"),
     ],
 )
 def test_load_rejects_malformed_json(folder: Path, content: bytes, text: str) -> None:
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"config\.json {text}"):
+    with pytest.raises(ValueError, match=rf"config\.json ?{text}"):
         huggingface.load(folder)
 
 
@@ -342,7 +342,7 @@ def test_load_rejects_missing_or_special_files(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"`folder` must be a directory. Received: .*hf download"):
         huggingface.load(folder / "gpt2")
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"config.json must be a file. Received: no such file"):
+    with pytest.raises(ValueError, match=r"config.json must be a file. Received: nothing"):
         huggingface.load(folder)
     if hasattr(os, "mkfifo"):  # reading it would wait for ever
         os.mkfifo(folder / "config.json")

@@ -20,6 +20,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
+from zoo.files import documents
 from zoo.generation.decoding import max_length
 from zoo.interop.huggingface_config import (
     GPT2_ACTIVATIONS,
@@ -29,7 +30,7 @@ from zoo.interop.huggingface_config import (
     ModelSettings,
     Qwen2Settings,
 )
-from zoo.interop.huggingface_schema import read_bytes, read_json, validate
+from zoo.interop.huggingface_schema import read_json, validate
 from zoo.interop.huggingface_weights import (
     OUTPUT,
     WEIGHTS,
@@ -112,7 +113,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     """
     path = _existing_folder(folder) / "tokenizer.json"
     remedy = "AutoTokenizer.from_pretrained and save_pretrained of transformers write the file"
-    content = read_bytes(path, remedy, _MAX_TOKENIZER_BYTES)
+    content = documents.read_bytes(path, remedy, _MAX_TOKENIZER_BYTES)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
         tokenizer.encode("a")  # damage may show at the first text only

@@ -16,36 +16,13 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import AliasChoices, JsonValue, ValidationError, model_validator
+
+from zoo.files import documents
 
 S = TypeVar("S", bound="Settings")
 
 _MAX_JSON_BYTES = 2**24
-
-
-def read_bytes(path: Path, remedy: str, max_bytes: int) -> bytes:
-    """Reads a file of bounded size.
-
-    Args:
-        path: Path of the file.
-        remedy: Sentence of the error messages that tells what to do.
-        max_bytes: Largest size of the file.
-
-    Raises:
-        ValueError: If the file is missing or too large. The text names the file.
-        OSError: If the file cannot be read.
-    """
-    if not path.is_file():  # reading a pipe would not end
-        raise ValueError(f"{path} must be a file. Received: no such file. {remedy}")
-    with open(path, "rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(
-            f"{path} must have at most {max_bytes:,} bytes. "
-            f"Received: {path.stat().st_size:,} bytes. {remedy}"
-        )
-    return content
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -59,14 +36,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         ValueError: If the file is missing, too large or no JSON object. The text names the file.
         OSError: If the file cannot be read.
     """
-    content = read_bytes(path, remedy, _MAX_JSON_BYTES)
-    try:
-        data = from_json(content, allow_inf_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{path} must be valid JSON. Received: {error}. {remedy}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must be a JSON object. Received: {reprlib.repr(data)}. {remedy}")
-    return data
+    return documents.read(path, dict[str, JsonValue], remedy, _MAX_JSON_BYTES)
 
 
 def validate(data: dict[str, Any], schema: type[S], path: Path, remedy: str) -> S:
@@ -105,7 +75,7 @@ def validate(data: dict[str, Any], schema: type[S], path: Path, remedy: str) -> 
         raise ValueError(f"{path}: {text}. {remedy}") from error
 
 
-class Settings(BaseModel):
+class Settings(documents.Document):
     """Base of the schemas: types are exact and numbers finite.
 
     Attributes:
@@ -113,9 +83,6 @@ class Settings(BaseModel):
         only_value: Keys of which one value is supported, with that value.
     """
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
     no_effect: ClassVar[Set[str]] = frozenset()
     only_value: ClassVar[Mapping[str, Any]] = {}
 
