@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 
-from tests.files.conftest import digests, sign
+from benchmarks.hardship import sign
+from tests.files.conftest import digests
 from zoo import mlp, registry, rnn_language_model
 from zoo.files import arrays
 from zoo.files.runs import load_model

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.files.conftest import digests, sign
+from benchmarks.hardship import sign
+from tests.files.conftest import digests
 from zoo import cli
 from zoo.__main__ import main
 from zoo.datasets.images import ImageDataset

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from zoo.parity import comparisons, data, diagnosis, tasks
 from zoo.parity.case import Case
@@ -18,7 +18,7 @@ from zoo.parity.measurements import Measurements
 from zoo.parity.report import Report, Row, RungReport
 from zoo.parity.rungs import RUNGS, Rung
 from zoo.parity.workers import WorkerError, Workers
-from zoo.validation import AnyPath, Positive, validated
+from zoo.validation import AnyPath, Positive, each, validated, whole
 
 Progress = Callable[[str, Sequence[RungReport]], None]
 
@@ -29,7 +29,7 @@ _MAX_CONCURRENT = 2  # workers; much of their work is single-threaded
 def check(
     build: Any,
     *,
-    rungs: str | Sequence[int] = "1-10",
+    rungs: str | Annotated[Sequence[int], each(whole(None, None))] = "1-10",
     backends: Sequence[str] | None = None,
     workers: Workers | None = None,
     time_limit: Positive = 600.0,

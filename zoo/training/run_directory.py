@@ -42,6 +42,7 @@ from zoo.training.checkpoints import (
 )
 from zoo.training.lock import LOCK_FILE, DirectoryLock
 from zoo.training.run_callbacks import RunCheckpoint
+from zoo.validation import show
 
 
 class RunDirectory:
@@ -183,7 +184,7 @@ class RunDirectory:
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
         differing = [
-            f"{name} was {earlier.get(name)!r} and is {self._config.get(name)!r}"
+            f"{name} was {show(earlier.get(name))} and is {show(self._config.get(name))}"
             for name in sorted({*earlier, *self._config} - {self._extendable})
             if earlier.get(name) != self._config.get(name)
         ]
@@ -193,15 +194,13 @@ class RunDirectory:
                 "Give the same flags to go on with it, or another `--run-dir`"
             )
         name = self._extendable
-        if name is None:
-            return
-        reached = earlier.get(name, 0)
+        reached = 0 if name is None else earlier.get(name, 0)
         if not isinstance(reached, int):
             raise ValueError(
                 f"{self.path / 'config.json'}: `{name}` must be a whole number. Received: "
-                f"{reached!r}. Restore the file, or give another `--run-dir`"
+                f"{show(reached)}. Restore the file, or give another `--run-dir`"
             )
-        if reached > self._config[name]:
+        if name is not None and reached > self._config[name]:
             raise ValueError(
                 f"`{name}` must be at least {reached}, the {name} of the run in {self.path}. "
                 f"Received: {name}={self._config[name]}"
