@@ -187,3 +187,11 @@ def test_orthogonal_gives_distinct_orthogonal_blocks() -> None:
     np.testing.assert_array_equal(ops.convert_to_numpy(restored((6, 18))), values)
     assert (ops.convert_to_numpy(initializers.Orthogonal(0, "v")((6, 18))) != values).any()
     assert (ops.convert_to_numpy(initializers.Orthogonal(1, "w")((6, 18))) != values).any()
+
+
+def test_shape_may_be_that_of_a_variable() -> None:
+    """TensorFlow's is no tuple."""
+    weight = keras.Variable(np.zeros((3, 2), np.float32))
+    drawn = random.normal(random.key(0, "weights"), weight.value.shape)
+    assert drawn.shape == (3, 2)
+    np.testing.assert_array_equal(drawn, random.normal(random.key(0, "weights"), (3, 2)))

@@ -8,7 +8,7 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,15 @@ def number(interval: str = "(-inf, inf)") -> Rule:
     return Rule(text, check)
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether a value is a sequence of items, such as a list, a range or TensorFlow's shapes."""
+    if isinstance(value, Sequence):
+        return not isinstance(value, str | bytes)
+    methods = ("__len__", "__getitem__", "__iter__")
+    other = isinstance(value, Mapping) or hasattr(value, "dtype")  # a dict or a tensor
+    return not other and all(hasattr(value, method) for method in methods)
+
+
 def each(element: Rule, least: int = 0, most: int = MAX_SIZE) -> Rule:
     """Returns the rule of a sequence or an array, which becomes a tuple.
 
@@ -141,7 +150,7 @@ def each(element: Rule, least: int = 0, most: int = MAX_SIZE) -> Rule:
     def check(value: Any) -> tuple[Any, ...]:
         if isinstance(value, np.ndarray) and value.ndim:
             value = list(value)
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        if not is_sequence(value):
             raise TypeError
         if len(value) < least:
             raise ValueError

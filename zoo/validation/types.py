@@ -21,6 +21,7 @@ from zoo.validation.rules import (
     Rule,
     array,
     each,
+    is_sequence,
     number,
     whole,
 )
@@ -99,7 +100,7 @@ def _is_tensor(size: Any) -> bool:
 def _check_shape(value: Any) -> tuple[Any, ...]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    sizes = value if isinstance(value, list | tuple) else (value,)
+    sizes = tuple(value) if is_sequence(value) else (value,)
     # In a compiled step a size may be a scalar tensor.
     shape = tuple(size if _is_tensor(size) else _AXIS.check(size) for size in sizes)
     if math.prod(size for size in shape if type(size) is int) > MAX_ELEMENTS:
