@@ -403,7 +403,8 @@ def damage(config: Config, folder: Path) -> Outcome:
                 if not same:
                     raise RuntimeError("A damaged file was taken for a whole one")
 
-        attempt(copy / path.name, read, outcome, f"harmless ({kind})")
+        whole = "checkpoints restored" if path in stored else f"harmless ({kind})"
+        attempt(copy / path.name, read, outcome, whole)
         shutil.rmtree(folder / "copy")
     return outcome
 

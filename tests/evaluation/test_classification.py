@@ -156,3 +156,9 @@ def test_plot_perplexity_of_another_metric() -> None:
     trained = history(nats=[2.0], val_nats=[2.5], loss=[3.0])
     (axes,) = plots.plot_perplexity(trained, {}, "nats").axes
     np.testing.assert_allclose([line.get_ydata()[0] for line in axes.lines], np.exp([2.0, 2.5]))
+
+
+def test_plot_confusion_rejects_names_of_other_classes() -> None:
+    text = "`class_names` must have a name for each of 2 classes. Received: 3 names"
+    with pytest.raises(ValueError, match=text):
+        plots.plot_confusion(np.eye(2, dtype=int), ["a", "b", "c"])

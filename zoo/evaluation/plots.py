@@ -162,6 +162,11 @@ def plot_confusion(
 
 def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
     """Names of the classes for a plot, at most 20 characters each."""
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(
+            f"`class_names` must have a name for each of {classes} classes. "
+            f"Received: {len(class_names)} names"
+        )
     names = class_names or [str(number) for number in range(classes)]
     return [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
 
