@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,4 +348,7 @@ def test_trainer_does_not_warn_of_other_inputs() -> None:
         (Trainer(network), images // 8),
         (Trainer(mlp((4,), hidden_units=(2,))), np.full((2, 4), 255)),
     ):
-        model.predict(x.astype(np.float32), verbose=0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            model.predict(x.astype(np.float32), verbose=0)
+        assert [w.message for w in caught if w.category is UserWarning] == []
