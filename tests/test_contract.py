@@ -19,8 +19,10 @@ EXAMPLES = {
     for example, arguments in registry.examples(name).items()
 }
 BUILDERS = pytest.mark.parametrize("name", EXAMPLES)
+# The compiled backends take seconds for a step, and `zoo check` trains every model in float64, too.
 # JAX supports float64 only if it is enabled when the process starts.
-DTYPES = ["mixed_bfloat16", "bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
+UNCOMPILED = ["bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
+DTYPES = ["mixed_bfloat16", *(pytest.param(dtype, marks=pytest.mark.once) for dtype in UNCOMPILED)]
 
 
 def build(name: str, **options: Any) -> keras.Model:
