@@ -3,7 +3,7 @@
     zoo check mymodels:build_model
 
 The command is a module outside the package, because importing `zoo` imports Keras, which takes
-seconds, and a mistyped address is found at once.
+seconds, and a mistyped address is found at once. So does `python -m zoo`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ _DYNAMIC = {"*", "__getattr__", "exec", "globals", "setattr", "vars"}
 def entry_point() -> int:
     """Runs the command line of keras-zoo and returns its exit status."""
     sys.path.insert(0, "")  # as `python -m zoo` does, so that `check` finds the user's modules
+    _check_addresses()
+    from zoo.__main__ import entry_point as run
+
+    return run()
+
+
+def _check_addresses() -> None:
     try:
         for address in _addresses(sys.argv[1:]):
             check_address(address)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    from zoo.__main__ import entry_point as run
-
-    return run()
+        sys.exit(2)
 
 
 def check_address(address: str) -> None:
@@ -119,3 +123,9 @@ def _names(node: ast.AST) -> Iterator[str]:
         yield node.id
     elif isinstance(node, ast.Attribute):
         yield node.attr
+
+
+# The package imports this module first. For `python -m zoo`, "-m" is then in the place of the
+# program's path.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "zoo":
+    _check_addresses()

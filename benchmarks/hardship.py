@@ -1,4 +1,4 @@
-"""Campaigns of hard use: killed runs, damaged and forged files, small disks, two writers, calls.
+"""Campaigns of hard use: kills, small disks, two writers, damaged and forged files, models, calls.
 
     python -m benchmarks.hardship --out hardship.json
     python -m benchmarks.hardship --campaigns kills --backends jax --kills 20
@@ -13,6 +13,8 @@
   bytes, or is removed; it must be refused by name, or not be needed.
 - forgeries: a random value of a JSON file is replaced, and the manifest signed anew; the file must
   be refused in one line, or be valid. Nothing may run, hang or end in a traceback.
+- models: a compiled model of every builder is saved after two steps on each backend and loaded on
+  each; the losses of the next two steps must be those of going on.
 - calls: random public callables with random arguments; each call must return or name the argument,
   within a second.
 
@@ -48,11 +50,12 @@ from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
 from zoo.diffusion.prompts import WordTokenizer
 from zoo.files import runs
 from zoo.generation import completion
+from zoo.parity import Workers
 from zoo.training import Adam, Trainer, checkpoints
 from zoo.training.callbacks import TrainingState
 from zoo.training.run_directory import RunDirectory
 
-CAMPAIGNS = ("kills", "disk", "writers", "damage", "forgeries", "calls")
+CAMPAIGNS = ("kills", "disk", "writers", "damage", "forgeries", "models", "calls")
 SECONDS = 2.0  # limit of opening a file
 
 # Small runs of seconds, in which every step or every few write a checkpoint.
@@ -78,7 +81,7 @@ class Config:
     """Count what hard use does to runs, files and functions."""
 
     campaigns: tuple[str, ...] = CAMPAIGNS
-    """Names of the campaigns: kills, disk, writers, damage, forgeries, calls."""
+    """Names of the campaigns: kills, disk, writers, damage, forgeries, models, calls."""
     backends: tuple[str, ...] = ()
     """Backends of the runs; by default all that are installed."""
     recipes: tuple[str, ...] = tuple(RECIPES)
@@ -504,6 +507,21 @@ def disturb(config: Config, folder: Path) -> dict[str, Outcome]:
     }
 
 
+def exchange(folder: Path) -> Outcome:
+    """Saves models of every builder on each backend, and trains them on after loading on each."""
+    from tests.parity import saving  # needs pytest
+
+    with Workers() as workers:
+        results = saving.exchange(
+            workers, folder, saving.train_and_save, saving.load_and_train, saving.NAMES
+        )
+    differences = saving.differences(*results)
+    return Outcome(
+        Counter({"models loaded": len(differences)}),
+        [f"{name}: the loss differs by {d:.1e}" for name, d in differences.items() if not d < 1e-9],
+    )
+
+
 def call(config: Config) -> Outcome:
     """Calls public functions with random arguments."""
     from tests import fuzz  # needs Hypothesis
@@ -524,6 +542,9 @@ def main(config: Config) -> dict[str, Outcome]:
             outcomes["damage"] = damage(config, folder / "damage")
         if "forgeries" in config.campaigns:
             outcomes["forgeries"] = forge(config, folder / "forgeries")
+        if "models" in config.campaigns:
+            (folder / "models").mkdir()
+            outcomes["models"] = exchange(folder / "models")
         if "calls" in config.campaigns:
             outcomes["calls"] = call(config)
     for name, outcome in outcomes.items():

@@ -6,6 +6,7 @@ The callables are found in the modules of `zoo/`, and the values of an argument 
 so that a new function is called without an entry here.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -37,12 +38,24 @@ from zoo.validation import decorator, show
 hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "zoo-fuzz")
 
 LIMIT = 1.0  # seconds of a call
-ERROR = re.compile(r"`\w+`.*Received: ", re.DOTALL)  # names an argument and shows its value
+# Names an argument or a file, and shows what was received.
+ERROR = re.compile(r"(`\w+`|must be a file).*(Received: |does not fit the model: )", re.DOTALL)
 # Commands and their flags, the insides of the check, and what handles files or other libraries.
 SKIPPED = (
     "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data", "zoo.diffusion.config", "zoo.files",
     "zoo.interop", "zoo.parity.", "zoo.progress", "zoo.recipes", "zoo.training.checkpoints",
     "zoo.training.config", "zoo.training.lock", "zoo.training.run_", "zoo.validation",
+)  # fmt: skip
+# Functions for users in these rooms.
+ENTRY_POINTS = (
+    "zoo.files.runs.load_model", "zoo.interop.huggingface.load",
+    "zoo.interop.huggingface.load_generation_options", "zoo.interop.huggingface.load_tokenizer",
+    "zoo.interop.huggingface.save", "zoo.interop.pytorch.load", "zoo.interop.pytorch.save",
+    "zoo.interop.pytorch.state_dict", "zoo.parity.case.Case", "zoo.parity.case.locate",
+    "zoo.parity.check.parse_rungs", "zoo.parity.equivalence.compare_accuracies",
+    "zoo.parity.equivalence.equivalence", "zoo.parity.inputs.InputSpec",
+    "zoo.parity.report.read_json", "zoo.parity.workers.Workers",
+    "zoo.training.run_directory.RunDirectory",
 )  # fmt: skip
 # Functions that call a user's model with a user's inputs: errors in shapes are those of Keras.
 MODEL_CALLS = {
@@ -114,7 +127,7 @@ def public_callables() -> dict[str, Callable[..., Any]]:
                     found[f"{info.name}.{name}"] = value
             elif inspect.isfunction(inspect.unwrap(value)) and inspect.signature(value).parameters:
                 found[f"{info.name}.{name}"] = value
-    return found
+    return found | {address: pkgutil.resolve_name(address) for address in ENTRY_POINTS}
 
 
 def _is_plain_record(value: type) -> bool:
@@ -304,7 +317,8 @@ def fuzz(calls: int, seed: int = 0) -> Result:
             shown = ", ".join(f"{k}={show(v)}" for k, v in arguments.items())
             result.failures[f"{name}({shown})"] = outcome
 
-    attempt()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # for what they save
+        attempt()
     return result
 
 

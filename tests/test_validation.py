@@ -218,6 +218,6 @@ def test_all_public_callables_declare_their_arguments() -> None:
 def test_random_calls_return_or_name_the_argument() -> None:
     result = fuzz.fuzz(600)
     assert not result.failures
-    assert result.returned > 60
+    assert result.returned > 40
     assert result.refused > 300
     assert Tokenizer in fuzz._objects()

@@ -49,23 +49,25 @@ ABSENT = [
 ]
 
 
+COMMAND = ["-c", "import zoo_command; zoo_command.entry_point()"]
+WATCHED = "import atexit, sys; atexit.register(lambda: print('keras' in sys.modules))"
+
+
+@pytest.mark.parametrize("command", [COMMAND, ["-m", "zoo"]], ids=["zoo", "python -m zoo"])
 @pytest.mark.parametrize(("address", "text"), ABSENT)
 def test_check_finds_a_mistyped_address_without_keras(
-    address: str, text: str, folder: Path
+    address: str, text: str, command: list[str], folder: Path
 ) -> None:
-    code = (
-        "import sys, zoo_command; status = zoo_command.entry_point(); "
-        "print(status, 'keras' in sys.modules)"
-    )
+    (folder / "sitecustomize.py").write_text(WATCHED)
     root = str(Path(zoo_command.__file__).parent)
     result = subprocess.run(
-        [sys.executable, "-c", code, "check", address, "--rungs", "1"],
-        env={**os.environ, "PYTHONPATH": root},
+        [sys.executable, *command, "check", address, "--rungs", "1"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), root])},
         cwd=folder,
         capture_output=True,
         text=True,
     )
-    assert result.stdout == "2 False\n"
+    assert (result.returncode, result.stdout) == (2, "False\n")
     assert result.stderr.startswith(f"error: {text}")
     assert result.stderr.count("\n") == 1
 

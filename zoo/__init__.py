@@ -1,5 +1,6 @@
 """keras-zoo: the architectures of one deep-learning document, with equal results on 3 backends."""
 
+import zoo_command as zoo_command  # before Keras, whose import takes seconds
 from zoo import backends as backends  # first: checks that the backend is installed
 from zoo._version import __version__ as __version__
 from zoo.datasets import augmentation as augmentation  # a saved `Trainer` may hold its layer

@@ -55,7 +55,7 @@ def harmless(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
 
 
 def between_dense_layers(*middle: keras.layers.Layer, shape: tuple[int, ...] = (8,)) -> keras.Model:
-    # The same weights in every test run: bfloat16 is 0.4 to 2.1 % off, depending on the weights.
+    # The same weights in every test run.
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [

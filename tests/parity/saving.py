@@ -1,5 +1,7 @@
-"""Models of every builder, saved on one backend and loaded on another, for a worker."""
+"""Models of every builder, saved on one backend and loaded on another."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,8 @@ from keras import ops
 
 from tests.test_contract import build, example_input, example_target, loss_of
 from zoo import registry
+from zoo.backends import NAMES as BACKENDS
+from zoo.parity import Workers
 from zoo.random import DrawCounter
 from zoo.training import Adam, load_model
 
@@ -16,8 +20,8 @@ from zoo.training import Adam, load_model
 NAMES = ["rnn_classifier/lstm", "rnn_language_model/gru"]
 NAMES += [name for name in registry.models if name not in ("rnn_classifier", "rnn_language_model")]
 
-# Models that are trained, too: all have dropout.
-TRAINED = {"mlp": {"hidden_units": (16,), "dropout": 0.5}, "rnn_language_model/gru": {}}
+# With dropout, where the default has none.
+OPTIONS = {"mlp": {"hidden_units": (16,), "dropout": 0.5}}
 
 
 class Compiled(NamedTuple):
@@ -84,18 +88,56 @@ def _next_losses(model: keras.Model, name: str) -> list[float]:
     return [float(model.train_on_batch(x, y)) for _ in range(2)]
 
 
-def train_and_save(folder: Path) -> dict[str, list[float]]:
+def train_and_save(folder: Path, names: Sequence[str]) -> dict[str, list[float]]:
     """Saves models after two steps, and returns the losses of two more steps."""
     results = {}
-    for index, (name, options) in enumerate(TRAINED.items()):
-        model = build(name, **options)
-        model.compile(Adam(1e-2) if index else "adam", loss_of(name))
+    for index, name in enumerate(names):
+        model = build(name, **OPTIONS.get(name, {}))
+        model.compile(Adam(1e-2) if index % 2 else "adam", loss_of(name))
         _next_losses(model, name)
         model.save(_path(folder, name))
         results[name] = _next_losses(model, name)
     return results
 
 
-def load_and_train(folder: Path) -> dict[str, list[float]]:
+def load_and_train(folder: Path, names: Sequence[str]) -> dict[str, list[float]]:
     """Loads the models, and returns the losses of two steps."""
-    return {name: _next_losses(load_model(_path(folder, name)), name) for name in TRAINED}
+    return {name: _next_losses(load_model(_path(folder, name)), name) for name in names}
+
+
+def exchange(
+    workers: Workers,
+    folder: Path,
+    save: Callable[..., Any],
+    load: Callable[..., Any],
+    *arguments: Any,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Saves on every backend, then loads every backend's files on every backend, in float64.
+
+    Returns:
+        Results of `save` by backend, and of `load` by the backends that loaded and saved.
+    """
+    for name in BACKENDS:
+        (folder / name).mkdir()
+
+    def save_on(target: str) -> Any:
+        return workers[target, "float64"](save, folder / target, *arguments)
+
+    def load_from_all(target: str) -> dict[str, Any]:
+        worker = workers[target, "float64"]
+        return {source: worker(load, folder / source, *arguments) for source in BACKENDS}
+
+    with ThreadPoolExecutor(len(BACKENDS)) as pool:
+        saved = dict(zip(BACKENDS, pool.map(save_on, BACKENDS)))
+        return saved, dict(zip(BACKENDS, pool.map(load_from_all, BACKENDS)))
+
+
+def differences(saved: dict[str, Any], loaded: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Relative distances of the losses after loading from those of going on, by pair and model."""
+    return {
+        f"{name} from {source} to {target}": float(np.abs(np.divide(losses, going_on) - 1).max())
+        for target, by_source in loaded.items()
+        for source in by_source
+        for name, losses in by_source[source].items()
+        for going_on in [saved[source][name]]
+    }

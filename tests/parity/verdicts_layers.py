@@ -225,6 +225,16 @@ def in_bfloat16() -> keras.Model:
     )
 
 
+@verdict(0, rungs="10")
+def nearly_equal_features() -> keras.Model:
+    """Their difference amplifies the rounding of bfloat16 to 3 %, above the usual tolerance."""
+    model = functional(layers.Dense(2, name="features"), layers.Dense(1, name="difference"))
+    first = np.random.default_rng(0).uniform(0.5, 1.5, (8, 1))
+    kernels = np.hstack([first, 1.1 * first]), np.array([[1.0], [-1.0]])
+    model.set_weights([kernels[0], np.zeros(2), kernels[1], np.zeros(1)])
+    return model
+
+
 @verdict(0)
 def in_float16() -> keras.Model:
     return functional(

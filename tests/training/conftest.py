@@ -91,6 +91,7 @@ class Training:
         folder: Path | StepCheckpoint,
         epochs: int = 3,
         callbacks: Sequence[keras.callbacks.Callback] = (),
+        **options: Any,
     ) -> Outcome:
         """Trains, or resumes, with a checkpoint after every third step and each epoch."""
         self.reset()
@@ -102,6 +103,7 @@ class Training:
             callbacks=list(callbacks),
             verbose=0,
             checkpoint=checkpoint,
+            **options,
         )
         return Outcome(self.trainer.network.get_weights(), history, checkpoint.state)
 

@@ -256,6 +256,47 @@ def test_early_stopping_ends_training_for_good(
         again.assert_equal(whole)
 
 
+@pytest.mark.once
+def test_fit_rejects_best_weights_that_a_resumed_training_lacks(
+    training: Training, tmp_path: Path
+) -> None:
+    callback = keras.callbacks.EarlyStopping("val_loss", restore_best_weights=True)
+    with pytest.raises(ValueError, match="`callbacks` must have no `EarlyStopping` with `restore_"):
+        training.fit(tmp_path, epochs=5, callbacks=[callback])
+
+
+def comparing(folder: Path) -> list[Any]:
+    """Callbacks that halve the learning rate every other epoch, and save at the highest loss."""
+    folder.mkdir(exist_ok=True)
+    return [
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=100.0),
+        keras.callbacks.ModelCheckpoint(
+            folder / "best.weights.h5",
+            "loss",
+            mode="max",
+            save_best_only=True,
+            save_weights_only=True,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("step", [7, 11])
+def test_callbacks_of_a_resumed_training_know_the_epochs_before(
+    training: Training, tmp_path: Path, step: int
+) -> None:
+    options: dict[str, Any] = {"epochs": 5, "validation_freq": 2}
+    callbacks = comparing(tmp_path)
+    expected = training.fit(tmp_path / "whole", callbacks=callbacks, **options)
+    interrupt(training, tmp_path / "resumed", step, callbacks=comparing(tmp_path), **options)
+    again = comparing(tmp_path)
+    resumed = training.fit(tmp_path / "resumed", callbacks=again, **options)
+    resumed.assert_equal(expected)
+    rates = resumed.history.history["learning_rate"]
+    assert rates[0] == 2 * rates[-1]
+    assert len(resumed.history.history["val_loss"]) == 2
+    assert again[1].best == callbacks[1].best == max(resumed.history.history["loss"])
+
+
 def test_step_checkpoint_counts_the_steps_of_an_epoch_that_a_callback_ends(tmp_path: Path) -> None:
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

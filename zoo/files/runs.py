@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints
 
 from zoo import registry
 from zoo.files import arrays, documents, models
+from zoo.validation import AnyPath, validated
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class FinishedRun:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: AnyPath,
         recipes: Sequence[str] = (),
         needs: Sequence[str] = (),
         argument: str = "run_dir",
@@ -206,7 +207,8 @@ class FinishedRun:
         )
 
 
-def load_model(folder: str | Path) -> keras.Model:
+@validated
+def load_model(folder: AnyPath) -> keras.Model:
     """Loads the model of a finished run.
 
     Args:

@@ -10,7 +10,6 @@ has biases of the queries, keys and values. A folder loads if each of its settin
 """
 
 import json
-import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from zoo.layers.attention import Positions
 from zoo.layers.transformer_block import TransformerBlock
 from zoo.models.gpt import gpt
 from zoo.training.checkpoints import atomic_write
+from zoo.validation import AnyPath, DType, validated
 
 _SCHEMAS: dict[str, type[ModelSettings]] = {
     "gpt2": GPT2Settings, "llama": LlamaSettings, "qwen2": Qwen2Settings,
@@ -50,7 +50,8 @@ _MAX_TOKENIZER_BYTES = 2**28
 _REMEDY = "`zoo.gpt` computes no other models; remove a key only if the weights do not depend on it"
 
 
-def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Model:
+@validated
+def load(folder: AnyPath, dtype: DType | None = None) -> keras.Model:
     """Loads a GPT-2, a Llama or a Qwen2 as a `zoo.gpt`.
 
     Args:
@@ -97,7 +98,8 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None) -> keras.Mode
     return model
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+@validated
+def load_tokenizer(folder: AnyPath) -> tokenizers.Tokenizer:
     """Loads the tokenizer of a model.
 
     Args:
@@ -124,7 +126,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def load_generation_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
+@validated
+def load_generation_options(folder: AnyPath) -> dict[str, Any]:
     """Loads how a model is meant to generate text.
 
     Args:
@@ -148,7 +151,8 @@ def load_generation_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return validate(read_json(path, remedy), GenerationSettings, path, remedy).options()
 
 
-def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
+@validated
+def save(model: keras.Model, folder: AnyPath) -> None:
     """Saves a `zoo.gpt` as a GPT-2, a Llama or a Qwen2, depending on its blocks, in float32.
 
     Args:
@@ -188,7 +192,7 @@ def save(model: keras.Model, folder: str | os.PathLike[str]) -> None:
 # ------------------------------------------------------------------ configurations
 
 
-def _existing_folder(folder: str | os.PathLike[str]) -> Path:
+def _existing_folder(folder: AnyPath) -> Path:
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(
@@ -226,8 +230,9 @@ def _stored_biases(stored: Container[str], arguments: dict[str, Any]) -> dict[st
 def _config_of(model: keras.Model) -> dict[str, Any]:
     """Returns the content of a `config.json` that all versions of transformers understand."""
     blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    if not blocks:
-        raise ValueError(f"`model` must be a `zoo.gpt`. Received: {model.name} without blocks")
+    layer_names = {layer.name for layer in model.layers}
+    if not blocks or "embedding" not in layer_names or len(model.inputs) != 1:
+        raise ValueError(f"`model` must be a `zoo.gpt`. Received: {model.name}")
     block = blocks[0].get_config()
     vocabulary_size, width = (int(size) for size in model.get_layer("embedding").embeddings.shape)
     learned = any(isinstance(x, Positions) and x.kind == "learned" for x in model.layers)

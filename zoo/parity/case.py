@@ -13,7 +13,7 @@ from zoo import registry
 from zoo.parity.diagnosis import recorded_sources
 from zoo.parity.inputs import InputSpec, input_specs
 from zoo.parity.samples import SAMPLES
-from zoo.validation import MAX_COUNT, Index, Seed, Size, each, validated, whole
+from zoo.validation import MAX_COUNT, Address, Index, Seed, Size, each, validated, whole
 from zoo_command import missing_attribute, missing_module
 
 Loss = Literal["mean_squared_error", "cross_entropy"]
@@ -136,7 +136,8 @@ def _build(address: str, arguments: Mapping[str, Any]) -> keras.Model:
     return locate(address)(**arguments)
 
 
-def locate(address: str) -> Callable[..., Any]:
+@validated
+def locate(address: Address) -> Callable[..., Any]:
     """Imports the function at the address "package.module:function".
 
     Raises:

@@ -25,11 +25,14 @@ Progress = Callable[[str, Sequence[RungReport]], None]
 _MAX_CONCURRENT = 2  # workers; much of their work is single-threaded
 
 
+Rungs = str | Annotated[Sequence[int], each(whole(None, None))]
+
+
 @validated
 def check(
     build: Any,
     *,
-    rungs: str | Annotated[Sequence[int], each(whole(None, None))] = "1-10",
+    rungs: Rungs = "1-10",
     backends: Sequence[str] | None = None,
     workers: Workers | None = None,
     time_limit: Positive = 600.0,
@@ -93,7 +96,8 @@ def assert_backends_agree(build: Any, **arguments: Any) -> Report:
     return report
 
 
-def parse_rungs(text: str | Sequence[int]) -> list[int]:
+@validated
+def parse_rungs(text: Rungs) -> list[int]:
     """Parses rung numbers, such as "1-4,7".
 
     Raises:
@@ -103,7 +107,10 @@ def parse_rungs(text: str | Sequence[int]) -> list[int]:
     try:
         for part in text.split(",") if isinstance(text, str) else map(str, text):
             first, _, last = part.partition("-")
-            numbers |= set(range(int(first), int(last or first) + 1))
+            start, stop = int(first), int(last or first)
+            if stop > max(RUNGS):
+                raise ValueError
+            numbers |= set(range(start, stop + 1))
     except ValueError:
         numbers = set()
     if not numbers or not numbers <= set(RUNGS):

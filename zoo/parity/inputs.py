@@ -4,13 +4,14 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 from keras import tree
 
 from zoo import random
+from zoo.validation import Number, Size, each, validated, whole
 
 _FORM = re.compile(
     r"((?P<name>[^:\[\]]+):)?(?P<dtype>[a-z]+[0-9]*)"
@@ -18,6 +19,7 @@ _FORM = re.compile(
 )
 
 
+@validated
 @dataclass(frozen=True)
 class InputSpec:
     """Shape, dtype and range of a model's input, from which random inputs are drawn.
@@ -31,11 +33,11 @@ class InputSpec:
         batch: Batch size that the model prescribes, or None.
     """
 
-    shape: tuple[int | None, ...]
+    shape: Annotated[tuple[int | None, ...], each(whole().or_none())]
     dtype: str = "float32"
-    low: float | None = None
-    high: float | None = None
-    batch: int | None = None
+    low: Number | None = None
+    high: Number | None = None
+    batch: Size | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -11,6 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from zoo.validation import FilePath, validated
+
 Status = Literal["agrees", "rounding", "ruled out", "failed", "differs"]
 
 _LARGEST_FILE = 1 << 25  # bytes; a report of a hundred layers has 200,000
@@ -189,7 +191,8 @@ def write_json(reports: Sequence[Report], path: Path) -> None:
     path.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n", "utf-8")
 
 
-def read_json(path: Path) -> list[Report]:
+@validated
+def read_json(path: FilePath) -> list[Report]:
     """Reads the reports from a file that `write_json` wrote.
 
     Raises:

@@ -128,7 +128,9 @@ RUNGS = {
             "compiled, bfloat16",
             "Against eager float32 on the same backend. Compiled, and on the CPU where the model "
             "runs elsewhere: 8·u·sqrt(64 + all terms summed in the model), as for rung 2. "
-            "bfloat16: 2·2^-8·sqrt(layers), since its unit roundoff is 2^-8.",
+            "bfloat16: 2·2^-8·sqrt(layers), since its unit roundoff is 2^-8; or, if more, 4 times "
+            "the error of float32 with weights and inputs rounded to bfloat16, since sums whose "
+            "terms cancel amplify rounding.",
             (tasks.outputs, tasks.variants),
             _SINGLE,
             comparisons.variants,

@@ -340,20 +340,34 @@ def _checkpoint(folder: Path, name: str) -> Path:
 
 
 def variants(case: Case, folder: Path) -> None:
-    """Outputs in inference mode: compiled, with the policy "mixed_bfloat16", and on the CPU."""
+    """Outputs in inference mode: compiled, with the policy "mixed_bfloat16", and on the CPU.
+
+    In "rounded", float32 computes with weights and inputs that are rounded to bfloat16: how far it
+    is off tells how much rounding the model amplifies.
+    """
     subject, _ = _subject(case, folder)
     count = len(tree.flatten(subject.specs))
     function = backend.compiled_function(
         subject.model, lambda *arrays: subject.model(subject.inputs(arrays), training=False)
     )
-    arrays = [backend.on_device(array) for array in subject.batch()[:count]]
-    _write(folder, "compiled", _numbered(function(*arrays)))
+    inputs = subject.batch()[:count]
+    _write(folder, "compiled", _numbered(function(*map(backend.on_device, inputs))))
+    for variable in subject.model.variables:
+        variable.assign(_as_bfloat16(variable.value))
+    outputs = subject.model(subject.inputs([_as_bfloat16(x) for x in inputs]), training=False)
+    _write(folder, "rounded", _numbered(outputs))
     rounded, _ = _build(case, folder, "mixed_bfloat16")
     _write(folder, "bfloat16", _numbered(rounded.outputs(training=False)))
     if backend.device() != "cpu":
         with keras.device("cpu:0"):
             on_cpu, _ = _build(case, folder)
             _write(folder, "CPU", _numbered(on_cpu.outputs(training=False)))
+
+
+def _as_bfloat16(array: Tensor) -> Tensor:
+    """Rounds floating-point numbers to bfloat16, in their own dtype."""
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    return ops.cast(ops.cast(array, "bfloat16"), dtype) if "float" in dtype else array
 
 
 def _numbered(outputs: Any) -> Arrays:

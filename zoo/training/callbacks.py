@@ -79,29 +79,61 @@ class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
 
     Args:
         state: State of the training, as `StepCheckpoint` restores and updates it.
-        callbacks: Callbacks of the training. An `EarlyStopping` is shown the earlier epochs.
+        callbacks: Callbacks of the training. Those that compare epochs are shown the earlier ones:
+            `EarlyStopping`, `ReduceLROnPlateau`, and `ModelCheckpoint` with `save_best_only`.
+
+    Raises:
+        ValueError: If an `EarlyStopping` is to restore the best weights, which would be lost.
     """
 
     @validated
     def __init__(self, state: TrainingState, callbacks: Sequence[keras.callbacks.Callback] = ()):
         super().__init__()
         self._state = state
-        self._early_stopping = [
-            callback
-            for callback in callbacks
-            if isinstance(callback, keras.callbacks.EarlyStopping)
-        ]
+        self._comparing: list[Any] = [c for c in callbacks if isinstance(c, _COMPARING)]
+        if any(getattr(callback, "restore_best_weights", False) for callback in self._comparing):
+            raise ValueError(
+                "`callbacks` must have no `EarlyStopping` with `restore_best_weights=True` where a "
+                "`checkpoint` is given, since a resumed training lacks the weights of the epochs "
+                "before. Load those that `ModelCheckpoint(path, save_best_only=True)` saves. "
+                "Received: restore_best_weights=True"
+            )
 
     def on_train_begin(self, logs: Any = None) -> None:
         rows = self._state.history
-        for callback in self._early_stopping:
+        for callback in self._comparing:
             callback.set_model(self.model)  # where no epoch is left, `fit` has not
             for row in rows:
-                callback.on_epoch_end(int(row["epoch"]) - 1, row)
+                if callback.monitor in row:  # else Keras warns
+                    self._show(callback, row)
         self.model.stop_training = False
         self.epoch = [int(row["epoch"]) - 1 for row in rows]
-        names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
-        self.history = {name: [row[name] for row in rows] for name in names}
+        self.history: dict[str, list[float]] = {}
+        for row in rows:  # which may differ in their names, with a `validation_freq` of 2
+            for name, value in row.items():
+                if name != "epoch":
+                    self.history.setdefault(name, []).append(value)
+
+    def _show(self, callback: Any, row: dict[str, float]) -> None:
+        """Makes a callback know an earlier epoch, without an effect on model and files."""
+        if not isinstance(callback, keras.callbacks.ModelCheckpoint):
+            optimizer = self.model.optimizer
+            rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+            callback.on_epoch_end(int(row["epoch"]) - 1, dict(row))
+            if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
+                optimizer.learning_rate = rate
+        elif callback.save_best_only:
+            if callback.monitor_op is None:
+                callback._set_monitor_op()
+            if callback._is_improvement(row[callback.monitor], callback.best):
+                callback.best = row[callback.monitor]
+
+
+_COMPARING = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.ReduceLROnPlateau,
+)
 
 
 class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]

@@ -42,7 +42,7 @@ from zoo.training.checkpoints import (
 )
 from zoo.training.lock import LOCK_FILE, DirectoryLock
 from zoo.training.run_callbacks import RunCheckpoint
-from zoo.validation import show
+from zoo.validation import FilePath, JSONObject, show, validated
 
 
 class RunDirectory:
@@ -70,16 +70,17 @@ class RunDirectory:
             the text names the process.
     """
 
+    @validated
     def __init__(
         self,
-        path: Path,
-        config: dict[str, Any],
+        path: FilePath,
+        config: JSONObject,
         extendable: str | None = None,
         new: bool = False,
     ):
-        self.path = _unused(Path(path)) if new else Path(path)
-        self._path, self._new = Path(path), new
-        self._config = json.loads(json.dumps(config))
+        self.path = _unused(path) if new else path
+        self._path, self._new = path, new
+        self._config = config
         self._extendable = extendable
         self._lock: DirectoryLock | None = None
         self._check()
@@ -290,7 +291,7 @@ class RunDirectory:
         if not rows:
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(text, fieldnames=list({name: 0 for row in rows for name in row}))
         writer.writeheader()
         writer.writerows(rows)
         self.write("history.csv", text.getvalue().encode())

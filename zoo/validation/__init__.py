@@ -30,6 +30,7 @@ from zoo.validation.types import KEY as KEY
 from zoo.validation.types import SHAPE as SHAPE
 from zoo.validation.types import TEXT as TEXT
 from zoo.validation.types import Activation as Activation
+from zoo.validation.types import Address as Address
 from zoo.validation.types import AnyPath as AnyPath
 from zoo.validation.types import Arrays as Arrays
 from zoo.validation.types import Beams as Beams
@@ -41,6 +42,7 @@ from zoo.validation.types import Fraction as Fraction
 from zoo.validation.types import Images as Images
 from zoo.validation.types import ImageShape as ImageShape
 from zoo.validation.types import Index as Index
+from zoo.validation.types import JSONObject as JSONObject
 from zoo.validation.types import Labels as Labels
 from zoo.validation.types import Layers as Layers
 from zoo.validation.types import Logits as Logits

@@ -1,7 +1,9 @@
 """Annotated types of arguments, by which `validated` checks them."""
 
+import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,6 +110,21 @@ def _check_shape(value: Any) -> tuple[Any, ...]:
     return shape
 
 
+def _check_address(value: Any) -> str:
+    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", value):
+        raise ValueError
+    return str(value)
+
+
+def _check_json(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    try:
+        return dict(json.loads(json.dumps(value, allow_nan=False)))
+    except RecursionError:
+        raise ValueError from None
+
+
 def _check_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
@@ -157,6 +174,8 @@ DType = Annotated[str, Rule(f"a dtype policy, one of {', '.join(_DTYPES)}", _che
 Name = Annotated[str, Rule("a string that is not empty, without '/'", _check_name)]
 FilePath = Annotated[Path, Rule("a path", _check_path)]
 AnyPath = Annotated[str | os.PathLike[str], Rule("a path", _check_path)]
+Address = Annotated[str, Rule("an address, package.module:function", _check_address)]
+JSONObject = Annotated[dict[str, Any], Rule("a dictionary that JSON can hold", _check_json)]
 Texts = Annotated[Iterable[str], Rule("an iterable of strings", _check_texts)]
 KEY = Rule("a key of `zoo.random.key`, (2,) int32", _check_key)
 RandomKey = Annotated[Any, KEY]

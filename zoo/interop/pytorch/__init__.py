@@ -36,7 +36,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -47,8 +47,21 @@ from zoo.interop.pytorch.graph import Call, trace
 from zoo.interop.pytorch.layers import Conversion, conversions
 from zoo.interop.pytorch.names import Rename, module_name, renamed
 from zoo.training.checkpoints import atomic_write
+from zoo.validation import AnyPath, Rule, validated
 
 
+def _check_state(value: Any) -> Any:
+    if not isinstance(value, Mapping | str | os.PathLike):
+        raise TypeError
+    return value
+
+
+State = Annotated[
+    Mapping[str, Any] | str | os.PathLike[str], Rule("a mapping or a path", _check_state)
+]
+
+
+@validated
 def state_dict(model: keras.Model, rename: Rename | None = None) -> dict[str, np.ndarray]:
     """Converts the weights of a model to a PyTorch `state_dict`.
 
@@ -74,7 +87,8 @@ def state_dict(model: keras.Model, rename: Rename | None = None) -> dict[str, np
     return {names[name]: np.ascontiguousarray(array) for name, array in state.items()}
 
 
-def save(model: keras.Model, path: str | os.PathLike[str], rename: Rename | None = None) -> None:
+@validated
+def save(model: keras.Model, path: AnyPath, rename: Rename | None = None) -> None:
     """Saves the PyTorch `state_dict` of a model as a safetensors file.
 
     Args:
@@ -90,9 +104,10 @@ def save(model: keras.Model, path: str | os.PathLike[str], rename: Rename | None
         file.write(content)
 
 
+@validated
 def load(
     model: keras.Model,
-    state: Mapping[str, Any] | str | os.PathLike[str],
+    state: State,
     rename: Rename | None = None,
 ) -> None:
     """Loads a PyTorch `state_dict` into a model. An error leaves all weights unchanged.
