@@ -70,7 +70,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "text_to_image": (
         "--image-size", "8", "--channels", "8", "--text-dim", "16", "--epochs", "2",
-        "--train-examples", "256", "--test-examples", "64", "--batch-size", "8", "--samples", "20",
+        "--train-examples", "256", "--batch-size", "8", "--samples", "20",
         "--steps", "4", "--checkpoint-steps", "2",
     ),
 }  # fmt: skip
@@ -489,7 +489,10 @@ def disturb(config: Config, folder: Path) -> dict[str, Outcome]:
     write_runs(folder / "runs")
 
     def campaign(number: int) -> dict[str, Outcome]:
-        series = Runs(*pairs[number], folder, folder / "runs" / "classifier")
+        try:
+            series = Runs(*pairs[number], folder, folder / "runs" / "classifier")
+        except RuntimeError as error:
+            return {name: Outcome(faults=[str(error)]) for name in names}
         outcomes = {}
         for name in names:
             share, rest = divmod(totals[name], len(pairs))

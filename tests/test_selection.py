@@ -109,8 +109,9 @@ def test_select_says_that_no_backend_is_installed(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(zoo.backends.name != "tensorflow", reason="lines of TensorFlow")
-def test_commands_hide_startup_lines_of_tensorflow() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+@pytest.mark.parametrize("level", [{}, {"TF_CPP_MIN_LOG_LEVEL": "3"}], ids=["unset", "3"])
+def test_commands_hide_startup_lines_of_tensorflow(level: dict[str, str]) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | level
     command = [sys.executable, "-m", "zoo", "show", "mlp"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0

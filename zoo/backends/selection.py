@@ -26,7 +26,7 @@ _LIBRARY_SETTINGS = {
     # TensorFlow's messages from warnings on.
     "TF_CPP_MIN_LOG_LEVEL": "1",
 }
-_user_chose_log_level = "TF_CPP_MIN_LOG_LEVEL" in os.environ
+_user_wants_messages = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
 
 # What TensorFlow logs before it reads the level, and without a GPU as an error.
 _STARTUP_LINE = re.compile(
@@ -108,12 +108,12 @@ def hidden_startup_lines() -> Iterator[None]:
     """Hides TensorFlow's start-up lines on standard error, while a command loads TensorFlow.
 
     Another process filters what is written, so that the last words before a crash are shown, too.
-    In an interactive session, on Windows, and if the user has set `TF_CPP_MIN_LOG_LEVEL`, nothing
-    is hidden.
+    In an interactive session, on Windows, and if the user has set `TF_CPP_MIN_LOG_LEVEL` to 0,
+    nothing is hidden.
     """
     is_command = sys.argv[:1] == ["-m"] or hasattr(sys.modules["__main__"], "__file__")
     chosen = os.environ.get("KERAS_BACKEND") or _configured()
-    can_hide = is_command and hasattr(os, "fork") and not _user_chose_log_level
+    can_hide = is_command and hasattr(os, "fork") and not _user_wants_messages
     if chosen != "tensorflow" or not can_hide:
         yield
         return
