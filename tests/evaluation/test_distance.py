@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.evaluation.distance import distance, typical_distance
+from zoo.evaluation.distance import column_distance, distance, typical_distance
 
 pytestmark = pytest.mark.once
 
@@ -60,6 +60,19 @@ def test_distance_computes_differences_in_float64() -> None:
     a = np.array([1.0], np.float32)
     assert distance(a, a + np.float32(2**-23)) == pytest.approx(2.0**-23, rel=1e-6)
     assert distance(np.array([1], np.int32), np.array([1], np.uint32)) == 0.0
+
+
+def test_column_distance_compares_columns_of_different_units() -> None:
+    a = np.array([[1e8, 0.5], [3e8, 0.7]])
+    b = a * [1.0, 1.001]
+    # The small column counts as a thousandth of the large one.
+    assert column_distance(a, b) == pytest.approx(0.0007 / 3e5, rel=1e-6)
+    assert column_distance(a, b, floor=1e-12) == pytest.approx(0.001, rel=0.01)
+    assert (
+        column_distance(a, np.add(a, [0.0, np.nan])) == 0.0
+    )  # `distance` compares what is not finite
+    assert column_distance(np.zeros((2, 3)), np.zeros((2, 3))) == 0.0
+    assert column_distance(a[0], b[0]) == column_distance(a, b[:1]) == 0.0
 
 
 def test_typical_distance_is_insensitive_to_single_outliers() -> None:

@@ -35,7 +35,7 @@ EXPLANATIONS = {
     "with_unequal_added_losses": [
         "jax is the odd one: tensorflow and torch agree with each other.",
         "Rounding is excluded, since it is float64 that differs.",
-        "Likeliest cause: a gradient that is stopped",
+        "Likeliest cause: what layers add to the loss by `add_loss`",
     ],
     "beside_a_mask": [
         "torch is the odd one: tensorflow and jax agree with each other.",

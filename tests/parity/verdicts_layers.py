@@ -262,3 +262,93 @@ def frozen_layers() -> keras.Model:
         layers.BatchNormalization(trainable=False, name="norm"),
         layers.Dense(3, kernel_constraint=limit, name="limited"),
     )
+
+
+# ------------------------------------------------------------------ float32 written into a layer
+
+IN_FLOAT32 = "computed in float32 in a float64 model"
+
+
+class RMSNormInFloat32(layers.Layer):
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+    def call(self, x: Tensor) -> Tensor:
+        y = ops.cast(x, "float32")
+        y = y * ops.rsqrt(ops.mean(ops.square(y), -1, keepdims=True) + 1e-6)
+        return ops.cast(y, x.dtype) * self.scale
+
+
+@verdict(0, says=f"norm: {IN_FLOAT32}")
+def norm_in_float32() -> keras.Model:
+    return functional(
+        layers.Dense(8, name="hidden"), RMSNormInFloat32(name="norm"), layers.Dense(2, name="head")
+    )
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Rotary embedding with angles in float32, as published code has it."""
+    width, length = x.shape[-1], x.shape[1]
+    frequencies = 10000.0 ** (-ops.arange(0, width, 2, dtype="float32") / width)
+    angles = ops.expand_dims(ops.arange(length, dtype="float32"), -1) * frequencies
+    cosine, sine = ops.cast(ops.cos(angles), x.dtype), ops.cast(ops.sin(angles), x.dtype)
+    first, second = ops.split(x, 2, -1)
+    return ops.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+@verdict(0, says=f"rotary: {IN_FLOAT32}")
+def rotary_angles_in_float32() -> keras.Model:
+    return functional(layers.Dense(8, name="hidden"), Apply(rotated, name="rotary"), shape=(12, 8))
+
+
+@verdict(1, "norm", "jax is the odd one", rungs="2-3")
+def fault_beside_float32() -> keras.Model:
+    """Rounding to float32 does not hide a mistake of a thousandth."""
+
+    def softmax(x: Tensor) -> Tensor:
+        wrong = 1.001 if keras.backend.backend() == "jax" else 1.0
+        return ops.cast(ops.softmax(ops.cast(x, "float32")) * wrong, x.dtype)
+
+    return functional(layers.Dense(8, name="hidden"), Apply(softmax, name="norm"))
+
+
+@verdict(0, says=f"mel: {IN_FLOAT32}")
+def mel_spectrogram() -> keras.Model:
+    mel = layers.MelSpectrogram(
+        fft_length=64, sequence_stride=32, sampling_rate=8000, num_mel_bins=8, name="mel"
+    )
+    return functional(mel, shape=(256,))
+
+
+# ------------------------------------------------------------------ what is easily overlooked
+
+
+@verdict(1, "stats", "torch is the odd one", rungs="2-3")
+def small_columns_beside_large_ones() -> keras.Model:
+    """A fault of a thousandth in probabilities, beside squares of up to 1e8."""
+
+    def statistics(x: Tensor) -> Tensor:
+        wrong = 1.001 if keras.backend.backend() == "torch" else 1.0
+        return ops.concatenate([1e7 * ops.square(x[:, :36]), wrong * ops.sigmoid(x[:, 36:])], -1)
+
+    return functional(layers.Dense(40, name="dense"), Apply(statistics, name="stats"))
+
+
+@verdict(2, rungs="2-3")
+def outputs_without_elements() -> keras.Model:
+    return functional(Apply(lambda x: x[:, :0], name="nothing"))
+
+
+class BatchNorm(layers.BatchNormalization):
+    """Keeps an unbiased variance on one backend."""
+
+    def call(self, x: Tensor, training: bool = False, mask: Tensor = None) -> Tensor:
+        y = super().call(x, training=training)
+        if training and keras.backend.backend() == "torch":
+            self.moving_variance.assign(self.moving_variance * 1.0033)
+        return y
+
+
+@verdict(1, "norm/moving_variance", "biased or an unbiased variance", rungs="7")
+def moving_variance() -> keras.Model:
+    return functional(layers.Dense(6, name="dense"), BatchNorm(name="norm"))

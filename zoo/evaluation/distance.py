@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from zoo.validation import NonNegative, NumberArray, validated
+from zoo.validation import NonNegative, NumberArray, Positive, validated
 
 _HUGE = 1e4  # smallest magnitude of numbers that are compared apart from far smaller ones
 _GAP = 1e3  # smallest ratio between the two
@@ -68,6 +68,37 @@ def _relative(
         float(difference[~others].max() / scale),
         _relative(difference[others], magnitude[others], min_scale, epsilon),
     )
+
+
+@validated
+def column_distance(a: NumberArray, b: NumberArray, floor: Positive = 1e-3) -> float:
+    """Relative maximum distance of the columns of two arrays, for columns of different units.
+
+    The differences in a column, an index of the last axis, are divided by its own largest absolute
+    value, but at least by `floor` times that of the arrays: smaller columns may be the rounding of
+    sums whose terms cancel.
+
+    Args:
+        a: First array, (..., columns).
+        b: Second array, of the same shape.
+        floor: Smallest divisor, relative to the largest absolute value in the arrays.
+
+    Returns:
+        The distance. It is 0 where `distance` tells all there is: for arrays of fewer than two
+        axes, of different shapes, without elements or not floating-point. Columns with a value that
+        is not finite are left out.
+    """
+    if a.shape != b.shape or a.ndim < 2 or a.size == 0 or a.dtype.kind != "f":
+        return 0.0
+    rows = [x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b)]
+    finite = np.isfinite(rows[0]).all(0) & np.isfinite(rows[1]).all(0)
+    if not finite.any():
+        return 0.0
+    first, second = (x[:, finite] for x in rows)
+    magnitude = np.maximum(np.abs(first).max(0), np.abs(second).max(0))
+    scale = np.maximum(magnitude, floor * magnitude.max())
+    difference = np.abs(first - second).max(0)
+    return float((difference[scale > 0] / scale[scale > 0]).max(initial=0.0))
 
 
 @validated

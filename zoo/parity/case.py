@@ -1,6 +1,7 @@
 """Configuration of the cross-backend check of one model."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -117,6 +118,7 @@ def build_model(case: Case) -> tuple[keras.Model, Any]:
         model = case.builder()()
     if not isinstance(model, keras.Model):
         raise TypeError(f"`build` must return a keras.Model. Received: {model!r}")
+    _check_call(model)
     specs = case.inputs
     if specs is None or any(isinstance(spec, InputSpec) for spec in tree.flatten(specs)):
         specs = input_specs(model, specs, case.input_shape)
@@ -124,6 +126,18 @@ def build_model(case: Case) -> tuple[keras.Model, Any]:
         # `build` of a subclass without a `build` of its own creates no weights.
         model(tree.map_structure(lambda spec: _example(case, spec), specs))
     return model, specs
+
+
+def _check_call(model: keras.Model) -> None:
+    """Raises ValueError for a model that needs several arguments."""
+    parameters = inspect.signature(model.call).parameters.values()
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    needed = [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
+    if len(needed) > 1:
+        raise ValueError(
+            "`build` must return a model that takes its inputs as one argument, several as a list "
+            f"or a dict. Received: {model.name}.call({', '.join(needed)})"
+        )
 
 
 def _example(case: Case, spec: Any) -> Any:

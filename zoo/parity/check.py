@@ -342,6 +342,12 @@ class _Check:
             layers = self._measurements.half_precision_layers.items()
             paths = ", ".join(path for path, layer_dtype in layers if layer_dtype == dtype)
             yield f"{paths}: computed in {dtype}, so the tolerances behind are those of {dtype}."
+        if failing := self._measurements.failing_in_float64:
+            yield (
+                f"{' and '.join(failing)}: fails in float64, in which the check runs each model to "
+                "tell rounding from a mistake, and not in float32. A constant of a fixed dtype "
+                "must be cast to the layer's compute dtype."
+            )
         if float32_layers := self._measurements.float32_layers:
             yield (
                 f"{', '.join(float32_layers)}: computed in float32 in a float64 model, so float64 "

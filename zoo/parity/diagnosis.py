@@ -1,6 +1,7 @@
 """Explanation of a difference in words: odd backend, layer, rounding, likeliest cause."""
 
 import inspect
+import itertools
 import math
 import os
 import re
@@ -27,6 +28,7 @@ class LayerInfo:
 
     Attributes:
         kind: Name of the layer's class.
+        bases: Names of the classes between it and `keras.layers.Layer`.
         config: Values of the layer's configuration on which a cause may depend.
         source: File and line where the user's code creates the layer; may be empty.
     """
@@ -34,12 +36,15 @@ class LayerInfo:
     kind: str
     config: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    bases: Sequence[str] = ()
 
     @staticmethod
     def of(layer: keras.layers.Layer) -> "LayerInfo":
         config = {name: getattr(layer, name, None) for name in _CONFIG}
         config["activation"] = getattr(config["activation"], "__name__", None)
-        return LayerInfo(type(layer).__name__, config, getattr(layer, "_zoo_source", ""))
+        classes = itertools.takewhile(lambda c: c is not keras.layers.Layer, type(layer).__mro__)
+        kind, *bases = (c.__name__ for c in classes)
+        return LayerInfo(kind, config, getattr(layer, "_zoo_source", ""), bases)
 
 
 @contextmanager
@@ -82,7 +87,8 @@ class _Difference:
         rung: Number of the rung.
         row: Row of the report.
         layer: Layer at which the difference begins.
-        kinds: Names of the classes of this layer and of the layers that contain it.
+        kinds: Names of the classes of this layer and of the layers that contain it, and of their
+            bases.
         model_kinds: Names of the classes of all layers.
         float64_agrees: Whether the same comparison agrees in float64.
         no_two_agree: Whether three backends differ in three ways.
@@ -124,7 +130,7 @@ CAUSES: tuple[tuple[Callable[[_Difference], bool], str], ...] = (
         "a jump of a function, such as a tie or the border of a cast",
     ),
     (
-        lambda d: d.only_in_training and d.is_kind("BatchNormalization"),
+        lambda d: (d.only_in_training or d.rung == 7) and d.is_kind("BatchNormalization"),
         "batch statistics: a biased or an unbiased variance, or the momentum",
     ),
     (
@@ -146,11 +152,16 @@ CAUSES: tuple[tuple[Callable[[_Difference], bool], str], ...] = (
         "argmax, a sort or a top_k",
     ),
     (
+        lambda d: d.rung == 4 and d.row.where == "loss",
+        "what layers add to the loss by `add_loss` or a regularizer, or the loss function itself",
+    ),
+    (
         lambda d: d.rung == 4,
         "a gradient that is stopped or has a formula of its own, or ties in a maximum, which share "
         "their gradient differently",
     ),
-    (lambda d: d.rung in (7, 9), "a state that is not saved, or saved in another form"),
+    (lambda d: d.rung == 7, "a state that is updated in another way, as by another momentum"),
+    (lambda d: d.rung == 9, "a state that is not saved, or saved in another form"),
     (lambda d: d.is_kind("AveragePooling"), "padding that counts in an average"),
     (
         _is_strided_same,
@@ -218,7 +229,12 @@ def explain(
         rung.number,
         row,
         layers.get(path, LayerInfo("")),
-        kinds=[layers[name].kind for name in _enclosing(path) if name in layers],
+        kinds=[
+            kind
+            for name in _enclosing(path)
+            if name in layers
+            for kind in (layers[name].kind, *layers[name].bases)
+        ],
         model_kinds=[layer.kind for layer in layers.values()],
         float64_agrees=bool(in_float64) and all(other.status == "agrees" for other in in_float64),
         no_two_agree=odd_one == _NO_TWO_AGREE,

@@ -121,7 +121,8 @@ def input_specs(model: keras.Model, given: Any, input_shape: Sequence[int] | Non
             return InputSpec(tuple(input_shape))
         raise ValueError(
             "The model does not define its inputs. Give `input_shape`, the shape of one example, "
-            f"or `inputs`, arrays. Received: {model.name} without either"
+            "or `inputs`; on the command line `--input-shape 32,32,3`, or `--input "
+            f"int32[0,1000):16` for tokens. Received: {model.name} without either"
         )
     tensors = tree.flatten(declared)
     specs = [_of_tensor(model, tensor) for tensor in tensors]
@@ -163,6 +164,11 @@ def _merged(name: str, declared: InputSpec, given: InputSpec) -> InputSpec:
     ):
         raise ValueError(
             f"The shape of the input {name} must be {declared.shape}. Received: {given.shape}"
+        )
+    if given.dtype != "float32" and given.is_integer != declared.is_integer:  # the default
+        raise ValueError(
+            f"The dtype of the input {name} must be {declared.dtype}, as the model defines it. "
+            f"Received: {given.dtype}"
         )
     limits = declared if given.low is None else given
     return InputSpec(given.shape, declared.dtype, limits.low, limits.high, declared.batch)

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+_FLOAT32 = ("float32", "torch.float32", "<dtype: 'float32'>")  # on JAX, PyTorch and TensorFlow
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -132,6 +134,40 @@ def observed_draws(on_draw: Callable[[], None], zeros: bool = False) -> Iterator
         yield
     finally:
         for name, function in functions.items():
+            setattr(module, name, function)
+
+
+@contextlib.contextmanager
+def observed_float32(on_float32: Callable[[], None]) -> Iterator[None]:
+    """Calls `on_float32` for each result in float32 of the backend's functions.
+
+    Keras' layers and `keras.ops` share these functions.
+    """
+    names = ("core", "image", "linalg", "math", "nn", "numpy")
+    modules = [getattr(keras.src.backend, name) for name in names]
+    functions = [
+        (module, name, function)
+        for module in modules
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and not name.startswith("_")
+    ]
+
+    def observed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            if any(str(getattr(x, "dtype", "")) in _FLOAT32 for x in tree.flatten(result)):
+                on_float32()
+            return result
+
+        return call
+
+    for module, name, function in functions:
+        setattr(module, name, observed(function))
+    try:
+        yield
+    finally:
+        for module, name, function in functions:
             setattr(module, name, function)
 
 

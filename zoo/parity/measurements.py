@@ -13,7 +13,7 @@ tolerances behind it are those of 16 bits.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from zoo.parity.report import STATUSES, Row, Status
 U = {"float32": 2.0**-24, "float64": 2.0**-53}
 U16 = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # of layers with a dtype policy of their own
 LARGEST_TOLERANCE = 0.5  # beyond, a mistake of the size of the numbers would be within
+FLOAT32 = 1e-5  # of a model in float64 with layers that compute in float32
 FLOAT64 = 1e-10  # measured: 1e-14 in `cnn_48x48`, and 1e-15 after ten training steps
 
 
@@ -50,6 +51,7 @@ class Measurements:
     precisions: tuple[str, ...]
     results: dict[tuple[str, str, str], Any]
     errors: dict[tuple[str, str, str], str]
+    _first: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
     def done(self, task: str, precision: str) -> list[str]:
         """Returns the names of the backends on which a task has finished."""
@@ -81,6 +83,8 @@ class Measurements:
         """Layers that compute in float32 in a float64 model, wholly or on a backend that is named.
 
         A layer whose outputs are float32 numbers on some backends only computes in float32 there.
+        So does one that has results in float32 and is the first whose outputs are no nearer to
+        each other than that.
         """
         layers: dict[str, None] = {}
         for (task, _, precision), result in self.results.items():
@@ -95,7 +99,37 @@ class Measurements:
             if 0 < len(rounding) < len(names) and rounding != previous:
                 layers[f"{calls[0].path} on {' and '.join(rounding)}"] = None
             previous = rounding
+        named = {layer.partition(" on ")[0] for layer in layers}
+        layers |= {path: None for path in self._first_with_float32() if path not in named}
         return list(layers)
+
+    def _first_with_float32(self) -> list[str]:
+        """In each mode the first layer that differs in float64, if float32 explains it."""
+        names = tuple(self.done("outputs", "float64"))
+        if names not in self._first:  # reading the arrays takes long
+            found = []
+            for mode in ("inference", "training") if len(names) > 1 else ():
+                calls = zip(*(self.results["outputs", name, "float64"][mode] for name in names))
+                arrays = [self.arrays(mode, name, "float64") for name in names]
+                for index, same in enumerate(calls):
+                    outputs = [by_call[str(index)] for by_call in arrays]
+                    largest = max(distance(a, b) for a, b in combinations(outputs, 2))
+                    if not largest <= FLOAT64:
+                        if largest < FLOAT32 and any(call.uses_float32 for call in same):
+                            found.append(same[0].path)
+                        break
+            self._first[names] = found
+        return self._first[names]
+
+    @property
+    def failing_in_float64(self) -> list[str]:
+        """Backends on which a task fails in float64 and not in float32."""
+        failing = {
+            name
+            for task, name, precision in self.errors
+            if precision == "float64" and (task, name, "float32") in self.results
+        }
+        return sorted(failing)
 
     @property
     def half_precision_layers(self) -> dict[str, str]:
@@ -111,7 +145,7 @@ class Measurements:
     @property
     def float64(self) -> float:
         """Tolerance of distances in float64."""
-        return 1e-5 if self.float32_layers else FLOAT64
+        return FLOAT32 if self.float32_layers else FLOAT64
 
     def any_result(self, task: str) -> Any:
         """Returns the result of a task on any backend, or None."""

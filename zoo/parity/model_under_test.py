@@ -21,6 +21,7 @@ from zoo.parity.layer_calls import (
     in_inference_mode,
     layer_records,
     observed_draws,
+    observed_float32,
     on_stack,
     outputs_recorded,
 )
@@ -41,6 +42,8 @@ class LayerOutput(NamedTuple):
         layer: Path of the layer.
         terms: Number of terms that are summed in each element.
         dtype: Dtype in which the layer computes.
+        uses_float32: Whether a function in a call of the layer has a result in float32, in a model
+            in float64.
         array: Values of the output.
     """
 
@@ -48,6 +51,7 @@ class LayerOutput(NamedTuple):
     layer: str
     terms: int
     dtype: str
+    uses_float32: bool
     array: np.ndarray
 
 
@@ -229,10 +233,16 @@ class ModelUnderTest:
     def layer_outputs(self, training: bool) -> list[LayerOutput]:
         """Computes every layer's output for the first batch, in the order of computation."""
         calls: list[tuple[LayerRecord, int, Any]] = []
-        with contextlib.ExitStack() as stack:
+        stack = [self.layer_records[-1]]
+        in_float32: set[str] = set()
+        with contextlib.ExitStack() as contexts:
             for record in self.layer_records:
                 if not record.in_loop:
-                    stack.enter_context(outputs_recorded(record, calls))
+                    contexts.enter_context(outputs_recorded(record, calls))
+                    contexts.enter_context(on_stack(record, stack))
+            if keras.config.floatx() == "float64":
+                note = observed_float32(lambda: in_float32.add(stack[-1].path))
+                contexts.enter_context(note)
             self.outputs(training)
         result: list[LayerOutput] = []
         call_counts: dict[str, int] = {}
@@ -244,7 +254,9 @@ class ModelUnderTest:
                 if array is not None:
                     path = name if number == 0 else f"{name}[{number}]"
                     dtype = record.layer.compute_dtype
-                    result.append(LayerOutput(path, record.path, terms, dtype, array))
+                    uses_float32 = record.path in in_float32
+                    output = LayerOutput(path, record.path, terms, dtype, uses_float32, array)
+                    result.append(output)
         return result
 
 

@@ -119,6 +119,7 @@ class LayerCall(NamedTuple):
         positions: Number of positions at which each weight is used.
         in_float32: Whether all numbers of a float64 output are float32 numbers.
         dtype: Dtype in which the layer computes.
+        uses_float32: As of `LayerOutput`.
     """
 
     path: str
@@ -126,6 +127,7 @@ class LayerCall(NamedTuple):
     positions: int
     in_float32: bool
     dtype: str
+    uses_float32: bool
 
 
 def outputs(case: Case, folder: Path) -> dict[str, list[LayerCall]]:
@@ -142,9 +144,12 @@ def outputs(case: Case, folder: Path) -> dict[str, list[LayerCall]]:
         arrays = {str(i): subsample(record.array) for i, record in enumerate(records)}
         _write(folder, mode, arrays)
         called[mode] = [
-            LayerCall(path, terms, math.prod(array.shape[:-1]), _is_float32(array), dtype)
-            for path, _, terms, dtype, array in records
-        ]
+            LayerCall(
+                x.path, x.terms, math.prod(x.array.shape[:-1]), _is_float32(x.array), x.dtype,
+                x.uses_float32,
+            )
+            for x in records
+        ]  # fmt: skip
     values = subject.values()
     _write(folder, "state", {path: values[path] for path in subject.state_paths})
     return called
