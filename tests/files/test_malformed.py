@@ -278,7 +278,12 @@ def test_contents_that_are_out_of_their_bounds_are_refused(
         ("prompts", "num_blocks", 8, "a model of 9 layers and blocks, but 1 stored arrays"),
         ("prompts", "num_blocks", 300, "`num_blocks` must be a whole number of at most 8"),
         ("latents", "channels", [8] * 9, "`channels` must be a sequence of at most 8 elements"),
-        ("classifier", "hidden_units", [1] * 128, "a model of 128 layers and blocks, but 1 stored arrays"),
+        (
+            "classifier",
+            "hidden_units",
+            [1] * 128,
+            "a model of 128 layers and blocks, but 1 stored arrays",
+        ),
         ("classifier", "num_classes", 1, "a model of 402,433 parameters, but 3,000,000 stored"),
     ],
 )
