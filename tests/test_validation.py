@@ -176,7 +176,10 @@ def test_generation_rejects_arguments_that_would_not_end() -> None:
     ("build", "arguments", "text"),
     [
         (zoo.gpt, {"vocabulary_size": 10**12}, "`vocabulary_size` must be a whole number of at mo"),
-        (zoo.gpt, {"num_layers": 10**9}, "`num_layers` must be a whole number of at most 1000"),
+        (zoo.gpt, {"num_layers": 10**9}, "`num_layers` must be a whole number of at most 128"),
+        (zoo.unet, {"num_blocks": 9}, "`num_blocks` must be a whole number of at most 8. Receiv"),
+        (zoo.unet, {"channels": [8] * 9}, "`channels` must be a sequence of at most 8 elements"),
+        (zoo.mlp, {"hidden_units": [8] * 129}, "`hidden_units` must be a sequence of at most 128"),
         (zoo.gpt, {"epsilon": {}}, "`epsilon` must be a finite number above 0. Received: epsil"),
         (zoo.unet, {"num_steps": 10**9}, "`num_steps` must be a whole number of at most 100000"),
         (zoo.mlp, {"hidden_units": [10**6, 10**6]}, "A `mlp` must have at most 20,000,000,000 pa"),

@@ -3,6 +3,7 @@
 The manifest is signed anew after each damage, so that the digest does not hide the other checks.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from benchmarks.hardship import sign
 from tests.files.conftest import digests
-from zoo import cli
+from zoo import cli, registry
 from zoo.__main__ import main
 from zoo.datasets.images import ImageDataset
 from zoo.datasets.tokenizer import Tokenizer
@@ -177,7 +179,7 @@ CONTENTS: list[tuple[str, Callable[[Any], None], str]] = [
     ("model", change("arguments", []), "`arguments` must be an object"),
     ("model", change("arguments/x", 1), "must be those of gpt.*'x'"),
     ("model", change("arguments/num_layers", 10**7), "`num_layers` must be a whole"),
-    ("model", change("arguments/num_layers", 900), "Received: a model of .* parameters, but"),
+    ("model", change("arguments/num_layers", 100), "Received: a model of .* parameters, but"),
     ("model", change("arguments/num_layers", 1.5), "`num_layers` must be a whole"),
     ("model", change("arguments/num_layers", True), "`num_layers` must be a whole"),
     ("model", change("arguments/num_layers", -1), "`arguments` must be those of gpt.*num_layers"),
@@ -186,7 +188,7 @@ CONTENTS: list[tuple[str, Callable[[Any], None], str]] = [
     ("model", change("arguments/max_length", 10**9), "`max_length` must be at most 131,072"),
     ("model", change("arguments/hidden_dim", 16), "Received: a model of"),
     ("model", change("arguments/hidden_dim", None), "`hidden_dim` must be a whole number"),
-    ("model", change("arguments/num_heads", 3), "`arguments` must be those of gpt"),
+    ("model", change("arguments/num_heads", 3), "a model of 1,026 parameters, but"),
     ("model", change("arguments/activation", "lambda"), "must be those of gpt.*`activation`"),
     ("model", change("arguments/activation", "x" * 1000), "`activation` must be one of relu"),
     ("model", change("arguments/norm", "group"), "`norm` must be one of layer_norm, rms_norm"),
@@ -228,7 +230,7 @@ CONTENTS: list[tuple[str, Callable[[Any], None], str]] = [
     ("autoencoder", change("arguments/input_shape", [10**6, 10**6, 1]), "`input_shape` must have"),
     ("autoencoder", change("arguments/input_shape", [8, 8]), "must be a sequence of 3"),
     ("autoencoder", change("arguments/input_shape", [16, 16, 1]), "whose `input_shape` is .4, 4"),
-    ("autoencoder", change("arguments/channels", [8] * 10**4), "`channels` must have at most 100"),
+    ("autoencoder", change("arguments/channels", [8] * 10**4), "`channels` must have at most 128"),
     ("prompts", change("max_length", 10**9), "`max_length` must be less than or equal to 4096"),
     ("prompts", change("max_length", 5), "whose `max_length` is 4. Received: max_length=5"),
     ("prompts", change("words", []), "`words` must have at least 1 item"),
@@ -266,6 +268,42 @@ def test_contents_that_are_out_of_their_bounds_are_refused(
     if kind != "manifest":
         sign(folder)
     check_refused(folder, load, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "size", "text"),
+    [
+        ("text", "num_layers", 128, "a model of 128 layers and blocks, but 1 stored arrays"),
+        ("text", "num_layers", 900, "`num_layers` must be a whole number of at most 128"),
+        ("prompts", "num_blocks", 8, "a model of 9 layers and blocks, but 1 stored arrays"),
+        ("prompts", "num_blocks", 300, "`num_blocks` must be a whole number of at most 8"),
+        ("latents", "channels", [8] * 9, "`channels` must be a sequence of at most 8 elements"),
+        (
+            "classifier",
+            "hidden_units",
+            [1] * 128,
+            "a model of 128 layers and blocks, but 1 stored arrays",
+        ),
+        ("classifier", "num_classes", 1, "a model of 402,433 parameters, but 3,000,000 stored"),
+    ],
+)
+def test_a_model_is_not_built_unless_its_weights_are_stored(
+    run_folder: Path, name: str, argument: str, size: Any, text: str
+) -> None:
+    """A file of zeros, as many as the parameters, has neither the arrays nor the layers."""
+    folder = run_folder / name
+    document = json.loads((folder / "model.json").read_bytes())
+    document["arguments"][argument] = size
+    (folder / "model.json").write_text(json.dumps(document))
+    count = 3_000_000
+    with contextlib.suppress(ValueError):  # the size is refused in any case
+        if argument != "num_classes":
+            count = registry.get(document["builder"]).parameter_count(**document["arguments"])
+    with h5py.File(folder / "model.weights.h5", "w") as file:
+        file["zeros"] = np.zeros(count, np.float32)
+    sign(folder)
+    load = {"text": completion.load_run, "classifier": runs.load_model}
+    check_refused(folder, load.get(name, DiffusionPipeline.load), text)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,10 +4,11 @@
 up in the registry, and its arguments are validated before it is called.
 """
 
+import inspect
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +17,13 @@ from pydantic import Field, JsonValue
 
 from zoo import registry
 from zoo.files import arrays, documents
-from zoo.validation import show
+from zoo.validation import MAX_LAYERS, show
 
 # Bounds of what costs memory or time, but is not part of any weight's shape.
 _LARGEST = {"batch_size": 1 << 12, "max_length": 1 << 17}
 _LARGEST_EXAMPLE = 1 << 24  # numbers in one example, the product of `input_shape`
-_LONGEST = 100  # entries of a list, characters of a name
+_LONGEST = MAX_LAYERS  # entries of a list, characters of a name
+_ARRAYS = 2  # that each layer or block has at least
 
 
 class ModelDocument(documents.Document):
@@ -60,7 +62,8 @@ def build(
 
     Args:
         content: Content of `model.json`.
-        weights: Path of the weights file. It bounds the size of the model.
+        weights: Path of the weights file. Its arrays bound the size and depth of the model, which
+            is built only if it has as many parameters.
         builders: Names of the builders that are allowed.
         source: Path of `model.json`, for error messages.
         remedy: Sentence of the error messages that tells what to do.
@@ -80,23 +83,40 @@ def build(
     arguments = document.arguments
     for name, value in arguments.items():
         _check_bounds(name, value, source, remedy)
-    stored = sum(map(math.prod, arrays.weight_shapes(weights)))
+    shapes = [shape for shape in arrays.weight_shapes(weights) if shape]  # a scalar counts draws
+    stored = sum(map(math.prod, shapes))
     try:
+        inspect.signature(entry.build).bind(**arguments)
         count = entry.parameter_count(**arguments)
-        if count <= stored:
+        layers = _layer_count(arguments)
+        fault = None
+        if count != stored:
+            fault = f"{count:,} parameters, but {stored:,} stored numbers"
+        elif _ARRAYS * layers > len(shapes):
+            fault = f"{layers} layers and blocks, but {len(shapes)} stored arrays"
+        else:
             model = entry.build(**arguments)
     except (TypeError, ValueError) as error:  # a builder checks its arguments
         raise ValueError(
             f"{source}: `arguments` must be those of {document.builder}. Received: {error}. "
             f"{remedy}"
         ) from error
-    if count > stored:
+    if fault:
         raise ValueError(
             f"{source}: `arguments` must be those of the weights in {weights.name}. Received: a "
-            f"model of {count:,} parameters, but {stored:,} stored numbers. {remedy}"
+            f"model of {fault}. {remedy}"
         )
     arrays.load_weights(model, weights)
     return model
+
+
+def _layer_count(arguments: Mapping[str, Any]) -> int:
+    """Returns the number of layers and blocks that valid arguments of a builder ask for."""
+    return int(
+        arguments.get("num_layers", 0)
+        + arguments.get("num_blocks", 1) * len(arguments.get("channels", ()))
+        + len(arguments.get("hidden_units", ()))
+    )
 
 
 def _check_bounds(name: str, value: Any, source: str, remedy: str) -> None:

@@ -17,14 +17,14 @@ import keras
 
 from zoo.models.unet import UNetLayers, check_levels, residual_parameter_count
 from zoo.registry import register
-from zoo.validation import DType, ImageShape, Name, Seed, Size, Sizes, validated
+from zoo.validation import DType, ImageShape, Levels, Name, Seed, Size, validated
 
 Tensor = Any
 
 
 @validated
 def parameter_count(
-    input_shape: ImageShape, channels: Sizes, latent_channels: Size, **_: object
+    input_shape: ImageShape, channels: Levels, latent_channels: Size, **_: object
 ) -> int:
     """Returns the parameter count of an `autoencoder` with these arguments."""
 
@@ -51,7 +51,7 @@ def parameter_count(
 )
 def autoencoder(
     input_shape: ImageShape = (28, 28, 1),
-    channels: Sizes = (16, 32),
+    channels: Levels = (16, 32),
     latent_channels: Size = 2,
     num_groups: Size = 8,
     seed: Seed = 0,
@@ -62,7 +62,7 @@ def autoencoder(
 
     Args:
         input_shape: Shape of an image, (H, W, C). H and W must be divisible by 2^(levels - 1).
-        channels: Number of channels of each level, multiples of `num_groups`.
+        channels: Number of channels of each of at most 8 levels, multiples of `num_groups`.
         latent_channels: Number of channels of the latents.
         num_groups: Number of groups in group normalization.
         seed: Seed of the initial weights.

@@ -23,14 +23,15 @@ from zoo.models.text_encoder import text_encoder, text_encoder_parameter_count
 from zoo.models.unet import unet
 from zoo.registry import get, register
 from zoo.validation import (
+    Blocks,
     DType,
     ImageShape,
     Layers,
+    Levels,
     Name,
     Rate,
     Seed,
     Size,
-    Sizes,
     Timesteps,
     Vocabulary,
     validated,
@@ -75,8 +76,8 @@ def text_to_image(
     num_heads: Size = 2,
     hidden_dim: Size = 64,
     input_shape: ImageShape = (28, 28, 1),
-    channels: Sizes = (32, 64, 128),
-    num_blocks: Layers = 1,
+    channels: Levels = (32, 64, 128),
+    num_blocks: Blocks = 1,
     num_steps: Timesteps = 1000,
     num_groups: Size = 8,
     dropout: Rate = 0.0,
@@ -94,8 +95,9 @@ def text_to_image(
         num_heads: Number of attention heads of the text encoder, a divisor of `hidden_dim`.
         hidden_dim: Width of a token's vector in the text encoder.
         input_shape: Shape of an image, (H, W, C). H and W must be divisible by 2^(levels - 1).
-        channels: Number of channels of each level of the U-Net, multiples of `num_groups`.
-        num_blocks: Number of residual blocks at each level, downwards and upwards.
+        channels: Number of channels of each of at most 8 levels of the U-Net, multiples of
+            `num_groups`.
+        num_blocks: Number of residual blocks at each level, downwards and upwards, at most 8.
         num_steps: Number of time steps T of the noise schedule.
         num_groups: Number of groups in group normalization.
         dropout: Dropout rate within a residual block, in [0, 1).

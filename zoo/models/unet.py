@@ -37,15 +37,15 @@ from zoo.layers.image import Downsample, Flatten, MaskedMean, TimeEmbedding, Ups
 from zoo.layers.transformer_block import TransformerBlock, block_parameter_count
 from zoo.registry import register
 from zoo.validation import (
+    Blocks,
     DType,
     ImageShape,
     Index,
-    Layers,
+    Levels,
     Name,
     Rate,
     Seed,
     Size,
-    Sizes,
     Timesteps,
     validated,
 )
@@ -168,8 +168,8 @@ def residual_parameter_count(inputs: Size, filters: Size, time_dim: Index = 0) -
 @validated
 def parameter_count(
     input_shape: ImageShape,
-    channels: Sizes,
-    num_blocks: Layers,
+    channels: Levels,
+    num_blocks: Blocks,
     context_dim: Size | None,
     **_: object,
 ) -> int:
@@ -215,8 +215,8 @@ def parameter_count(
 )  # fmt: skip
 def unet(
     input_shape: ImageShape = (28, 28, 1),
-    channels: Sizes = (32, 64, 128),
-    num_blocks: Layers = 1,
+    channels: Levels = (32, 64, 128),
+    num_blocks: Blocks = 1,
     num_steps: Timesteps = 1000,
     context_dim: Size | None = None,
     num_groups: Size = 8,
@@ -229,9 +229,9 @@ def unet(
 
     Args:
         input_shape: Shape of an image, (H, W, C). H and W must be divisible by 2^(levels - 1).
-        channels: Number of channels of each level, multiples of `num_groups`. The last one must be
-            at most 32, or a multiple of 32, the width of an attention head.
-        num_blocks: Number of residual blocks at each level, downwards and upwards.
+        channels: Number of channels of each of at most 8 levels, multiples of `num_groups`. The
+            last one must be at most 32, or a multiple of 32, the width of an attention head.
+        num_blocks: Number of residual blocks at each level, downwards and upwards, at most 8.
         num_steps: Number of time steps T of the noise schedule.
         context_dim: Width of the context's tokens; None for a model without cross-attention.
         num_groups: Number of groups in group normalization.
@@ -312,7 +312,7 @@ def unet(
 
 
 @validated
-def check_levels(input_shape: ImageShape, channels: Sizes, num_groups: Size) -> None:
+def check_levels(input_shape: ImageShape, channels: Levels, num_groups: Size) -> None:
     """Checks the relations between the sizes of a network with several resolutions.
 
     Args:

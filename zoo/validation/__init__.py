@@ -34,6 +34,7 @@ from zoo.validation.types import Address as Address
 from zoo.validation.types import AnyPath as AnyPath
 from zoo.validation.types import Arrays as Arrays
 from zoo.validation.types import Beams as Beams
+from zoo.validation.types import Blocks as Blocks
 from zoo.validation.types import Count as Count
 from zoo.validation.types import DType as DType
 from zoo.validation.types import Features as Features
@@ -45,6 +46,7 @@ from zoo.validation.types import Index as Index
 from zoo.validation.types import JSONObject as JSONObject
 from zoo.validation.types import Labels as Labels
 from zoo.validation.types import Layers as Layers
+from zoo.validation.types import Levels as Levels
 from zoo.validation.types import Logits as Logits
 from zoo.validation.types import Name as Name
 from zoo.validation.types import NewTokens as NewTokens

@@ -17,7 +17,10 @@ import numpy as np
 # that allocates all memory or does not end.
 MAX_SIZE = 2**20  # of a dimension, such as a width or a number of classes
 MAX_VOCABULARY = 2**24
-MAX_LAYERS = 1000
+# Keras recurses through a graph, and a layer takes some 10 ms to build.
+MAX_LAYERS = 128
+MAX_LEVELS = 8  # of resolution, in an image network
+MAX_BLOCKS = 8  # at each level
 MAX_TIMESTEPS = 10**5  # of a noise schedule, whose tables and embeddings are computed at once
 MAX_NEW_TOKENS = 2**20
 MAX_BEAMS = 1024

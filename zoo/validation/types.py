@@ -13,9 +13,11 @@ import numpy as np
 
 from zoo.validation.rules import (
     MAX_BEAMS,
+    MAX_BLOCKS,
     MAX_COUNT,
     MAX_ELEMENTS,
     MAX_LAYERS,
+    MAX_LEVELS,
     MAX_NEW_TOKENS,
     MAX_TIMESTEPS,
     MAX_VOCABULARY,
@@ -134,6 +136,7 @@ def _check_text(value: Any) -> str:
 Size = Annotated[int, whole()]
 Vocabulary = Annotated[int, whole(1, MAX_VOCABULARY)]
 Layers = Annotated[int, whole(1, MAX_LAYERS)]
+Blocks = Annotated[int, whole(1, MAX_BLOCKS)]
 Timesteps = Annotated[int, whole(1, MAX_TIMESTEPS)]
 NewTokens = Annotated[int, whole(1, MAX_NEW_TOKENS)]
 Beams = Annotated[int, whole(1, MAX_BEAMS)]
@@ -151,6 +154,7 @@ Nucleus = Annotated[float, number("(0, 1]")]
 Probability = Annotated[float, number("[0, 1]")]
 
 Sizes = Annotated[Sequence[int], each(whole(), 1)]
+Levels = Annotated[Sequence[int], each(whole(), 1, MAX_LEVELS)]
 ImageShape = Annotated[tuple[int, int, int], each(whole(), 3, 3)]
 TokenIds = Annotated[Sequence[int], each(whole(0, MAX_VOCABULARY - 1))]
 
