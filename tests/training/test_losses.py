@@ -83,6 +83,6 @@ def test_cross_entropy_rejects_other_arguments() -> None:
     text = r"CrossEntropy\.__init__\(\) got an unexpected keyword argument 'foo'"
     with pytest.raises(TypeError, match=text):
         CrossEntropy(foo=1)
-    with pytest.raises(ValueError, match="`dtype` must be a dtype policy.* Received: dtype='x'"):
+    with pytest.raises(ValueError, match=r"`dtype` must be a dtype policy.* Received: dtype='x'"):
         CrossEntropy(dtype="x")
     assert CrossEntropy(dtype="float64").dtype == "float64"
