@@ -1,19 +1,22 @@
-"""Console command `zoo`, which looks for the address of a model before Keras is imported.
+"""Console command `zoo`: what comes before Keras is imported, which takes seconds.
 
     zoo check mymodels:build_model
 
-The command is a module outside the package, because importing `zoo` imports Keras, which takes
-seconds, and a mistyped address is found at once. So does `python -m zoo`.
+A mistyped address of a model is found at once, and Ctrl-C ends the import with one line. The
+command is a module outside the package, because importing `zoo` imports Keras. So does
+`python -m zoo`.
 """
 
 from __future__ import annotations
 
 import ast
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
+from typing import Any
 
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 # With one of these, a module may have attributes that its source does not show.
@@ -23,10 +26,25 @@ _DYNAMIC = {"*", "__getattr__", "exec", "globals", "setattr", "vars"}
 def entry_point() -> int:
     """Runs the command line of keras-zoo and returns its exit status."""
     sys.path.insert(0, "")  # as `python -m zoo` does, so that `check` finds the user's modules
-    _check_addresses()
+    _prepare()
     from zoo.__main__ import entry_point as run
 
     return run()
+
+
+def _prepare() -> None:
+    """Checks addresses, and ends a process that Ctrl-C stops in an import with one line."""
+    print_others = sys.excepthook
+
+    def report(kind: Any, error: BaseException, traceback: Any) -> None:
+        if not isinstance(error, KeyboardInterrupt):
+            print_others(kind, error, traceback)
+            return
+        print("error: Stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # Python itself would end with a signal
+
+    sys.excepthook = report
+    _check_addresses()
 
 
 def _check_addresses() -> None:
@@ -128,4 +146,4 @@ def _names(node: ast.AST) -> Iterator[str]:
 # The package imports this module first. For `python -m zoo`, "-m" is then in the place of the
 # program's path.
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "zoo":
-    _check_addresses()
+    _prepare()

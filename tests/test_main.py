@@ -108,6 +108,29 @@ def test_main_rejects_invalid_arguments(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "message"),
+    [
+        ("generate", "tokens", "0", "must be a whole number of at least 1. Received: tokens=0"),
+        ("generate", "tokens", "99999999", "must be a whole number of at most 1048576"),
+        ("generate", "temperature", "-1", "must be a finite number of at least 0. Received: temp"),
+        ("generate", "seed", "-1", "must be a whole number of at least 0. Received: seed=-1"),
+        ("draw", "count", "0", "must be a whole number of at least 1. Received: count=0"),
+        ("draw", "steps", "0", "must be a whole number of at least 1. Received: steps=0"),
+        ("draw", "guidance-scale", "nan", "must be a finite number of at least 0. Received: gui"),
+        ("draw", "eta", "2", "must be a number in [0, 1]. Received: eta=2"),
+        ("draw", "seed", "4294967296", "must be a whole number of at most 4294967295"),
+    ],
+)
+def test_commands_name_the_flag_before_they_read_the_run(
+    in_process: Run, command: str, flag: str, value: str, message: str
+) -> None:
+    arguments = ["--run-dir", "none", "--prompt", "a", f"--{flag}", value]
+    result = in_process("zoo", command, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: `{flag.replace('-', '_')}` {message}")
+
+
 @pytest.mark.slow
 def test_process_ends_with_a_message_on_invalid_arguments() -> None:
     environment = {**os.environ, "KERAS_BACKEND": zoo.backends.name}

@@ -28,11 +28,19 @@ def test_import_zoo_understands_other_names_of_its_backend(tmp_path: Path) -> No
 
 
 def test_import_zoo_takes_an_installed_backend_if_none_is_named(tmp_path: Path) -> None:
-    """TensorFlow, Keras' own default, without a word; else another, which is said."""
+    """TensorFlow, Keras' own default, if it is installed; the choice is said once.
+
+    Where TensorFlow is installed, Keras then names it in its configuration.
+    """
     result = run_python("-c", IMPORT, home=tmp_path, choice="")
     default = "tensorflow" in selection.installed()
-    assert result.stdout == f"{'tensorflow' if default else zoo.backends.name}\n"
-    assert ("keras-zoo runs on" in result.stderr) == (not default)
+    expected = "tensorflow" if default else zoo.backends.name
+    assert result.stdout == f"{expected}\n"
+    assert f"keras-zoo runs on {expected}, as `KERAS_BACKEND` is not set" in result.stderr
+    if default:
+        again = run_python("-c", IMPORT, home=tmp_path, choice="")
+        assert again.stdout == "tensorflow\n"
+        assert "keras-zoo runs on" not in again.stderr
 
 
 @pytest.mark.parametrize("command", [["-c", "import zoo"], ["-m", "zoo", "list"]])
@@ -72,9 +80,10 @@ def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
         (["torch", "jax"], None, "jax", "is not set; installed, too: torch, jax\n"),
         (["torch", "jax"], '{"backend": "torch"}', None, ""),
         (["torch", "jax"], '{"backend": "theano"}', "jax", "runs on jax"),
-        (["torch"], '["no settings"]', "torch", "runs on torch"),
+        (["torch", "jax"], '{"epsilon": 1e-8}', "jax", "runs on jax"),
         (["torch"], "no JSON", "torch", "runs on torch"),
-        (["tensorflow", "torch"], None, None, ""),
+        (["tensorflow", "torch"], None, "tensorflow", "runs on tensorflow, as"),
+        (["tensorflow", "torch"], '{"backend": "tensorflow"}', None, ""),
     ],
 )
 def test_select_prefers_what_is_configured(
@@ -96,6 +105,29 @@ def test_select_prefers_what_is_configured(
     assert os.environ.get("KERAS_BACKEND") == expected
     assert text in capsys.readouterr().err
     assert bool(text) == (expected is not None)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ("[1]", "must hold a JSON object. Received: [1]"),
+        ('{"floatx": []}', "must have one of float32, float16, float64 as `floatx`. Received: {"),
+        ('{"epsilon": 1}', "must have a number with a point as `epsilon`"),
+        ('{"image_data_format": "x"}', "must have one of channels_last, channels_first as `image"),
+    ],
+)
+def test_invalid_configuration_of_keras_ends_with_one_line(
+    tmp_path: Path, settings: str, rule: str
+) -> None:
+    path = tmp_path / "keras.json"
+    path.write_text(settings)
+    for choice in ("", zoo.backends.name):
+        result = run_python("-m", "zoo", "list", home=tmp_path, choice=choice)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: Keras' configuration {path} {rule}")
+        assert result.stderr.endswith(". Correct the file or remove it\n")
+        assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.once

@@ -72,6 +72,33 @@ def test_check_finds_a_mistyped_address_without_keras(
     assert result.stderr.count("\n") == 1
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "keras":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("command", [COMMAND, ["-m", "zoo"]], ids=["zoo", "python -m zoo"])
+def test_ctrl_c_in_the_import_of_keras_ends_with_one_line(command: list[str], folder: Path) -> None:
+    (folder / "sitecustomize.py").write_text(INTERRUPTED)
+    root = str(Path(zoo_command.__file__).parent)
+    result = subprocess.run(
+        [sys.executable, *command, "list"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), root])},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: Stopped\n")
+
+
 @pytest.mark.parametrize("name", ["build", "Model", "small", "conditional", "build.attribute"])
 def test_check_address_accepts_names_of_the_source(name: str, folder: Path) -> None:
     zoo_command.check_address(f"mine:{name}")

@@ -16,7 +16,15 @@ from zoo import cli, registry, summary
 from zoo.diffusion import pipeline
 from zoo.generation import completion
 from zoo.parity import command
-from zoo.validation import check_sizes
+from zoo.validation import (
+    NewTokens,
+    NonNegative,
+    Probability,
+    Seed,
+    Size,
+    Timesteps,
+    validated,
+)
 
 
 def list_models() -> None:
@@ -40,12 +48,13 @@ def show(name: tyro.conf.Positional[str]) -> None:
     show_model(registry.get(name).build())
 
 
+@validated
 def generate(
     run_dir: Path,
     prompt: str,
-    tokens: int = 300,
-    temperature: float | None = None,
-    seed: int = 0,
+    tokens: NewTokens = 300,
+    temperature: NonNegative | None = None,
+    seed: Seed = 0,
 ) -> None:
     """Continue a text with a language model trained by the recipe shakespeare or next_word.
 
@@ -64,16 +73,17 @@ def generate(
     generator.print_text(model, cli.console(), tokens)
 
 
+@validated
 def draw(
     run_dir: Path,
     prompt: str | None = None,
     out: Path = Path("drawn.png"),
-    count: int = 1,
-    steps: int = 50,
-    guidance_scale: float = 3.0,
+    count: Size = 1,
+    steps: Timesteps = 50,
+    guidance_scale: NonNegative = 3.0,
     negative_prompt: str = "",
-    eta: float = 0.0,
-    seed: int = 0,
+    eta: Probability = 0.0,
+    seed: Seed = 0,
 ) -> None:
     """Sample images of a prompt with a diffusion model trained by the recipe text_to_image.
 
@@ -91,7 +101,6 @@ def draw(
         eta: 0 samples with DDIM, 1 with DDPM's steps.
         seed: Seed of the noise; the same image on every backend.
     """
-    check_sizes(count=count)
     diffusion = pipeline.DiffusionPipeline.load(run_dir)
     if (prompt is None) != (diffusion.tokenizer is None):
         raise ValueError(

@@ -119,6 +119,7 @@ def test_translate_keeps_the_order_of_texts_in_any_batch() -> None:
     together = translate.translate(network, tokenizer, texts, num_beams=1)
     in_twos = translate.translate(network, tokenizer, texts, num_beams=1, batch_size=2)
     assert together[1] == in_twos[1]
+    assert translate.translate(network, tokenizer, []) == []
     assert all(in_twos)
     assert len(set(together)) == 3
     for translated, shorter in zip(together, in_twos, strict=True):

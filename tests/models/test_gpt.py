@@ -86,6 +86,16 @@ def test_generate_is_reproducible_with_a_seed(model: keras.Model) -> None:
     assert (np.array(first) != generate(model, PROMPTS, 20, seed=2)).any()
 
 
+@pytest.mark.parametrize("temperature", [1e-309, 5e-324])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}], ids=str)
+def test_generate_at_the_smallest_temperatures_is_greedy(
+    model: keras.Model, temperature: float, options: dict[str, Any]
+) -> None:
+    greedy = generate(model, PROMPTS, 8, temperature=0.0)
+    tokens = generate(model, PROMPTS, 8, temperature=temperature, **options)
+    np.testing.assert_array_equal(tokens, greedy)
+
+
 def test_generate_continues_from_the_later_half_of_a_full_context() -> None:
     model = make_model(max_length=12)
     (tokens,) = generate(model, [[1, 2, 3]], 20, temperature=0.0)

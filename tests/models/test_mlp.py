@@ -58,6 +58,13 @@ def test_mlp_accepts_every_keras_activation_of_one_argument() -> None:
         assert model.output.shape == (None, 2)
 
 
+@pytest.mark.parametrize("argument", ["num_classes", "seed"])
+def test_mlp_rejects_a_bool_in_an_array_or_tensor(argument: str) -> None:
+    for value in (np.array(True), keras.ops.convert_to_tensor(True)):
+        with pytest.raises(ValueError, match=rf"`{argument}` must be a whole number.*True"):
+            mlp((4,), **{argument: value})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

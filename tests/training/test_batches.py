@@ -101,6 +101,8 @@ def test_batches_read_indexable_examples() -> None:
         ((X, Y[1:]), {}, r"`examples` must be of one length\. Received: lengths \[40, 39\]"),
         ((X[:0], Y[:0]), {}, r"at least one example\. Received: none"),
         ((), {}, r"at least one example\. Received: none"),
+        ("abc", {}, "`examples` must be arrays, or an `Indexable`.*Received: examples='abc'"),
+        (b"x", {}, "Received: examples=b'x'"),
     ],
 )
 def test_batches_reject_invalid_arguments(

@@ -76,3 +76,13 @@ def test_cross_entropy_rejects_invalid_label_smoothing(label_smoothing: float) -
     text = rf"`label_smoothing` must be a number in \[0, 1\)\. Received: .*={label_smoothing}"
     with pytest.raises(ValueError, match=text):
         CrossEntropy(label_smoothing)
+
+
+@pytest.mark.once
+def test_cross_entropy_rejects_other_arguments() -> None:
+    text = r"CrossEntropy\.__init__\(\) got an unexpected keyword argument 'foo'"
+    with pytest.raises(TypeError, match=text):
+        CrossEntropy(foo=1)
+    with pytest.raises(ValueError, match=r"`dtype` must be a dtype policy.* Received: dtype='x'"):
+        CrossEntropy(dtype="x")
+    assert CrossEntropy(dtype="float64").dtype == "float64"

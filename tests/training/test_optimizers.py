@@ -1,5 +1,7 @@
 """Tests of optimizers, against their definitions in NumPy."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -75,6 +77,17 @@ def test_learning_rate_schedule_rises_and_falls_to_a_tenth() -> None:
     assert float(learning_rate_schedule("warmup_cosine", 0.01, 2)(1)) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("name", ["cosine", "warmup_cosine"])
+def test_learning_rate_schedule_of_few_steps(name: Any) -> None:
+    """A single step has the whole rate; more steps rise first, if they shall, and then fall."""
+    rates = [float(learning_rate_schedule(name, 1.0, 1)(0))]
+    rates += [float(learning_rate_schedule(name, 1.0, 3)(step)) for step in range(3)]
+    expected = {"cosine": [1, 1, 0.75, 0.25], "warmup_cosine": [1, 0, 1, 0.55]}[name]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"`steps` must be a whole number of at least 1.*steps=0"):
+        learning_rate_schedule(name, 1.0, 0)
+
+
 def test_adam_adds_epsilon_after_bias_correction() -> None:
     variable = keras.Variable(np.zeros(3, np.float32), name="weight")
     Adam(1.0, epsilon=1e-4).apply([ops.convert_to_tensor(np.float32([1e-4] * 3))], [variable])
@@ -123,11 +136,39 @@ def test_adam_survives_its_configuration() -> None:
         ({"beta_2": 1.0}, r"beta_2=1\.0"),
         ({"weight_decay": 0.1}, r"`l2` is .*weight_decay=0\.1"),
         ({"amsgrad": True}, "amsgrad=True"),
+        ({"clipnorm": "x"}, "`clipnorm` must be a finite number above 0. Received: clipnorm='x'"),
+        ({"clipnorm": -1}, "clipnorm=-1"),
+        ({"global_clipnorm": float("nan")}, "global_clipnorm=nan"),
+        ({"clipvalue": float("inf")}, "clipvalue=inf"),
+        ({"use_ema": 3}, "`use_ema` must be True or False. Received: use_ema=3"),
+        ({"ema_momentum": 5}, r"`ema_momentum` must be a number in \[0, 1\]. Received: .*=5"),
+        ({"ema_overwrite_frequency": 0}, "ema_overwrite_frequency=0"),
+        ({"loss_scale_factor": 0}, "loss_scale_factor=0"),
+        ({"gradient_accumulation_steps": 1}, "at least 2. Received: gradient_accumulation_steps=1"),
+        ({"learning_rate": print}, "or a learning rate schedule. Received: learning_rate=<built"),
     ],
 )
 def test_adam_rejects_invalid_arguments(arguments: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Adam(**arguments)
+
+
+@pytest.mark.once
+def test_optimizers_reject_unknown_arguments() -> None:
+    for optimizer in (Adam, AdamW):
+        text = rf"{optimizer.__name__}\.__init__\(\) got an unexpected keyword argument 'foo'"
+        with pytest.raises(TypeError, match=text):
+            optimizer(foo=1)
+
+
+@pytest.mark.once
+def test_adam_passes_the_options_of_keras_on() -> None:
+    options = {
+        "clipnorm": 1.0, "use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3,
+        "loss_scale_factor": 2.0, "gradient_accumulation_steps": 2, "name": "mine",
+    }  # fmt: skip
+    config = Adam(**options).get_config()
+    assert {name: config[name] for name in options} == options
 
 
 def test_adam_trains_compiled_keras_model() -> None:

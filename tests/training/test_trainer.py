@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 
 from tests.training.conftest import BATCH, EXAMPLES, STEPS, Training, X, Y, network, trainer
-from zoo import mlp
+from zoo import mlp, rnn_language_model
 from zoo.training import Adam, Batches, CrossEntropy, StepCheckpoint, Trainer
 
 FLOATS = (X / 255).astype(np.float32)
@@ -303,6 +303,58 @@ def test_fit_with_checkpoint_requires_seeded_batches(tmp_path: Path, data: Any, 
         trainer().fit(data, checkpoint=StepCheckpoint(tmp_path))
 
 
+INVALID_COUNTS = [
+    (
+        {"steps_per_epoch": -3},
+        "`steps_per_epoch` must be a whole number of at least 1 or None. Rec",
+    ),
+    ({"steps_per_epoch": 0}, "Received: steps_per_epoch=0"),
+    ({"epochs": "2"}, "`epochs` must be a whole number of at least 1. Received: epochs='2'"),
+    ({"epochs": None}, "Received: epochs=None"),
+    ({"epochs": 1.5}, r"Received: epochs=1\.5"),
+    ({"epochs": True}, "Received: epochs=True"),
+    ({"epochs": 0}, "Received: epochs=0"),
+    ({"initial_epoch": -1}, "Received: initial_epoch=-1"),
+    ({"validation_freq": 0}, "at least 1 or a list of epochs. Received: validation_freq=0"),
+    ({"verbose": "x"}, "`verbose` must be 'auto', 0, 1 or 2. Received: verbose='x'"),
+    ({"validation_steps": 0}, "Received: validation_steps=0"),
+    ({"validation_split": 1}, r"number in \[0, 1\). Received: validation_split=1"),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("options", "text"), INVALID_COUNTS)
+def test_fit_rejects_invalid_counts(options: dict, text: str, tmp_path: Path) -> None:
+    model, batches = trainer(), Batches((X, Y), BATCH, seed=0)
+    for checkpoint in (None, StepCheckpoint(tmp_path / "checkpoints")):
+        with pytest.raises(ValueError, match=text):
+            model.fit(batches, checkpoint=checkpoint, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_evaluate_and_predict_reject_invalid_counts() -> None:
+    with pytest.raises(ValueError, match=r"`steps` must be .* at least 1 or None.*: steps=0"):
+        trainer().evaluate(X, Y, steps=0)
+    with pytest.raises(ValueError, match=r"`batch_size` must be .* Received: batch_size=True"):
+        trainer().predict(X, True)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_unknown_arguments_are_type_errors(method: str) -> None:
+    text = rf"Trainer\.{method}\(\) got an unexpected keyword argument 'foo'"
+    with pytest.raises(TypeError, match=text):
+        getattr(trainer(), method)(X, foo=1)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("preprocessing", ["foo", 5, []])
+def test_trainer_rejects_a_preprocessing_that_cannot_be_called(preprocessing: Any) -> None:
+    with pytest.raises(ValueError, match=r"`preprocessing` must be a layer or a function .* Rec"):
+        Trainer(mlp((4,), 3), preprocessing)
+
+
 def test_fit_of_a_model_without_weights() -> None:
     """Nothing is learnt, and the loss is computed."""
     model = Trainer(keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(2.0)]))
@@ -329,9 +381,29 @@ def test_trainer_warns_once_of_raw_pixels(dtype: type) -> None:
     ):
         model = Trainer(mlp(hidden_units=(2,)))
         model.compile("sgd", CrossEntropy())
-        with pytest.warns(UserWarning, match=RAW):
+        with pytest.warns(UserWarning, match=RAW) as caught:
             train(model)
+        (warning,) = (w for w in caught if "raw pixels" in str(w.message))
+        assert warning.filename == __file__
         train(model)  # a warning would be an error
+
+
+def test_trainer_warns_of_raw_pixels_in_any_form() -> None:
+    """Flattened, as a tensor, in a single step, and after normalized pixels."""
+    images = (np.arange(2 * 28 * 28).reshape(2, 28, 28, 1) % 256).astype(np.float32)
+    labels = np.array([0, 1])
+    for shape, use in (
+        ((784,), lambda model: model.predict_on_batch(images.reshape(2, 784))),
+        ((28, 28, 1), lambda model: model.predict_on_batch(ops.convert_to_tensor(images))),
+        ((28, 28, 1), lambda model: model.train_on_batch(images, labels)),
+        ((28, 28, 1), lambda model: model.test_on_batch(images, labels)),
+    ):
+        model = Trainer(mlp(shape, hidden_units=(2,)))
+        model.compile("sgd", CrossEntropy())
+        model.train_on_batch(images.reshape(2, *shape) / 255, labels)
+        with pytest.warns(UserWarning, match=RAW) as caught:
+            use(model)
+        assert [w.filename for w in caught if "raw pixels" in str(w.message)] == [__file__]
 
 
 def test_trainer_does_not_warn_of_other_inputs() -> None:
@@ -347,6 +419,7 @@ def test_trainer_does_not_warn_of_other_inputs() -> None:
         (Trainer(network), images - 128),
         (Trainer(network), images // 8),
         (Trainer(mlp((4,), hidden_units=(2,))), np.full((2, 4), 255)),
+        (Trainer(rnn_language_model(256, "gru", 2, 2)), np.arange(200).reshape(2, 100)),
     ):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)

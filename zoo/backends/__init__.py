@@ -184,7 +184,8 @@ class Backend(Protocol):
     def check_range(self, integers: Tensor, size: int, rule: str) -> Tensor:
         """Returns the integers, or raises an error if one is not in [0, size).
 
-        The error's text is the rule with this integer behind it.
+        The error's text is the rule with this integer behind it. The integers may have a floating
+        dtype, as Keras' losses convert labels to; then NaN is refused.
         """
         ...
 

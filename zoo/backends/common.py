@@ -57,11 +57,19 @@ def float64() -> Iterator[None]:
         keras.config.set_floatx(default)
 
 
-def check_limits(low: int, high: int, size: int, rule: str) -> None:
-    """Raises ValueError with the rule if the lowest or the highest integer is not in [0, size)."""
-    low, high = int(low), int(high)
-    if low < 0 or high >= size:
-        raise ValueError(f"{rule} {low if low < 0 else high}")
+def check_limits(low: Any, high: Any, size: int, rule: str) -> None:
+    """Raises ValueError with the rule if the lowest or the highest number is not in [0, size).
+
+    Args:
+        low: Lowest number, a scalar or tensor of integers or, as labels may be, floats.
+        high: Highest number; NaN if one of the numbers is.
+        size: Limit of the numbers.
+        rule: Text of the error, which the number follows.
+    """
+    low, high = float(low), float(high)
+    if not (low >= 0 and high < size):
+        number = high if low >= 0 else low
+        raise ValueError(f"{rule} {int(number) if number.is_integer() else number}")
 
 
 def dense(layer: Any, inputs: Tensor) -> Tensor:

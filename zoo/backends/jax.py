@@ -13,6 +13,7 @@ import keras
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
+from zoo.backends.common import TrainerMixin as TrainerMixin
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import cached_attention as cached_attention
@@ -22,7 +23,6 @@ from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
-from zoo.backends.jax_training import TrainerMixin as TrainerMixin
 from zoo.backends.jax_training import check_range as check_range
 
 Tensor = Any

@@ -1,6 +1,13 @@
-"""JAX: training steps that check ids and labels and keep the model's weights after an error."""
+"""JAX: training steps that check ids and labels and keep the model's weights after an error.
 
-import dataclasses
+Keras' steps receive the values of the model's variables and delete them. An error within a compiled
+step would leave none. So the steps of every `keras.Model` are compiled by `_CheckedStep`: where a
+layer or loss checks its integers, an id or label that does not exist is replaced by the nearest
+one. The error is raised before the next step but one, so that the host need not wait for each step,
+or when the values return to the model, as they do before they are saved. Keras has no hook for
+this, so its trainer's functions are replaced when this module is imported.
+"""
+
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from keras.src.backend.config import is_nnx_enabled
+from keras.src.backend.jax import trainer as keras_trainer
 
 from zoo.backends import common
 
@@ -35,13 +44,13 @@ class _Recorder:
     Attributes:
         trace: JAX's trace of the step. The values of a loop within it cannot leave the loop.
         limits: Size and rule of each call of `check_range`.
-        ranges: Lowest and highest integer of each call, (2,).
+        ranges: Lowest and highest integer of each call.
     """
 
     def __init__(self, trace: Any):
         self.trace = trace
         self.limits: list[tuple[int, str]] = []
-        self.ranges: list[Tensor] = []
+        self.ranges: list[tuple[Tensor, Tensor]] = []
 
 
 _recorders: list[_Recorder] = []
@@ -64,97 +73,134 @@ def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
         common.check_limits(low, high, size, rule)
     elif _recorders and integers._trace is _recorders[-1].trace:
         _recorders[-1].limits.append((size, rule))
-        _recorders[-1].ranges.append(jnp.stack([low, high]).astype("int32"))
-        return jnp.clip(integers, 0, size - 1)
+        _recorders[-1].ranges.append((low, high))
+        return jnp.nan_to_num(jnp.clip(integers, 0, size - 1))
     else:
         jax.debug.callback(partial(common.check_limits, size=size, rule=rule), low, high)
     return integers
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["outputs", "ranges"], meta_fields=["limits"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["ranges"], meta_fields=["limits"])
 @dataclass(frozen=True)
-class _Checked:
-    """Outputs of a step and what `_Recorder` has recorded; the ranges are (calls, 2)."""
+class _Checks:
+    """What `_Recorder` has recorded of a step."""
 
-    outputs: Any
-    ranges: Tensor
+    ranges: list[tuple[Tensor, Tensor]]
     limits: tuple[tuple[int, str], ...]
 
     def raise_if_invalid(self) -> None:
-        for (low, high), (size, rule) in zip(np.asarray(self.ranges), self.limits):
+        for (low, high), (size, rule) in zip(self.ranges, self.limits):
             common.check_limits(low, high, size, rule)
 
 
-class TrainerMixin:
-    """Base class of `zoo.Trainer`: after an error in a step the model still has its weights.
+class _CheckedStep:
+    """A compiled step of a model: from its state and a batch to outputs and a new state.
 
-    Keras' steps receive the values of the model's variables and delete them. An error within a
-    compiled step would leave none, so a step replaces an id or label that does not exist by the
-    nearest one. The error is raised before the next step but one, so that the host need not wait
-    for each step, or when the values return to the model, as they do before they are saved.
+    Args:
+        step: Step to compile.
+        **options: Options of `jax.jit`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._unread = deque[_Checked]()  # of steps that may not have ended yet
+    def __init__(self, step: Callable[..., Any], **options: Any):
+        self._step = step
+        self._compiled = jax.jit(self._recorded, **options)
+        self.unread = deque[_Checks]()  # of steps that may not have ended yet
 
-    def train_step(self, state: State, data: Any) -> Any:
-        return self._checked(super().train_step, state, data)  # type: ignore[misc]
+    def __call__(self, state: State, data: Any) -> Any:
+        _raise_if_invalid(self.unread, running=1)
+        _check_width(data)
+        (outputs, checks), state = self._compiled(state, data)
+        if checks.limits:
+            self.unread.append(checks)
+        return outputs, state
 
-    def test_step(self, state: State, data: Any) -> Any:
-        return self._checked(super().test_step, state, data)  # type: ignore[misc]
+    def _recorded(self, state: State, data: Any) -> Any:
+        with _recorder(jax.tree.leaves(data)[0]._trace) as recorder:
+            outputs, state = self._step(state, data)
+        return (outputs, _Checks(recorder.ranges, tuple(recorder.limits))), state
 
-    def predict_step(self, state: State, data: Any) -> Any:
-        return self._checked(super().predict_step, state, data)  # type: ignore[misc]
 
-    def _checked(self, step: Callable[..., Any], state: State, data: Any) -> Any:
-        tensor = jax.tree.leaves(data)[0]
-        if not isinstance(tensor, jax.core.Tracer):
-            return step(state, data)
-        with _recorder(tensor._trace) as recorder:
-            outputs, new_state = step(state, data)
-        if not recorder.ranges:
-            return outputs, new_state
-        return _Checked(outputs, jnp.stack(recorder.ranges), tuple(recorder.limits)), new_state
+def _raise_if_invalid(unread: deque[_Checks], running: int = 0) -> None:
+    """Raises the error of a step, but for the last ones, which may be running."""
+    while len(unread) > running:
+        unread.popleft().raise_if_invalid()
 
-    def _make_function(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        def step_with_outputs(state: State, data: Any) -> Any:
-            self._raise_if_invalid(running=1)
-            checked, state = step(state, data)
-            if not isinstance(checked, _Checked):
-                return checked, state
-            self._unread.append(dataclasses.replace(checked, outputs=None))
-            return checked.outputs, state
 
-        steps = super()._make_function(step_with_outputs, *args, **kwargs)  # type: ignore[misc]
+def _check_width(data: Any) -> None:
+    """Raises ValueError if an array of the host holds an integer that JAX would wrap to 32 bits."""
+    if jax.config.jax_enable_x64:
+        return
+    for array in jax.tree.leaves(data):
+        is_wide = isinstance(array, np.ndarray) and array.dtype in (np.int64, np.uint64)
+        if is_wide and array.size:
+            low, high = int(array.min()), int(array.max())
+            if low < -(2**31) or high >= 2**31:
+                raise ValueError(
+                    "Integers must lie in [-2**31, 2**31), since JAX wraps others to 32 bits "
+                    f"unless `JAX_ENABLE_X64=1` is set. Received: {low if low < 0 else high}"
+                )
 
-        def restoring_steps(state: State, iterator: Any) -> Any:
-            try:
-                return steps(state, iterator)
-            except StopIteration:
-                raise
-            except BaseException:
-                self._restore(state)
-                raise
 
-        return restoring_steps
+def _jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compiles a function of Keras' trainer; only the steps donate their arguments."""
+    return (_CheckedStep if "donate_argnums" in options else jax.jit)(function, **options)
 
-    def _raise_if_invalid(self, running: int = 0) -> None:
-        """Checks the ids of all steps but the last ones, which may be running."""
-        while len(self._unread) > running:
-            self._unread.popleft().raise_if_invalid()
 
-    def _restore(self, state: State) -> None:
-        """Gives the values back to the model's variables, unless XLA has deleted them."""
-        self._unread.clear()
-        if not any(value.is_deleted() for value in jax.tree.leaves(state)):
-            names = _STATES[len(state)]
-            self._jax_state = dict(zip(names, state))
-            self._jax_state_synced = False
-            self.jax_state_sync()
+def _distribute_data(data: Any, *args: Any) -> Any:
+    _check_width(data)
+    return _keras_distribute_data(data, *args)
 
-    def jax_state_sync(self) -> None:
-        super().jax_state_sync()  # type: ignore[misc]
-        self._raise_if_invalid()
+
+def _make_function(trainer: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
+    """Returns a function of one or more steps that restores the variables after an error."""
+    latest: State | None = None
+
+    def tracked_step(state: State, data: Any) -> Any:
+        nonlocal latest
+        latest = state
+        outputs, latest = step(state, data)
+        return outputs, latest
+
+    if isinstance(step, _CheckedStep):
+        trainer._unread_checks = step.unread = getattr(trainer, "_unread_checks", step.unread)
+    steps = _keras_make_function(trainer, tracked_step, *args, **kwargs)
+
+    def restoring_steps(state: State, iterator: Any) -> Any:
+        nonlocal latest
+        latest = state
+        try:
+            return steps(state, iterator)
+        except StopIteration:
+            raise
+        except BaseException:
+            _restore(trainer, latest)
+            raise
+        finally:
+            latest = None
+
+    return restoring_steps
+
+
+def _restore(trainer: Any, state: State) -> None:
+    """Gives the values back to the model's variables, unless XLA has deleted them."""
+    getattr(trainer, "_unread_checks", deque()).clear()
+    if not any(value.is_deleted() for value in jax.tree.leaves(state)):
+        trainer._jax_state = dict(zip(_STATES[len(state)], state))
+        trainer._jax_state_synced = False
+        trainer.jax_state_sync()
+
+
+def _jax_state_sync(trainer: Any) -> None:
+    _keras_jax_state_sync(trainer)
+    _raise_if_invalid(getattr(trainer, "_unread_checks", deque()))
+
+
+_keras_distribute_data = keras_trainer._distribute_data
+_keras_make_function = keras_trainer.JAXTrainer._make_function
+_keras_jax_state_sync = keras_trainer.JAXTrainer.jax_state_sync
+
+if not is_nnx_enabled():
+    keras_trainer.jit = _jit
+    keras_trainer._distribute_data = _distribute_data
+    keras_trainer.JAXTrainer._make_function = _make_function
+    keras_trainer.JAXTrainer.jax_state_sync = _jax_state_sync

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("tensorflow", "torch", "jax")
-_BY_PREFERENCE = ("jax", "torch", "tensorflow")
+# Keras' own default comes first: Keras writes it into its configuration when it is first imported.
+_BY_PREFERENCE = ("tensorflow", "jax", "torch")
+_KERAS_CHOICES = {  # of settings in Keras' configuration
+    "floatx": ("float32", "float16", "float64"),
+    "image_data_format": ("channels_last", "channels_first"),
+}
 _ALIASES = {"pytorch": "torch", "tf": "tensorflow"}
 
 # Settings that libraries read once, when they are loaded. The user's own are not changed.
@@ -68,18 +73,18 @@ def select() -> None:
     """Sets `KERAS_BACKEND` and the settings of libraries, unless Keras has been imported already.
 
     The variable may name a backend in any case, and as "pytorch" or "tf". Without it, the backend
-    of Keras' configuration file is used, which is TensorFlow by default. If that is not installed,
-    the first installed one of jax, torch and tensorflow is used, and a line on standard error says
-    so.
+    that Keras' configuration file names is used. If the file names none that is installed, the
+    first installed one of tensorflow, jax and torch is used, and a line on standard error says so.
 
     Raises:
-        ValueError: If the variable names no backend.
+        ValueError: If the variable names no backend, or Keras cannot read its configuration.
         ImportError: If the backend is not installed, or none is.
     """
     if "keras" in sys.modules:
         return
     for variable, setting in _LIBRARY_SETTINGS.items():
         os.environ.setdefault(variable, setting)
+    configured = _configuration().get("backend")
     choice = os.environ.get("KERAS_BACKEND", "").strip().lower()
     if choice:
         choice = _ALIASES.get(choice, choice)
@@ -87,7 +92,7 @@ def select() -> None:
         os.environ["KERAS_BACKEND"] = choice
         return
     available = installed()
-    if _configured() in available:
+    if configured in available:
         os.environ.pop("KERAS_BACKEND", None)  # Keras takes an empty name for a backend's
         return
     if not available:
@@ -112,7 +117,7 @@ def hidden_startup_lines() -> Iterator[None]:
     nothing is hidden.
     """
     is_command = sys.argv[:1] == ["-m"] or hasattr(sys.modules["__main__"], "__file__")
-    chosen = os.environ.get("KERAS_BACKEND") or _configured()
+    chosen = os.environ.get("KERAS_BACKEND") or _configuration().get("backend")
     can_hide = is_command and hasattr(os, "fork") and not _user_wants_messages
     if chosen != "tensorflow" or not can_hide:
         yield
@@ -146,14 +151,34 @@ def hidden_startup_lines() -> Iterator[None]:
         os.waitpid(child, 0)
 
 
-def _configured() -> Any:
-    """The backend that Keras' configuration file names; without one, Keras takes TensorFlow."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+def _configuration() -> dict[str, Any]:
+    """The settings in Keras' configuration file; none if there is no file or it holds no JSON.
+
+    Raises:
+        ValueError: If Keras could not be imported with the settings.
+    """
+    path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
     try:
-        text = (Path(home) / "keras.json").read_text("utf-8")
-        return json.loads(text).get("backend", "tensorflow")
-    except (OSError, ValueError, AttributeError):
-        return "tensorflow"
+        settings = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    rule = None
+    if not isinstance(settings, dict):
+        rule = "must hold a JSON object"
+    elif not isinstance(settings.get("epsilon", 1e-7), float):
+        rule = "must have a number with a point as `epsilon`"
+    else:
+        for name, choices in _KERAS_CHOICES.items():
+            if settings.get(name, choices[0]) not in choices:
+                rule = f"must have one of {', '.join(choices)} as `{name}`"
+    if rule is None:
+        return dict(settings)
+    raise _reported_in_one_line(
+        ValueError(
+            f"Keras' configuration {path} {rule}. Received: {json.dumps(settings)[:200]}. Correct "
+            "the file or remove it"
+        )
+    )
 
 
 def _reported_in_one_line(error: Exception) -> Exception:

@@ -279,7 +279,7 @@ def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
     is_symbolic = integers.device.type == "meta" or torch.compiler.is_compiling() or is_capturing()
     if integers.numel() and not is_symbolic:
         low, high = torch.aminmax(integers)
-        common.check_limits(int(low), int(high), size, rule)
+        common.check_limits(low, high, size, rule)
     return integers
 
 

@@ -104,7 +104,15 @@ def stream(
 
 @validated
 def generate(
-    model: keras.Model, prompts: TokenSequences, max_new_tokens: NewTokens, **options: Any
+    model: keras.Model,
+    prompts: TokenSequences,
+    max_new_tokens: NewTokens,
+    seed: Seed = 0,
+    temperature: NonNegative = 1.0,
+    top_k: Size | None = None,
+    top_p: Nucleus | None = None,
+    stop_tokens: TokenIds = (),
+    sources: TokenSequences | None = None,
 ) -> list[np.ndarray]:
     """Continues prompts and returns the whole continuations.
 
@@ -113,8 +121,13 @@ def generate(
         prompts: Token ids of each prompt, at least one; of equal length for an
             `rnn_language_model`.
         max_new_tokens: Maximum number of tokens of each continuation.
-        **options: Keyword arguments of `stream`: `seed`, `temperature`, `top_k`, `top_p`,
-            `stop_tokens` and `sources`.
+        seed: Seed of the random numbers; the same numbers on every backend.
+        temperature: Divisor of the logits; 0 is greedy decoding.
+        top_k: Number of most likely tokens to sample from; by default all tokens.
+        top_p: Probability that the most likely tokens to sample from must reach together; by
+            default all tokens.
+        stop_tokens: Token ids that end a continuation.
+        sources: Token ids of the source sequence of each prompt, for a `transformer` only.
 
     Returns:
         Continuation of each prompt without the prompt, (N,) int32, N at most `max_new_tokens`.
@@ -122,7 +135,10 @@ def generate(
     Raises:
         ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
-    tokens = np.stack(list(stream(model, prompts, max_new_tokens, **options)), axis=1)
+    steps = stream(
+        model, prompts, max_new_tokens, seed, temperature, top_k, top_p, stop_tokens, sources
+    )
+    tokens = np.stack(list(steps), axis=1)
     return [row[row >= 0] for row in tokens]
 
 
@@ -233,7 +249,10 @@ def sample_tokens(
     """
     if temperature == 0:
         return np.asarray(logits.argmax(-1), np.int32)
-    logits = logits.astype(np.float64) / temperature
+    # The largest logit becomes 0, so that no temperature is too small: others may become -infinity.
+    logits = logits.astype(np.float64)
+    with np.errstate(over="ignore"):
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         threshold = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
         logits = np.where(logits < threshold, -np.inf, logits)

@@ -31,7 +31,7 @@ def translate(
         verbose: Whether to print the progress.
 
     Returns:
-        Translations in the order of `texts`.
+        Translations in the order of `texts`; none of no texts.
 
     Raises:
         ValueError: If a text is empty, too long, or has a character that `tokenizer` cannot
@@ -39,7 +39,7 @@ def translate(
     """
     sources = [tokenizer.encode(text) for text in texts]
     translations: dict[int, str] = {}
-    batch_size = min(batch_size, len(sources))
+    batch_size = min(batch_size, max(len(sources), 1))
     # Sentences of similar length form a batch, so that short ones do not wait for a long one.
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
     batches = range(0, len(order), batch_size)

@@ -3,13 +3,13 @@
 import copy
 import functools
 import math
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import keras
 import numpy as np
 
 from zoo import random
-from zoo.validation import Count, Index, Seed, Size, validated
+from zoo.validation import Count, Index, Rule, Seed, Size, validated
 
 
 class Indexable(Protocol):
@@ -22,6 +22,15 @@ class Indexable(Protocol):
     def __getitem__(self, indices: np.ndarray) -> Any:
         """The examples with these numbers, (B,): `x`, `(x, y)` or `(x, y, sample_weight)`."""
         ...
+
+
+def _check_examples(value: Any) -> Any:
+    if isinstance(value, str | bytes | bytearray):  # indexable, but by characters
+        raise TypeError
+    return value
+
+
+Examples = Annotated[Any, Rule("arrays, or an `Indexable` of examples", _check_examples)]
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -49,7 +58,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     @validated
     def __init__(
         self,
-        examples: Any,
+        examples: Examples,
         batch_size: Size = 64,
         seed: Seed | None = None,
         steps_per_epoch: Count | None = None,

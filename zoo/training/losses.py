@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from zoo.backends import backend
-from zoo.validation import Rate, validated
+from zoo.validation import DType, Rate, validated
 
 Tensor = Any
 
@@ -23,6 +23,7 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
         label_smoothing: Share of each label that is spread evenly over the classes, in [0, 1).
         reduction: Reduction over the batch, as for other losses of Keras.
         name: Name of the loss.
+        dtype: Dtype of the computations; by default Keras' `floatx`.
 
     Raises:
         ValueError: If `label_smoothing` is outside [0, 1). When called with a label outside the
@@ -38,9 +39,9 @@ class CrossEntropy(keras.losses.Loss):  # type: ignore[misc]
         reduction: Literal["sum", "sum_over_batch_size", "mean", "mean_with_sample_weight"]
         | None = "mean_with_sample_weight",
         name: str = "cross_entropy",
-        **kwargs: Any,
+        dtype: DType | None = None,
     ):
-        super().__init__(name=name, reduction=reduction, **kwargs)
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class ReconstructionError(keras.losses.Loss):  # type: ignore[misc]
 def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each label, in nats: labels (...) and logits (..., classes) to (...)."""
     logits = at_least_float32(logits)
-    labels = _check_labels(ops.cast(labels, "int32"), logits.shape[-1])
+    labels = ops.cast(_check_labels(labels, logits.shape[-1]), "int32")
     losses = backend.cross_entropy(labels, logits)
     if not label_smoothing:
         return losses
@@ -79,6 +80,14 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, classes: int) -> Tensor:
-    """Returns the labels, or raises an error if one is not in [0, classes)."""
+    """Returns the labels, or raises an error if one is not in [0, classes).
+
+    They are checked before they are cast to int32, which would turn NaN or a large number into
+    another label.
+    """
+    labels = ops.convert_to_tensor(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if "float" not in dtype and "int64" not in dtype:
+        labels = ops.cast(labels, "int32")
     rule = f"Labels must lie in [0, {classes}), the classes of the logits. Received: label"
     return backend.check_range(labels, classes, rule)

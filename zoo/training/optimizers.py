@@ -5,14 +5,26 @@ from typing import Annotated, Any, Literal
 import keras
 
 from zoo.backends import backend
-from zoo.validation import Fraction, Index, NonNegative, Positive, Rule, number, validated
+from zoo.validation import (
+    MAX_COUNT,
+    Count,
+    Fraction,
+    Index,
+    NonNegative,
+    Positive,
+    Probability,
+    Rule,
+    number,
+    validated,
+    whole,
+)
 
 Tensor = Any
 
 
 def _check_learning_rate(value: Any) -> Any:
-    """Returns a number above 0, or what Keras accepts besides: a schedule or a function."""
-    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule) or callable(value):
+    """Returns a number above 0 or a schedule. A compiled step would call a function only once."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value
     if isinstance(value, dict):  # a schedule in the configuration of a saved optimizer
         return keras.optimizers.schedules.deserialize(value)
@@ -37,17 +49,20 @@ def learning_rate_schedule(
         name: "constant"; "cosine", which falls to 0; or "warmup_cosine", which rises from 0 and
             then falls to a tenth.
         learning_rate: Largest learning rate.
-        steps: Number of steps of the run.
-        warmup_steps: Number of steps of the rise, at most a tenth of `steps`.
+        steps: Number of steps of the run, for "constant" also 0.
+        warmup_steps: Number of steps of the rise, at most a tenth of `steps`, but at least 1 where
+            there are others.
 
     Raises:
-        ValueError: If `name` is another, or `learning_rate` is not above 0.
+        ValueError: If `name` is another, `learning_rate` is not above 0, or `steps` is 0 for a rate
+            that falls.
     """
     if name == "constant":
         return learning_rate
+    whole(1, MAX_COUNT).require("steps", steps)
     if name == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    rise = max(min(warmup_steps, steps // 10), 1)
+    rise = min(max(min(warmup_steps, steps // 10), 1), steps - 1)
     return keras.optimizers.schedules.CosineDecay(
         0.0, steps - rise, alpha=0.1, warmup_target=learning_rate, warmup_steps=rise
     )
@@ -73,10 +88,21 @@ class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, n
         beta_1: Decay of the first moment, in (0, 1).
         beta_2: Decay of the second moment, in (0, 1).
         epsilon: Number added to the denominator.
-        **kwargs: Arguments of `keras.optimizers.Optimizer`, such as `global_clipnorm`.
+        name: Name of the optimizer.
+        clipnorm: Largest norm of the gradient of a variable; by default no limit.
+        clipvalue: Largest absolute value of an element of a gradient; by default no limit.
+        global_clipnorm: Largest norm of all gradients together; by default no limit.
+        use_ema: Whether `fit` ends with moving averages of the weights.
+        ema_momentum: Factor of the previous average, in [0, 1].
+        ema_overwrite_frequency: Number of steps after which the averages replace the weights; by
+            default only the end of `fit`.
+        loss_scale_factor: Factor of the loss, by which the gradients are divided again.
+        gradient_accumulation_steps: Number of steps, at least 2, whose mean gradient makes one
+            update; by default each step makes one.
+        **unsupported: `amsgrad` and `weight_decay` of `keras.optimizers.Adam`, which must be off.
 
     Raises:
-        ValueError: If an argument is out of range, or `amsgrad` or `weight_decay` is given.
+        ValueError: If an argument is out of range, or `amsgrad` or `weight_decay` is on.
 
     Source: Kingma and Ba, "Adam", ICLR 2015.
     """
@@ -90,17 +116,34 @@ class Adam(backend.ForeachMixin, keras.optimizers.Adam):  # type: ignore[misc, n
         beta_2: Fraction = 0.999,
         epsilon: Positive = 1e-8,
         name: str = "adam",
-        **kwargs: Any,
+        clipnorm: Positive | None = None,
+        clipvalue: Positive | None = None,
+        global_clipnorm: Positive | None = None,
+        use_ema: bool = False,
+        ema_momentum: Probability = 0.99,
+        ema_overwrite_frequency: Count | None = None,
+        loss_scale_factor: Positive | None = None,
+        gradient_accumulation_steps: Annotated[int, whole(2, MAX_COUNT)] | None = None,
+        **unsupported: Any,
     ):
-        for argument in ("amsgrad", "weight_decay"):
-            if kwargs.get(argument):
+        for argument, value in unsupported.items():
+            if argument not in ("amsgrad", "weight_decay"):
+                raise TypeError(
+                    f"{type(self).__name__}.__init__() got an unexpected keyword argument "
+                    f"{argument!r}"
+                )
+            if value:
                 raise ValueError(
                     f"`{argument}` is not offered; `l2` is `torch.optim.Adam`'s weight decay. "
-                    f"Received: {argument}={kwargs[argument]}"
+                    f"Received: {argument}={value}"
                 )
         super().__init__(
-            learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name, **kwargs
-        )
+            learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name=name,
+            clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm,
+            use_ema=use_ema, ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency, loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )  # fmt: skip
         self.l2 = l2
         # Step size and epsilon by dtype. The variables of a step share them.
         self.bias_corrections: dict[str, tuple[Tensor, Tensor]] = {}

@@ -1,8 +1,12 @@
 """A network with its preprocessing, trained by Keras' own `fit` and resumed at any step."""
 
 import inspect
+import os
+import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -10,11 +14,52 @@ import numpy as np
 from zoo.backends import backend
 from zoo.training.batches import Batches
 from zoo.training.callbacks import ContinuedHistory, StepCheckpoint
-from zoo.validation import validated
+from zoo.validation import MAX_COUNT, Rule, number, validated, whole
 
 Tensor = Any
 
 _RAW_PIXEL = 64  # a whole number above it is no normalized pixel
+_FEW_FEATURES = 64  # flattened images have more
+
+
+def _check_frequency(value: Any) -> Any:
+    return value if isinstance(value, list | tuple | set) else _COUNT.check(value)
+
+
+def _check_verbose(value: Any) -> Any:
+    if value not in ("auto", 0, 1, 2):
+        raise ValueError
+    return value
+
+
+_COUNT = whole(1, MAX_COUNT)
+_RULES = {  # of the arguments of Keras' methods
+    "batch_size": _COUNT.or_none(),
+    "epochs": _COUNT,
+    "initial_epoch": whole(0, MAX_COUNT),
+    "steps": _COUNT.or_none(),
+    "steps_per_epoch": _COUNT.or_none(),
+    "validation_batch_size": _COUNT.or_none(),
+    "validation_freq": Rule(f"{_COUNT.text} or a list of epochs", _check_frequency),
+    "validation_split": number("[0, 1)"),
+    "validation_steps": _COUNT.or_none(),
+    "verbose": Rule("'auto', 0, 1 or 2", _check_verbose),
+}
+
+
+def _check_callable(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
+Preprocessing = Annotated[
+    Any, Rule("a layer or a function of (inputs, training)", _check_callable).or_none()
+]
+
+
+# A network with one of these normalizes pixels itself, or reads token ids.
+_NO_PIXELS = keras.layers.Normalization, keras.layers.Rescaling, keras.layers.Embedding
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -39,15 +84,16 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
     """
 
     @validated
-    def __init__(self, network: keras.Model, preprocessing: Any = None, name: str | None = None):
+    def __init__(
+        self, network: keras.Model, preprocessing: Preprocessing = None, name: str | None = None
+    ):
         # The network casts its inputs itself; float64 inputs stay as they are until then.
         super().__init__(name=name or f"{network.name}_trainer", autocast=False)
         self.network = network
         self.preprocessing = preprocessing
         self.built = bool(network.built and getattr(preprocessing, "built", True))
         self._may_get_raw_pixels = preprocessing is None and not any(
-            isinstance(layer, keras.layers.Normalization | keras.layers.Rescaling)
-            for layer in network._flatten_layers()
+            isinstance(layer, _NO_PIXELS) for layer in network._flatten_layers()
         )
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
@@ -68,16 +114,16 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             **kwargs: Arguments of `keras.Model.fit`. `steps_per_epoch` is read from `Batches`.
 
         Raises:
-            ValueError: If `checkpoint` is given and `x` are not `Batches` with a seed.
+            ValueError: If a number of epochs, steps or examples is not a whole number of at least
+                1, or `checkpoint` is given and `x` are not `Batches` with a seed.
             Diverged, Interrupted, OSError: As `StepCheckpoint` says.
         """
-        options = dict(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
-        del options["self"]
+        options = _checked_arguments(keras.Model.fit, args, kwargs)
         stream: Any = options.get("x")
         self._warn_of_raw_pixels(stream)
         shuffled = isinstance(stream, Batches) and stream.seed is not None
         if shuffled:
-            options.setdefault("steps_per_epoch", stream.steps_per_epoch)
+            options["steps_per_epoch"] = options.get("steps_per_epoch") or stream.steps_per_epoch
             options["shuffle"] = False
         class_weight = options.get("class_weight")
         if isinstance(stream, Batches):
@@ -128,38 +174,62 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             for variable in self.trainable_variables:
                 variable.assign(keras.ops.copy(variable.value))
 
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """The loss and metrics on data, as `keras.Model.evaluate` gives them."""
+        options = _checked_arguments(keras.Model.evaluate, args, kwargs)
+        x = options.pop("x", None)
         self._warn_of_raw_pixels(x)
-        return super().evaluate(self._as_dataset(x), *args, **kwargs)
+        return super().evaluate(self._as_dataset(x), **options)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, as `keras.Model.predict` gives them."""
+        options = _checked_arguments(keras.Model.predict, args, kwargs)
+        x = options.pop("x")
         self._warn_of_raw_pixels(x)
-        return super().predict(self._as_dataset(x), *args, **kwargs)
+        return super().predict(self._as_dataset(x), **options)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """One training step, as `keras.Model.train_on_batch` takes it."""
+        self._warn_of_raw_pixels(x)
+        return super().train_on_batch(x, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss and metrics on a batch, as `keras.Model.test_on_batch` gives them."""
+        self._warn_of_raw_pixels(x)
+        return super().test_on_batch(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """The network's outputs on a batch, as `keras.Model.predict_on_batch` gives them."""
+        self._warn_of_raw_pixels(x)
+        return super().predict_on_batch(x)
 
     def _warn_of_raw_pixels(self, x: Any) -> None:
-        """Warns once if the network is given images with pixels from 0 to 255, by the first batch.
+        """Warns once if the network is given images with pixels from 0 to 255.
 
         Args:
-            x: Inputs as `fit` takes them; only arrays and `Batches` are looked at.
+            x: Inputs as `fit` takes them. Of arrays, tensors and `Batches` the first images are
+                looked at, of other data nothing.
         """
         if not self._may_get_raw_pixels:
             return
-        self._may_get_raw_pixels = False
         images = x[0] if isinstance(x, Batches) else x
         images = images[0] if isinstance(images, tuple) else images
-        if not isinstance(images, np.ndarray) or images.ndim < 3 or not images.size:
+        if keras.ops.is_tensor(images):
+            images = keras.ops.convert_to_numpy(images[:8])
+        if not isinstance(images, np.ndarray) or images.dtype.kind not in "iuf":
             return
-        images = images[:64]
+        images = images[:8]
+        if not images.size or images.ndim < 2 or images[0].size <= _FEW_FEATURES:
+            return
         low, high = images.min(), images.max()
         if low >= 0 and _RAW_PIXEL < high <= 255 and (images == np.round(images)).all():
+            self._may_get_raw_pixels = False
             warnings.warn(
                 f"`x` looks like raw pixels, and {self.network.name} takes normalized ones. Give "
                 "the trainer a preprocessing, such as "
                 "`zoo.datasets.augmentation.ImageAugmentation`, or normalize `x`. Received: whole "
                 f"numbers from {low:g} to {high:g}",
-                stacklevel=3,
+                stacklevel=_callers_level(),
             )
 
     def _as_dataset(self, data: Any, class_weight: Any = None) -> Any:
@@ -178,3 +248,36 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         deserialize = keras.saving.deserialize_keras_object
         network, preprocessing = map(deserialize, (config["network"], config["preprocessing"]))
         return cls(network, preprocessing, config["name"])
+
+
+def _checked_arguments(method: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """Returns the arguments of a call of a method of `keras.Model`, by name.
+
+    Raises:
+        TypeError: If the call does not fit the method's signature.
+        ValueError: If a number of epochs, steps or examples is invalid.
+    """
+    try:
+        arguments = dict(inspect.signature(method).bind(None, *args, **kwargs).arguments)
+        others: dict[str, Any] = arguments.pop(
+            "kwargs", {}
+        )  # of `evaluate`, to which Keras' own `fit` gives one
+        for name in others:
+            if not name.startswith("_"):
+                raise TypeError(f"got an unexpected keyword argument {name!r}")
+    except TypeError as error:
+        raise TypeError(f"Trainer.{method.__name__}() {error}") from None
+    del arguments["self"]
+    for name in _RULES.keys() & arguments.keys():
+        arguments[name] = _RULES[name].require(name, arguments[name])
+    return arguments | others
+
+
+def _callers_level() -> int:
+    """Level, for `warnings.warn`, of the innermost caller outside this package and Keras."""
+    folders = [Path(__file__).parents[1], Path(keras.__file__).parent]
+    prefixes = tuple(f"{folder}{os.sep}" for folder in folders)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(prefixes):
+        frame, level = frame.f_back, level + 1
+    return level

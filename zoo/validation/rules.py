@@ -87,7 +87,7 @@ def whole(low: int | None = 1, high: int | None = MAX_SIZE) -> Rule:
     text = "a whole number" if low is None else f"a whole number of at least {low}"
 
     def check(value: Any) -> int:
-        if isinstance(value, bool | np.bool_):
+        if _is_bool(value):
             raise TypeError
         number = operator.index(value)
         if low is not None and number < low:
@@ -97,6 +97,11 @@ def whole(low: int | None = 1, high: int | None = MAX_SIZE) -> Rule:
         return number
 
     return Rule(text, check)
+
+
+def _is_bool(value: Any) -> bool:
+    """Whether a value is a bool, or an array or tensor of any library that holds bools."""
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
 
 
 def number(interval: str = "(-inf, inf)") -> Rule:
@@ -115,7 +120,7 @@ def number(interval: str = "(-inf, inf)") -> Rule:
         text = "a finite number"
 
     def check(value: Any) -> float:
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        if _is_bool(value) or not isinstance(value, numbers.Real):
             raise TypeError
         number = float(value)
         is_above = number >= low if interval[0] == "[" else number > low
