@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("tensorflow", "torch", "jax")
-# Keras' own default comes first: Keras writes it into its configuration when it is first imported.
-_BY_PREFERENCE = ("tensorflow", "jax", "torch")
+_BY_PREFERENCE = ("jax", "torch", "tensorflow")
 _KERAS_CHOICES = {  # of settings in Keras' configuration
     "floatx": ("float32", "float16", "float64"),
     "image_data_format": ("channels_last", "channels_first"),
@@ -74,7 +73,7 @@ def select() -> None:
 
     The variable may name a backend in any case, and as "pytorch" or "tf". Without it, the backend
     that Keras' configuration file names is used. If the file names none that is installed, the
-    first installed one of tensorflow, jax and torch is used, and a line on standard error says so.
+    first installed one of jax, torch and tensorflow is used, and a line on standard error says so.
 
     Raises:
         ValueError: If the variable names no backend, or Keras cannot read its configuration.
@@ -104,8 +103,9 @@ def select() -> None:
         )
     choice = next(name for name in _BY_PREFERENCE if name in available)
     os.environ["KERAS_BACKEND"] = choice
-    others = f"; installed, too: {', '.join(available)}" if len(available) > 1 else ""
-    print(f"keras-zoo runs on {choice}, as `KERAS_BACKEND` is not set{others}", file=sys.stderr)
+    others = [name for name in available if name != choice]
+    also = f"; installed, too: {', '.join(others)}" if others else ""
+    print(f"keras-zoo runs on {choice}, as `KERAS_BACKEND` is not set{also}", file=sys.stderr)
 
 
 @contextmanager
