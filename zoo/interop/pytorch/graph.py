@@ -27,6 +27,11 @@ NO_GRAPH = (
     "`model` is subclassed, so that no graph tells {}. A functional model of the same layers, "
     "`keras.Model(inputs, outputs)`, can be converted"
 )
+_CUT_AXES = (
+    "it cuts or joins axes that PyTorch has in another order. The channels come first there, so "
+    "that `nn.PixelShuffle(r)` is Reshape((h, w, c, r, r)), Permute((1, 4, 2, 5, 3)), "
+    "Reshape((r * h, r * w, c))"
+)
 _SHORTER_MODEL = (
     "The weights can be loaded into a model that ends before it, `keras.Model(inputs, x)`, since "
     "both models share the layers"
@@ -139,7 +144,7 @@ def _output_fault(output: Tensor, channels_first: bool) -> str:
     if layout.whole:
         return ""
     if layout.order is None:
-        reason = layout.reason or "it joins axes that PyTorch has in another order"
+        reason = layout.reason or _CUT_AXES
         return f"{reason}. {_SHORTER_MODEL}"
     # In PyTorch the channels come before the pixels, whatever a reshape has made of each.
     first = layout.order[0]

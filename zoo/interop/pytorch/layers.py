@@ -285,10 +285,11 @@ def _one_direction(call: Call, name: str, layer: Any, direction: str) -> Convers
     if not simple:
         settings["recurrent_activation"] = ("sigmoid",)
     for setting, allowed in settings.items():
-        function = keras.activations.serialize(getattr(layer, setting))
-        if function not in allowed:
+        function = getattr(layer, setting)
+        if function not in [keras.activations.get(name) for name in allowed]:
+            name = getattr(function, "__name__", type(function).__name__)
             raise call.error(
-                f"PyTorch's has the {setting} {' or '.join(allowed)}. Its {setting} is {function}"
+                f"PyTorch's has the {setting} {' or '.join(allowed)}. Its {setting} is {name}"
             )
     if layer.go_backwards != bool(direction):
         raise call.error(
