@@ -107,7 +107,7 @@ WEIGHTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "shape": (replace_dataset(KERNEL, data=np.zeros((3, 4), "float32")), r"of shape \(3, 4\)"),
     "range": (
         replace_dataset(KERNEL, data=np.full((4, 3), 1e300)),
-        "of mlp. Received: numbers outside the range of float32 for mlp/dense/k",
+        "of mlp. Received: numbers outside the range of float32 for hidden1/kernel",
     ),
     "integers": (
         replace_dataset(KERNEL, data=np.full((4, 3), 7)),
@@ -160,21 +160,32 @@ def test_load_weights_refuses_what_keras_does_not_write(
         np.testing.assert_array_equal(one, two)
 
 
+class Steps(keras.layers.Layer):
+    """Layer with integers."""
+
+    def build(self, shape: Any) -> None:
+        self.steps = self.add_weight(shape=(2,), dtype="int32", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
 @pytest.mark.once
 def test_load_weights_refuses_integers_outside_the_range(tmp_path: Path) -> None:
     """They would be other integers after the cast to 32 bits."""
     path = tmp_path / "model.weights.h5"
     inputs = keras.Input((3,))
-    model = keras.Model(inputs, keras.layers.Dropout(0.5, seed=7)(inputs))
-    state = model.layers[-1].seed_generator.state
-    model.save_weights(path)
-    arrays.load_weights(model, path)
-    with h5py.File(path, "r+") as file:
-        (dataset,) = arrays._datasets(file)
-        replace_dataset(dataset.name, data=np.array([2**40, 0]))(file)
-    with pytest.raises(ValueError, match=r"up to 1099511627776, outside the range of .*int32: /"):
+    model = keras.Model(inputs, Steps(name="layer")(inputs))
+    steps = model.get_layer("layer").steps
+    for value in (7, 2**40):
+        model.save_weights(path)
+        with h5py.File(path, "r+") as file:
+            replace_dataset("layers/steps/vars/0", data=np.array([value, 0]))(file)
+        if value == 7:
+            arrays.load_weights(model, path)
+    with pytest.raises(ValueError, match=r"up to 1099511627776, outside the range of .*int32: /l"):
         arrays.load_weights(model, path)
-    assert keras.ops.convert_to_numpy(state).tolist() == [7, 0]
+    assert keras.ops.convert_to_numpy(steps.value).tolist() == [7, 0]
 
 
 @pytest.mark.once

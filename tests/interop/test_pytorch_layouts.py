@@ -355,6 +355,12 @@ KEPT = {
     "channels_first": lambda x: layers.Permute((3, 1, 2))(x),
     "flattened": lambda x: layers.Flatten()(layers.Permute((3, 1, 2))(x)),
     "classes": lambda x: ops.argmax(x, -1),
+    "tokens": lambda x: layers.Dense(5, name="fc")(layers.Reshape((36, 4))(x)),
+    "windows": lambda x: layers.Reshape((9, 4, 4))(
+        layers.Permute((1, 3, 2, 4, 5))(layers.Reshape((3, 2, 3, 2, 4))(x))
+    ),
+    "padded": lambda x: ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))),
+    "halves": lambda x: ops.split(x, 2, -1),
     "map": lambda x: ops.mean(x, -1, keepdims=True),
 }
 
@@ -375,6 +381,15 @@ def single_channel(x: Tensor) -> Tensor:
     """With one channel, `tf.nn.depth_to_space` is `nn.PixelShuffle`."""
     x = layers.Permute((1, 3, 2, 4))(layers.Reshape((6, 6, 2, 2))(x))
     return layers.Reshape((12, 12, 1))(x)
+
+
+def test_tokens_match_pytorch(x: np.ndarray) -> None:
+    """`fc(conv(x).flatten(2).transpose(1, 2)).mean(1)`, as in a vision transformer."""
+    model = with_conv(lambda x: layers.GlobalAveragePooling1D()(KEPT["tokens"](x)))
+    state = assert_there_and_back(model)
+    features = conv_features(state, x).reshape(3, 4, 36).mean(2)
+    expected = features @ state["fc.weight"].T + state["fc.bias"]
+    np.testing.assert_allclose(ops.convert_to_numpy(model(x)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("upsample", [shuffled, single_channel])

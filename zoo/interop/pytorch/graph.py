@@ -28,8 +28,11 @@ NO_GRAPH = (
     "`keras.Model(inputs, outputs)`, can be converted"
 )
 _CUT_AXES = (
-    "it cuts or joins axes that PyTorch has in another order. The channels come first there, so "
-    "that `nn.PixelShuffle(r)` is Reshape((h, w, c, r, r)), Permute((1, 4, 2, 5, 3)), "
+    "cuts or joins axes that PyTorch has in another order. A `keras.layers.Permute` before the "
+    "reshape can give them PyTorch's order"
+)
+_PIXEL_SHUFFLE = (
+    ". `nn.PixelShuffle(r)` is Reshape((h, w, c, r, r)), Permute((1, 4, 2, 5, 3)) and "
     "Reshape((r * h, r * w, c))"
 )
 _SHORTER_MODEL = (
@@ -80,11 +83,7 @@ class Call:
             return layout.positions
         if layout.has_whole_features:
             return None
-        raise self.error(
-            f"the last axis of what it reads, {shape}, cuts or joins axes that PyTorch has in "
-            "another order. A `keras.layers.Permute` before the reshape can give them PyTorch's "
-            "order"
-        )
+        raise self.error(f"the last axis of what it reads, {shape}, {_CUT_AXES}")
 
     def expect_same_order(self) -> None:
         """Raises ValueError unless the features of all inputs have PyTorch's order."""
@@ -140,19 +139,13 @@ def trace(model: keras.Model) -> Iterator[Call]:
 
 def _output_fault(output: Tensor, channels_first: bool) -> str:
     """Why an output may differ from PyTorch's by more than the order of axes; "" if it does not."""
-    layout, rank = output.layout, len(output.shape)
-    if layout.whole:
+    layout = output.layout
+    if layout.has_known_axes(output.shape) or (layout.is_same and channels_first):
         return ""
-    if layout.order is None:
-        reason = layout.reason or _CUT_AXES
-        return f"{reason}. {_SHORTER_MODEL}"
-    # In PyTorch the channels come before the pixels, whatever a reshape has made of each.
-    first = layout.order[0]
-    moves_channels = layout.order == (*range(first, rank), *range(first)) and first > 0
-    is_image = layout.is_image(output.shape, "channels_last")
-    if rank < 3 or moves_channels or is_image or (layout.is_same and channels_first):
-        return ""
-    return RESHAPED_IMAGE.format("that is the output")
+    if layout.order is not None:
+        return RESHAPED_IMAGE.format("that is the output")
+    reason = layout.reason or f"it {_CUT_AXES}" + (_PIXEL_SHUFFLE if len(output.shape) == 3 else "")
+    return f"{reason}. {_SHORTER_MODEL}"
 
 
 def _functional(model: Any) -> Any:

@@ -234,7 +234,8 @@ def _channel_positions(call: Call, axis: Any, last: bool = False) -> np.ndarray 
             be in either axis.
     """
     rank, layout = len(call.inputs[0].shape), call.inputs[0].layout
-    position = int(np.squeeze(axis)) % (rank + 1) - 1
+    axis = int(np.squeeze(axis))
+    position = axis % (rank + 1) - 1
     channels = {rank - 1}
     if layout.order is not None and (rank > 2 or not layout.is_same):
         channels = {layout.order[0]} | ({rank - 1} if last else set())

@@ -73,6 +73,19 @@ class Layout:
         as_channels = self.positions // (self.positions.size // number)
         return bool((as_channels == features).all() or (self.positions % number == features).all())
 
+    def has_known_axes(self, shape: Shape) -> bool:
+        """Whether PyTorch has the elements of each axis in one axis, in the same order.
+
+        In PyTorch the channels come before the pixels, whatever a reshape has made of each.
+        """
+        if self.whole or self.has_whole_features:
+            return True
+        if self.order is None:
+            return False
+        rank, first = len(shape), self.order[0]
+        moves_channels = first > 0 and self.order == (*range(first, rank), *range(first))
+        return rank < 3 or moves_channels or self.is_image(shape, "channels_last")
+
     def positions_in(self, shape: Shape) -> np.ndarray | None:
         """Positions of the elements in PyTorch's flattened tensor; None if they are unknown."""
         if self.positions is not None or self.order is None:
@@ -179,7 +192,8 @@ _KEEPING_OPERATIONS = {
     "Softsign", "Sqrt", "Square", "Tanh",
 }  # fmt: skip
 _MERGING_OPERATIONS = {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide"}
-_REDUCING_OPERATIONS = {"Argmax", "GetItem", "Max", "Mean", "Min", "Split", "Sum"}
+# Operations that shorten, lengthen or remove axes.
+_AXIS_OPERATIONS = {"Argmax", "Flip", "GetItem", "Max", "Mean", "Min", "Pad", "Split", "Sum"}
 _RESHAPING_OPERATIONS = {"ExpandDims", "Reshape", "Squeeze", "Transpose"}
 
 
@@ -217,7 +231,7 @@ def layout_after(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layo
             return same(1) if rank == 1 else by_format(data_format(operation), rank)
         reason = layouts[0].reason or RESHAPED_IMAGE.format(f"that {operation.name} reads")
         return Layout(None, whole=False, reason=reason)
-    if function in _REDUCING_OPERATIONS and layouts[0].whole:  # whole axes remain
+    if function in _AXIS_OPERATIONS and layouts[0].whole:
         if rank == 1 or layouts[0].is_same:
             return same(rank)
         if keeps_rank and function != "GetItem":
@@ -242,7 +256,9 @@ def layout_after(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layo
         return same(rank, rank == 1 or keeps_shape or reads_features)
     reason = f"the layer {operation.name}, a {kind}, may give either order in PyTorch"
     keeps_axes = reads_features or shape == inputs[0].shape
-    return Layout(None, keeps_axes and all(layout.whole for layout in layouts), reason=reason)
+    return Layout(
+        None, keeps_axes and all(t.layout.has_known_axes(t.shape) for t in inputs), reason=reason
+    )
 
 
 def _reshaped(operation: Any, tensor: Tensor, rank: int) -> Layout:
