@@ -452,8 +452,18 @@ def test_load_rejects_unusable_tensors(
 @pytest.mark.parametrize(
     ("array_dtype", "value", "dtype", "text"),
     [
-        ("float64", 1e300, None, r"holds numbers up to 1e\+300, outside the range of float32"),
-        ("float32", -1e5, "float16", r"up to 100000.0, outside the range of float16. A `dtype`"),
+        (
+            "float64",
+            1e300,
+            None,
+            r"holds numbers from 1e\+300 to 1e\+300, outside the range of float32",
+        ),
+        (
+            "float32",
+            -1e5,
+            "float16",
+            r"from -100000.0 to -100000.0, outside the range of float16. A `dtype`",
+        ),
     ],
 )
 def test_load_rejects_numbers_outside_the_range_of_the_model(

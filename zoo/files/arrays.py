@@ -60,7 +60,9 @@ def cast_array(array: np.ndarray, dtype: str) -> np.ndarray:
         limits = np.iinfo(target)
         if limits.min <= int(array.min()) and int(array.max()) <= limits.max:
             return array.astype(target, copy=False)
-    raise ValueError(f"holds numbers up to {np.abs(array).max()}, outside the range of {dtype}")
+    raise ValueError(
+        f"holds numbers from {array.min()} to {array.max()}, outside the range of {dtype}"
+    )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -193,16 +195,18 @@ def _check_kinds(model: keras.Model, file: h5py.File) -> None:
 
 def _check_range(model: keras.Model, dataset: h5py.Dataset) -> None:
     """Raises ValueError if integers are outside the range of the variables of their shape."""
-    for variable in model.variables:
-        if tuple(variable.shape) == dataset.shape and _kind(np.dtype(variable.dtype)) == "integers":
-            for part in _parts(dataset):
-                try:
-                    cast_array(part, variable.dtype)
-                except ValueError as error:
-                    raise ValueError(
-                        f"{dataset.file.filename} must fit {model.name}. Received: an array that "
-                        f"{error}: {dataset.name}"
-                    ) from error
+    dtypes = {v.dtype for v in model.variables if tuple(v.shape) == dataset.shape}
+    for dtype in dtypes:
+        if _kind(np.dtype(dtype)) != "integers":
+            continue
+        for part in _parts(dataset):
+            try:
+                cast_array(part, dtype)
+            except ValueError as error:
+                raise ValueError(
+                    f"{dataset.file.filename} must fit {model.name}. Received: an array that "
+                    f"{error}: {dataset.name}"
+                ) from error
 
 
 def _kind(dtype: np.dtype) -> str:

@@ -93,7 +93,9 @@ def stream(
 
     def iterate() -> Iterator[np.ndarray]:
         running = np.ones(len(ids), bool)
-        context = [np.unique(row) for row in ids]
+        seen = np.zeros((len(ids), int(model.output.shape[-1])), bool)
+        for row, prompt in zip(seen, ids):
+            row[prompt] = True
         logits = decoder.prefill(ids, max_new_tokens, source_ids)
         for index in range(max_new_tokens):
             uniform = np.zeros(len(ids))
@@ -101,10 +103,10 @@ def stream(
                 uniform = random.uniform(random.fold_in(key, index), len(ids))
             scores = check_logits(ops.convert_to_numpy(logits), index)
             if repetition_penalty != 1:
-                scores = penalize_repetition(scores, context, repetition_penalty)
+                scores = _penalize_repetition(scores, seen, repetition_penalty)
             tokens = sample_tokens(scores, uniform, temperature, top_k, top_p)
             yield np.where(running, tokens, -1).astype(np.int32)
-            context = [np.union1d(row, token) for row, token in zip(context, tokens)]
+            seen[np.arange(len(ids)), tokens] = True
             running &= ~np.isin(tokens, list(stop_tokens))
             if not running.any() or index + 1 == max_new_tokens:
                 return
@@ -220,20 +222,16 @@ def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np
     return logits
 
 
-def penalize_repetition(
-    logits: np.ndarray, context: Sequence[np.ndarray], penalty: float
-) -> np.ndarray:
-    """Returns logits in which tokens of the context are less likely, as a penalty above 1 has it.
+def _penalize_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Divides the positive logits of seen tokens by a penalty and multiplies the negative ones.
 
     Args:
         logits: Logits of the next token, (B, V).
-        context: Token ids, without repetitions, that each row follows.
-        penalty: Divisor of the positive logits of these tokens, and factor of the negative ones.
+        seen: Whether the prompt or its continuation has the token, (B, V).
+        penalty: Number above 1 for less repetition, below 1 for more.
     """
-    penalized = logits.astype(np.float64)
-    for row, ids in zip(penalized, context):
-        row[ids] *= np.where(row[ids] < 0, penalty, 1 / penalty)
-    return penalized
+    logits = logits.astype(np.float64)
+    return np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def sample_tokens(

@@ -43,7 +43,8 @@ class ModelSettings(Settings):
         "_attn_implementation_autoset", "_attn_implementation_internal", "_flash_attn_2_enabled",
         "experts_implementation", "_experts_implementation", "chunk_size_feed_forward",
         "output_attentions", "_output_attentions", "output_hidden_states", "output_past",
-        "return_dict", "xla_device", "unsloth_fixed", "unsloth_version", "transformers.js_config",
+        "return_dict", "xla_device", "loss_type", "unsloth_fixed", "unsloth_version",
+        "transformers.js_config",
         # tokens, other tasks and training
         "bos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class",
         "prefix", "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id",
