@@ -105,6 +105,15 @@ WEIGHTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "NaN": (set_kernel(np.nan), f"finite numbers. Received: a NaN or an infinity in /{KERNEL}"),
     "infinity": (set_kernel(np.inf), "must hold finite numbers"),
     "shape": (replace_dataset(KERNEL, data=np.zeros((3, 4), "float32")), r"of shape \(3, 4\)"),
+    "range": (
+        replace_dataset(KERNEL, data=np.full((4, 3), 1e300)),
+        "of mlp. Received: numbers outside the range of float32 for hidden1/kernel",
+    ),
+    "integers": (
+        replace_dataset(KERNEL, data=np.full((4, 3), 7)),
+        r"1 arrays too many, .* \(4, 3\) of integers; 1 arrays too few, .* \(4, 3\) of floats",
+    ),
+    "truth values": (replace_dataset(KERNEL, data=np.ones((4, 3), bool)), "of truth values"),
     "missing": (lambda file: file.pop(KERNEL), r"1 arrays too few, such as one of shape \(4, 3\)"),
     "surplus": (lambda file: file.create_dataset("x", data=[1.0]), r"too many, .*shape \(1,\)"),
     "other names": (rename, "must hold the weights of mlp"),
@@ -151,6 +160,34 @@ def test_load_weights_refuses_what_keras_does_not_write(
         np.testing.assert_array_equal(one, two)
 
 
+class Steps(keras.layers.Layer):
+    """Layer with integers."""
+
+    def build(self, shape: Any) -> None:
+        self.steps = self.add_weight(shape=(2,), dtype="int32", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
+@pytest.mark.once
+def test_load_weights_refuses_integers_outside_the_range(tmp_path: Path) -> None:
+    """They would be other integers after the cast to 32 bits."""
+    path = tmp_path / "model.weights.h5"
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Steps(name="layer")(inputs))
+    steps = model.get_layer("layer").steps
+    for value in (7, 2**40):
+        model.save_weights(path)
+        with h5py.File(path, "r+") as file:
+            replace_dataset("layers/steps/vars/0", data=np.array([value, 0]))(file)
+        if value == 7:
+            arrays.load_weights(model, path)
+    with pytest.raises(ValueError, match=r"to 1099511627776, outside the range of .*int32: /l"):
+        arrays.load_weights(model, path)
+    assert keras.ops.convert_to_numpy(steps.value).tolist() == [7, 0]
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("length", [0, 8, 700, -9])
 def test_load_weights_refuses_truncated_files(
@@ -184,8 +221,55 @@ def test_load_model_bounds_the_model_by_its_weights(run_folder: Path) -> None:
 class Part:
     """What has variables, as a checkpoint saves it."""
 
-    def __init__(self) -> None:
-        self.variables = [keras.Variable(np.zeros((2, 3), "float32"), name="x")]
+    def __init__(self, dtype: str = "float32") -> None:
+        zeros, trainable = np.zeros((2, 3)), "float" in dtype
+        self.variables = [keras.Variable(zeros, dtype=dtype, trainable=trainable, name="x")]
+
+
+CASTS: dict[str, tuple[np.ndarray, str, str]] = {
+    "float64": (
+        np.full((2, 3), 1e300),
+        "float32",
+        r"from 1e\+300 to 1e\+300, outside the range of float32",
+    ),
+    "float16": (
+        np.full((2, 3), -1e5),
+        "float16",
+        "from -100000.0 to -100000.0, outside the range of float16",
+    ),
+    "bfloat16": (np.full((2, 3), 3.4e38), "bfloat16", "outside the range of bfloat16"),
+    "integers": (np.full((2, 3), 7), "float32", "is of type int64 instead of float32"),
+    "truth values": (np.ones((2, 3), bool), "float32", "is of type bool instead of float32"),
+    "floats": (np.ones((2, 3), np.float32), "int32", "is of type float32 instead of int32"),
+    "large integers": (np.full((2, 3), 2**40), "int32", "to 1099511627776, outside the range"),
+    "negative integers": (np.full((2, 3), -1), "uint32", "outside the range of uint32"),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", CASTS)
+def test_restore_refuses_numbers_that_the_variables_cannot_hold(tmp_path: Path, name: str) -> None:
+    array, dtype, text = CASTS[name]
+    part = Part(dtype)
+    path = checkpoints.save(tmp_path, 2, {}, part=part)
+    np.savez(path, **{**np.load(path), "part/x": array})
+    with pytest.raises(ValueError, match=f"does not fit this model: part/x .*{text}"):
+        checkpoints.restore(tmp_path, part=part)
+    value = keras.ops.cast(part.variables[0].value, "float32")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(value), 0 * array)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int32", "bool"])
+def test_restore_converts_numbers_of_the_same_kind(tmp_path: Path, dtype: str) -> None:
+    """A checkpoint of another backend or policy may have another width."""
+    part, kind = Part(dtype), {"int32": np.int64, "bool": bool}.get(dtype, np.float32)
+    array = np.array([[0, 1, 2], [3, 4, 5]]).astype(kind)
+    path = checkpoints.save(tmp_path, 2, {}, part=part)
+    np.savez(path, **{**np.load(path), "part/x": array})
+    checkpoints.restore(tmp_path, part=part)
+    value = keras.ops.cast(part.variables[0].value, "float32")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(value), array)
 
 
 def npy(array: np.ndarray, **header: Any) -> bytes:

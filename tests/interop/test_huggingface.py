@@ -158,7 +158,12 @@ def test_load_honours_aliases_and_defaults(folder: Path, llama: Path, saved_fold
     config = {aliases.get(name, name): value for name, value in config.items()}
     for name in ("n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"):
         del config[name]
-    changes = {"activation_function": "gelu_pytorch_tanh", "logits_soft_cap": None, "n_ctx": 5}
+    changes = {
+        "activation_function": "gelu_pytorch_tanh", "logits_soft_cap": None, "n_ctx": 5,
+        # as of distilgpt2 and other files of old versions
+        "_num_labels": 1, "output_past": True, "predict_special_tokens": True, "xla_device": None,
+        "n_special": 0,
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config | changes))
     loaded, original = huggingface.load(folder), huggingface.load(saved_folders / "gpt2")
     assert_equal_weights(loaded, original)
@@ -444,6 +449,35 @@ def test_load_rejects_unusable_tensors(
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(
+    ("array_dtype", "value", "dtype", "text"),
+    [
+        (
+            "float64",
+            1e300,
+            None,
+            r"holds numbers from 1e\+300 to 1e\+300, outside the range of float32",
+        ),
+        (
+            "float32",
+            -1e5,
+            "float16",
+            r"from -100000.0 to -100000.0, outside the range of float16. A `dtype`",
+        ),
+    ],
+)
+def test_load_rejects_numbers_outside_the_range_of_the_model(
+    folder: Path, array_dtype: str, value: float, dtype: str | None, text: str
+) -> None:
+    name = "transformer.wpe.weight"
+    edit_weights(
+        folder, lambda state: state | {name: np.full(state[name].shape, value, array_dtype)}
+    )
+    with pytest.raises(ValueError, match=f"`{name}` must fit the model. Received: .*{text}"):
+        huggingface.load(folder, dtype)
+
+
+@pytest.mark.once
 def test_load_rejects_damaged_file(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = path.read_bytes()
@@ -591,6 +625,21 @@ def test_load_tokenizer(folder: Path) -> None:
     [
         ({}, {"stop_tokens": [], "temperature": 0.0}),
         ({"temperature": 0.6, "top_p": 0.9}, {"stop_tokens": [], "temperature": 0.0}),
+        (  # settings of sampling, which is not used
+            {"do_sample": False, "temperature": 0.0, "top_p": 0.0, "top_k": -1, "min_p": 0.1},
+            {"stop_tokens": [], "temperature": 0.0},
+        ),
+        (  # as of Qwen2.5-Instruct
+            {
+                "bos_token_id": 1, "pad_token_id": 1, "do_sample": True, "eos_token_id": [2, 1],
+                "repetition_penalty": 1.1, "temperature": 0.7, "top_p": 0.8, "top_k": 20,
+                "transformers_version": "4.37.0",
+            },
+            {
+                "stop_tokens": [2, 1], "temperature": 0.7, "top_k": 20, "top_p": 0.8,
+                "repetition_penalty": 1.1,
+            },
+        ),
         (
             {"do_sample": True, "eos_token_id": 7, "max_length": 20, "repetition_penalty": 1.0},
             {"stop_tokens": [7], "temperature": 1.0, "top_k": 50},
@@ -606,7 +655,7 @@ def test_load_tokenizer(folder: Path) -> None:
             {"stop_tokens": [7, 9], "temperature": 0.6, "top_p": 0.9},
         ),
     ],
-)
+)  # fmt: skip
 def test_load_generation_options(folder: Path, settings: Settings, options: Settings) -> None:
     (folder / "generation_config.json").write_text(json.dumps(settings))
     assert huggingface.load_generation_options(folder) == options
@@ -616,10 +665,18 @@ def test_load_generation_options(folder: Path, settings: Settings, options: Sett
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"repetition_penalty": 1.1}, "`repetition_penalty` must be 1.0. Received: .*=1.1. Remove"),
+        (
+            {"repetition_penalty": 0.0},
+            "`repetition_penalty` must be .* 0.01. Received: 0.0. Remove",
+        ),
+        ({"do_sample": True, "min_p": 0.1}, "`min_p` must be 0.0. Received: min_p=0.1"),
+        ({"do_sample": True, "temperature": 0.0}, "`temperature` must be greater than 0.*: 0.0"),
         ({"num_beams": 4}, "`num_beams` must be 1. Received: num_beams=4"),
         ({"stop_strings": ["a"]}, "`stop_strings` must not be given"),
-        ({"top_p": 1.5}, "`top_p` must be less than or equal to 1. Received: 1.5"),
+        (
+            {"do_sample": True, "top_p": 1.5},
+            "`top_p` must be less than or equal to 1. Received: 1.5",
+        ),
         ({"eos_token_id": "a"}, "`eos_token_id` must be a valid integer. Received: 'a'"),
     ],
 )

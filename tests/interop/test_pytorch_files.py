@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.backends.pytorch_file import conversion_command
+from zoo.backends.pytorch_file import conversion_command, first_line
 from zoo.interop import pytorch
 
 torch = pytest.importorskip("torch")
@@ -61,8 +61,9 @@ def test_load_takes_tensors_that_have_gradients(state: dict[str, Any]) -> None:
 def test_load_runs_no_code_and_rejects_damaged_files(state: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(torch.nn.Linear(3, 2), path)
-    with pytest.raises(ValueError, match=r"tensors alone.*model\.pt \(UnpicklingError"):
+    with pytest.raises(ValueError, match=r"tensors alone.*model\.pt \(UnpicklingError") as caught:
         pytorch.load(small_model(), path)
+    assert "\x1b" not in str(caught.value)
     torch.save(state, path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -94,14 +95,40 @@ def test_load_rejects_sparse_and_quantized_tensors(state: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_conversion_command_writes_a_file_that_loads(
-    state: dict[str, Any], wrapped: bool, tmp_path: Path
-) -> None:
+def test_conversion_command_writes_a_file_that_loads(state: dict[str, Any], tmp_path: Path) -> None:
     """The command that the error gives where PyTorch is not installed."""
     path = tmp_path / "it's my model.pt"
-    torch.save({"state_dict": state, "epoch": 1} if wrapped else state, path)
+    torch.save({"net": state, "epoch": 3, "optimizer": {"lr": 0.1}}, path)
+    assert_loads(state, path)
     program, *arguments = shlex.split(conversion_command(path))
     assert program == "python"
     subprocess.run([sys.executable, *arguments], check=True)
-    assert_loads(state, tmp_path / "it's my model.safetensors")
+    assert_loads(state, path.with_suffix(".safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "usual_name", "several"])
+def test_conversion_command_takes_what_load_takes(
+    state: dict[str, Any], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt"
+    content = {
+        "plain": state,
+        "usual_name": {"ema": state, "state_dict": state, "epoch": 1},
+        "several": {"ema": {}, "net": state, "other": state},
+    }[kind]
+    torch.save(content, path)
+    _, _, code, *arguments = shlex.split(conversion_command(path))
+    monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+    if kind == "several":
+        text = r"Several entries hold tensors: \['net', 'other'\]. Append the name of one"
+        with pytest.raises(SystemExit, match=text):
+            exec(code, {})
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments, "net"])
+    exec(code, {})
+    assert_loads(state, path.with_suffix(".safetensors"))
+
+
+def test_first_line_has_no_colors() -> None:
+    error = RuntimeError("\x1b[1mWeights only\x1b[0m load \x1b[38;5;1mfailed\x1b[0m.\nMore")
+    assert first_line(error) == "Weights only load failed."
+    assert first_line(ValueError()) == "ValueError"

@@ -281,6 +281,23 @@ class Patches(layers.Layer):
         return (shape[0], 36, 4)
 
 
+def channels_fastest(x: Tensor, axes: Any = (1, 3, 2, 4, 5)) -> Tensor:
+    """Sub-pixel upsampling of 8 channels to 2, which are in another order than PyTorch's."""
+    x = layers.Conv2D(8, 3, padding="same", name="up")(x)
+    x = layers.Permute(axes)(layers.Reshape((6, 6, 2, 2, 2))(x))
+    return layers.Reshape((12, 12, 2), name="shuffled")(x)
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """Sub-pixel upsampling as `nn.PixelShuffle(2)`, to 2 channels."""
+    return channels_fastest(x, (1, 4, 2, 5, 3))
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    x = ops.transpose(ops.reshape(x, (-1, 6, 6, 2, 2, 1)), (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, 12, 12, 1))
+
+
 def shared(x: Tensor) -> list[Tensor]:
     layer = layers.Dense(5, name="fc")
     last = layers.Flatten()(x)
@@ -295,11 +312,12 @@ REFUSED = {
         lambda x: dense(Patches(name="patches")(x)),
         "fc, a Dense.*the layer patches, a Pa",
     ),
-    "joined_rows": (joined_rows, r"fc, a Dense.*\(6, 24\), joins axes.*Permute"),
+    "joined_rows": (joined_rows, r"fc, a Dense.*\(6, 24\), cuts or joins axes.*Permute"),
     "flattened_dense": (flattened_dense, "fc, a Dense.*the layer pixels, a Dense, may give either"),
     "custom": (custom, "fc, a Dense.*the layer magnitude, a Lambda, may give either"),
     "groups": (groups_of_flattened, "norm, a GroupNormalization.*other features"),
     "shared": (shared, "fc, a Dense.*called twice, with features in different orders"),
+    "shuffled_dense": (lambda x: dense(channels_fastest(x)), r"fc, a Dense.*cuts or joins axes"),
     "prelu": (lambda x: layers.PReLU(name="prelu")(x), "prelu, a PReLU.*no conversion"),
 }
 
@@ -311,12 +329,124 @@ def test_models_of_unknown_order_are_refused(head: str) -> None:
         pytorch.state_dict(with_conv(build))
 
 
+OUTPUTS = {
+    "channels_fastest": (channels_fastest, r"\(12, 12, 2\) of shuffled.*nn\.PixelShuffle"),
+    "lambda": (
+        lambda x: layers.Lambda(depth_to_space, (12, 12, 1), name="d2s")(x),
+        r"\(12, 12, 1\) of d2s.*the layer d2s, a Lambda, may give.*a model that ends before it",
+    ),
+    "flattened": (lambda x: layers.Flatten(name="flat")(x), r"\(144,\) of flat.*joins axes"),
+    "joined": (lambda x: layers.Reshape((6, 24), name="rows")(x), r"\(6, 24\) of rows.*joins axes"),
+    "second": (lambda x: [dense(layers.Flatten()(x)), layers.Reshape((6, 24))(x)], r"\(6, 24\)"),
+    "boxes": (lambda x: layers.Reshape((72, 2))(x), r"\(72, 2\) of"),
+}
+
+
+@pytest.mark.parametrize("head", OUTPUTS)
+def test_outputs_of_another_order_are_refused(head: str) -> None:
+    build, text = OUTPUTS[head]
+    with pytest.raises(ValueError, match=rf"`model` must have outputs in PyTorch.*output {text}"):
+        pytorch.state_dict(with_conv(build))
+
+
+KEPT = {
+    "boxes": lambda x: layers.Reshape((6, 6, 2, 2))(x),  # `view(B, 2, 2, H, W)` and a permutation
+    "sequence": lambda x: layers.Reshape((36, 4))(x),
+    "channels_first": lambda x: layers.Permute((3, 1, 2))(x),
+    "flattened": lambda x: layers.Flatten()(layers.Permute((3, 1, 2))(x)),
+    "classes": lambda x: ops.argmax(x, -1),
+    "tokens": lambda x: layers.Dense(5, name="fc")(layers.Reshape((36, 4))(x)),
+    "windows": lambda x: layers.Reshape((9, 4, 4))(
+        layers.Permute((1, 3, 2, 4, 5))(layers.Reshape((3, 2, 3, 2, 4))(x))
+    ),
+    "padded": lambda x: ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))),
+    "halves": lambda x: ops.split(x, 2, -1),
+    "map": lambda x: ops.mean(x, -1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("head", KEPT)
+def test_outputs_with_other_axes_only_are_converted(head: str) -> None:
+    assert_there_and_back(with_conv(KEPT[head]))
+
+
+def pixel_shuffle(x: np.ndarray) -> np.ndarray:
+    """`nn.PixelShuffle(2)` of images (B, 4 · C, H, W)."""
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels // 4, 2, 2, height, width).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+def single_channel(x: Tensor) -> Tensor:
+    """With one channel, `tf.nn.depth_to_space` is `nn.PixelShuffle`."""
+    x = layers.Permute((1, 3, 2, 4))(layers.Reshape((6, 6, 2, 2))(x))
+    return layers.Reshape((12, 12, 1))(x)
+
+
+def test_tokens_match_pytorch(x: np.ndarray) -> None:
+    """`fc(conv(x).flatten(2).transpose(1, 2)).mean(1)`, as in a vision transformer."""
+    model = with_conv(lambda x: layers.GlobalAveragePooling1D()(KEPT["tokens"](x)))
+    state = assert_there_and_back(model)
+    features = conv_features(state, x).reshape(3, 4, 36).mean(2)
+    expected = features @ state["fc.weight"].T + state["fc.bias"]
+    np.testing.assert_allclose(ops.convert_to_numpy(model(x)), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("upsample", [shuffled, single_channel])
+@pytest.mark.parametrize("head", ["output", "conv", "fc"])
+def test_pixel_shuffle_matches_pytorch(
+    upsample: Callable[[Tensor], Tensor], head: str, x: np.ndarray
+) -> None:
+    last = {
+        "output": lambda x: x,
+        "conv": layers.Conv2D(2, 3, padding="same", name="last"),
+        "fc": lambda x: dense(layers.Flatten()(x)),
+    }[head]
+    model = with_conv(lambda x: last(upsample(x)))
+    state = assert_there_and_back(model)
+    features = conv_features(state, x).reshape(3, 4, 6, 6)
+    if upsample is shuffled:
+        features = reference.conv2d(features, state["up.weight"], state["up.bias"])
+    expected = pixel_shuffle(features)
+    if head == "conv":
+        expected = reference.conv2d(expected, state["last.weight"], state["last.bias"])
+    if head == "fc":
+        expected = expected.reshape(3, -1) @ state["fc.weight"].T + state["fc.bias"]
+    outputs = ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(
+        outputs, np.moveaxis(expected, 1, -1) if expected.ndim > 2 else expected, atol=2e-5
+    )
+
+
+def spatial_attention(x: Tensor) -> Tensor:
+    """Pixels scaled by a convolution of their mean and maximum, as in CBAM."""
+    statistics = [function(x, -1, keepdims=True) for function in (ops.mean, ops.max)]
+    statistics = layers.Concatenate()(statistics)
+    gate = layers.Conv2D(1, 3, padding="same", activation="sigmoid", name="gate")(statistics)
+    return layers.Multiply()([x, gate])
+
+
+def test_spatial_attention_matches_pytorch(x: np.ndarray) -> None:
+    model = with_conv(spatial_attention)
+    state = assert_there_and_back(model)
+    features = conv_features(state, x).reshape(3, 4, 6, 6)
+    statistics = np.stack([features.mean(1), features.max(1)], axis=1)
+    gate = reference.conv2d(statistics, state["gate.weight"], state["gate.bias"])
+    expected = features / (1 + np.exp(-gate))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(model(x)), np.moveaxis(expected, 1, -1), atol=2e-5
+    )
+
+
 def test_images_made_of_features_are_refused() -> None:
     """PyTorch's `fc(x).view(-1, 3, 4, 4)` has other units for each pixel."""
     x = keras.Input((5,))
     features = layers.Dense(48, name="fc")(x)
     with pytest.raises(ValueError, match=r"the output \(4, 4, 3\).*Reshape\(\(channels, height"):
         pytorch.state_dict(keras.Model(x, layers.Reshape((4, 4, 3))(features)))
+    permuted = layers.Permute((2, 1, 3))(layers.Reshape((4, 4, 3))(features))
+    with pytest.raises(ValueError, match=r"the output \(4, 4, 3\).*Reshape\(\(channels, height"):
+        pytorch.state_dict(keras.Model(x, permuted))
     view = layers.Permute((2, 3, 1))(layers.Reshape((3, 4, 4))(features))
     assert_there_and_back(keras.Model(x, view))
     assert_there_and_back(keras.Model(x, layers.Reshape((6, 8, 1))(features)))
@@ -335,12 +465,47 @@ class Subclassed(keras.Model):
         return self.fc(ops.reshape(x, (-1, 144)) if len(x.shape) > 2 else x)
 
 
+class Convolutional(keras.Model):
+    """Convolution whose channels may be reordered, which no graph tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = layers.Conv2D(4, 3, padding="same", name="conv")
+
+    def call(self, x: Tensor) -> Tensor:
+        return depth_to_space(self.conv(x))
+
+
+class Stack(keras.Model):
+    """Two recurrent layers, the second of which reads the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = layers.LSTM(4, return_sequences=True, name="r1")
+        self.second = layers.LSTM(4, name="r2")
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_subclassed_stacks_are_refused_for_want_of_a_graph() -> None:
+    model = Stack()
+    model(np.zeros((2, 5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"r2, a LSTM.*is subclassed.*tells which layer it reads"):
+        pytorch.state_dict(model)
+
+
 def test_subclassed_models_are_converted_only_without_images(x: np.ndarray) -> None:
+    convolutional = Convolutional()
+    convolutional(x)
+    with pytest.raises(ValueError, match=r"conv, a Conv2D.*subclassed.*flattened or reshaped"):
+        pytorch.state_dict(convolutional)
+
     model = Subclassed(layers.Conv2D(4, 3, padding="same", name="conv"))
     with pytest.raises(ValueError, match=r"must be built.*call it once"):
         pytorch.state_dict(model)
     model(x)
-    with pytest.raises(ValueError, match=r"fc, a Dense.*subclassed.*keras\.Model\(inputs"):
+    with pytest.raises(ValueError, match=r"conv, a Conv2D.*subclassed.*keras\.Model\(inputs"):
         pytorch.state_dict(model)
     model = Subclassed(layers.Dense(6, name="first"))
     model(x[:, 0, 0])

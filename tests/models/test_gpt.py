@@ -200,6 +200,19 @@ def test_generation_ends_where_logits_are_not_finite() -> None:
         beam_search(model, PROMPTS, 8, num_beams=2)
 
 
+def test_repetition_penalty_makes_tokens_of_the_context_less_likely() -> None:
+    model, text = make_model(), [3, 1, 4]
+    (tokens,) = generate(model, [text], 8, temperature=0.0, repetition_penalty=1.5)
+    for token in tokens.tolist():
+        logits = ops.convert_to_numpy(model(np.array([text]))).astype(np.float64)[0, -1]
+        for seen in set(text):
+            logits[seen] = logits[seen] * 1.5 if logits[seen] < 0 else logits[seen] / 1.5
+        assert token == logits.argmax()
+        text = [*text, token]
+    (plain,) = generate(model, [text[:3]], 8, temperature=0.0)
+    assert plain.tolist() != tokens.tolist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -211,6 +224,7 @@ def test_generation_ends_where_logits_are_not_finite() -> None:
             "`temperature` must be a finite number of at least 0. Received: .*nan",
         ),
         ({"top_p": 0.0}, r"`top_p` must be a number in \(0, 1\]. Received: top_p=0.0"),
+        ({"repetition_penalty": 0.0}, r"`repetition_penalty` must be a number in \[0.01, 100\]"),
     ],
 )
 def test_stream_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -203,11 +203,29 @@ def test_activations_equal_those_of_the_same_name(name: str) -> None:
 
 
 def test_load_reads_generation_settings(tmp_path: Path) -> None:
-    settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+    settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1}
     config = transformers.GenerationConfig(do_sample=True, eos_token_id=[1, 2], **settings)
     config.save_pretrained(tmp_path)
     options = huggingface.load_generation_options(tmp_path)
     assert options == {"stop_tokens": [1, 2], **settings}
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_repetition_penalty_gives_the_same_tokens(penalty: float, tmp_path: Path) -> None:
+    expected_model = make_huggingface_model("llama")
+    expected_model.save_pretrained(tmp_path)
+    prompts = torch.from_numpy(IDS[:, :8]).long()
+    options = {"do_sample": False, "max_new_tokens": 64, "pad_token_id": 0}
+    mask = torch.ones_like(prompts)
+    with torch.no_grad():
+        plain, expected = (
+            expected_model.generate(prompts, attention_mask=mask, **options, **penalties)
+            for penalties in ({}, {"repetition_penalty": penalty})
+        )
+    assert not torch.equal(plain, expected)
+    model = huggingface.load(tmp_path)
+    tokens = generate(model, list(IDS[:, :8]), 64, temperature=0.0, repetition_penalty=penalty)
+    np.testing.assert_array_equal(tokens, expected[:, 8:].numpy())
 
 
 def test_readme_code_completes_a_text_as_huggingface_does(tmp_path: Path) -> None:

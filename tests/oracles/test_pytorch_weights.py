@@ -160,6 +160,17 @@ def test_one_dimensional_convolutions_match_pytorch(build: Callable[[Tensor], Te
     assert_agree(ours, theirs, SEQUENCE, theirs["fc"](x))
 
 
+def test_pixel_shuffle_matches_pytorch() -> None:
+    image = keras.Input((8, 6, 4))
+    x = layers.Reshape((8, 6, 2, 3, 3))(layers.Conv2D(18, 1, name="0")(image))
+    x = layers.Reshape((24, 18, 2))(layers.Permute((1, 4, 2, 5, 3))(x))
+    ours = keras.Model(image, layers.Conv2D(5, 3, name="2")(x))
+    theirs = randomize(nn.Sequential(nn.Conv2d(4, 18, 1), nn.PixelShuffle(3), nn.Conv2d(2, 5, 3)))
+    pytorch.load(ours, theirs.state_dict())
+    expected = theirs(channels_first(IMAGE)).moveaxis(1, -1)
+    assert_agree(ours, theirs, IMAGE, expected)
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # warns of a slow path
 def test_transformer_encoder_matches_pytorch() -> None:
     """The text encoder of `zoo.text_to_image` is an `nn.TransformerEncoder` on embeddings."""

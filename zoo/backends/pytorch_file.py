@@ -2,16 +2,23 @@
 
 import importlib.util
 import os
+import re
 import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
 
+WRAPPERS = ("model_state_dict", "state_dict", "model")  # entries of checkpoints that hold more
+
 _CONVERSION = (
     "import sys, torch, safetensors.torch as s; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-    "d = next((d[k] for k in ('model_state_dict', 'state_dict', 'model') if k in d), d); "
-    "s.save_file({k: v.clone().contiguous() for k, v in d.items()}, sys.argv[2])"
+    "f = lambda d: {k: v for k, v in d.items() if hasattr(v, 'shape')}; "
+    "c = [k for k, v in d.items() if isinstance(v, dict) and v and len(f(v)) == len(v)]; "
+    f"c = sys.argv[3:] or [k for k in c if k in {WRAPPERS}] or c; "
+    "c[1:] and sys.exit(f'Several entries hold tensors: {c}. Append the name of one'); "
+    "d = d[c[0]] if c else d; "
+    "s.save_file({k: v.clone().contiguous() for k, v in f(d).items()}, sys.argv[2])"
 )
 
 
@@ -23,6 +30,12 @@ def conversion_command(path: Path) -> str:
     """
     paths = (shlex.quote(str(p)) for p in (path, path.with_suffix(".safetensors")))
     return " ".join(("python -c", f'"{_CONVERSION}"', *paths))
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the beginning of an error's text, without the colors of a terminal."""
+    lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def read_pytorch_file(path: str | os.PathLike[str]) -> Any:
@@ -58,9 +71,8 @@ def read_pytorch_file(path: str | os.PathLike[str]) -> Any:
     except OSError:
         raise
     except Exception as error:  # pickle, PyTorch and its archive reader raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             "`state` must be an undamaged file of tensors alone, as written by "
             "`torch.save(module.state_dict(), path)`. "
-            f"Received: {path} ({type(error).__name__}: {reason[:200]})"
+            f"Received: {path} ({type(error).__name__}: {first_line(error)})"
         ) from error

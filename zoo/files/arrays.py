@@ -21,8 +21,48 @@ from zoo.random import DrawCounter
 _NUMERIC = "fiub"
 _LARGEST_HEADER = 10_000  # bytes of an array's header
 _CHUNK = 1 << 22  # numbers that are read at once
+# Kinds of arrays that a variable of each kind takes.
+_KINDS = {"f": "f", "i": "iu", "u": "iu", "b": "b"}
 
 Shape = tuple[int, ...]
+
+
+def cast_array(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Converts an array that was read to the dtype of a variable.
+
+    Args:
+        array: Floating-point numbers for a floating-point dtype, integers for an integer dtype,
+            truth values for the dtype bool.
+        dtype: Keras' name of the dtype.
+
+    Returns:
+        The array in the dtype, with finite numbers only; the same array if it has the dtype.
+        float32 stands for bfloat16, which NumPy lacks.
+
+    Raises:
+        ValueError: If the array is of another kind, or a number is not finite in the dtype. The
+            text is the fault alone, such as "is of type int64 instead of float32".
+    """
+    target = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    if array.dtype.kind not in _KINDS[target.kind]:
+        raise ValueError(f"is of type {array.dtype} instead of {dtype}")
+    if target.kind == "f":
+        with np.errstate(over="ignore"):
+            value = array.astype(target, copy=False)
+            rounded = value.astype(dtype).astype(target) if dtype == "bfloat16" else value
+        if np.isfinite(rounded).all():
+            return value
+        if not np.isfinite(array).all():
+            raise ValueError("holds a NaN or an infinity")
+    elif target.kind == "b" or not array.size:
+        return array.astype(target, copy=False)
+    else:
+        limits = np.iinfo(target)
+        if limits.min <= int(array.min()) and int(array.max()) <= limits.max:
+            return array.astype(target, copy=False)
+    raise ValueError(
+        f"holds numbers from {array.min()} to {array.max()}, outside the range of {dtype}"
+    )
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -95,39 +135,29 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
     Raises:
         ValueError: If the file is damaged, does not hold the arrays of the model, or one of them
-            is not finite. The model is as it was.
+            is not finite in the dtype of the model. The model is as it was.
         OSError: If the file cannot be read.
     """
-    # Keras saves the weights and some of the other variables; `DrawCounter` saves a number.
-    weights, variables = (
-        Counter(tuple(variable.shape) for variable in group)
-        for group in (model.weights, model.variables)
-    )
-    variables[()] += sum(isinstance(x, DrawCounter) for x in model._flatten_layers())
     with _open_weights(path) as file:
-        shapes = Counter(dataset.shape for dataset in _datasets(file))
-        excess, lacking = shapes - variables, weights - shapes
-        if excess or lacking:
-            raise ValueError(
-                f"{path} must hold the arrays of {model.name}. Received: "
-                + "; ".join(
-                    f"{sum(counter.values())} arrays {text}, such as one of shape "
-                    f"{next(iter(counter))}"
-                    for counter, text in ((excess, "too many"), (lacking, "too few"))
-                    if counter
-                )
-            )
+        _check_kinds(model, file)
         for dataset in _datasets(file):
             if not all(map(_is_finite, _parts(dataset))):
                 raise ValueError(
                     f"{path} must hold finite numbers. Received: a NaN or an infinity in "
                     f"{dataset.name}"
                 )
+            if _kind(dataset.dtype) == "integers":
+                _check_range(model, dataset)
     before = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(over="ignore"):
             warnings.simplefilter("error", UserWarning)  # Keras skips what it does not find
             model.load_weights(path)
+        overflowed = _not_finite(model)
+        if overflowed is not None:
+            raise ValueError(
+                f"numbers outside the range of {overflowed.dtype} for {overflowed.path}"
+            )
     except (KeyError, TypeError, UserWarning, ValueError) as error:  # arrays under other names
         for variable, value in zip(model.variables, before):
             variable.assign(value)
@@ -137,15 +167,67 @@ def load_weights(model: keras.Model, path: Path) -> None:
         ) from error
 
 
+def _check_kinds(model: keras.Model, file: h5py.File) -> None:
+    """Raises ValueError unless a file holds arrays of the shapes and kinds of a model.
+
+    The kinds are floating-point numbers, integers and truth values.
+    """
+    # Keras saves the weights and some of the other variables; `DrawCounter` saves a number.
+    weights, variables = (
+        Counter((tuple(variable.shape), _kind(np.dtype(variable.dtype))) for variable in group)
+        for group in (model.weights, model.variables)
+    )
+    variables[(), "integers"] += sum(isinstance(x, DrawCounter) for x in model._flatten_layers())
+    arrays = Counter((dataset.shape, _kind(dataset.dtype)) for dataset in _datasets(file))
+    excess, lacking = arrays - variables, weights - arrays
+    faults = []
+    for counter, text in ((excess, "too many"), (lacking, "too few")):
+        if counter:
+            shape, kind = next(iter(counter))
+            faults.append(
+                f"{sum(counter.values())} arrays {text}, such as one of shape {shape} of {kind}"
+            )
+    if faults:
+        raise ValueError(
+            f"{file.filename} must hold the arrays of {model.name}. Received: {'; '.join(faults)}"
+        )
+
+
+def _check_range(model: keras.Model, dataset: h5py.Dataset) -> None:
+    """Raises ValueError if integers are outside the range of the variables of their shape."""
+    dtypes = {v.dtype for v in model.variables if tuple(v.shape) == dataset.shape}
+    for dtype in dtypes:
+        if _kind(np.dtype(dtype)) != "integers":
+            continue
+        for part in _parts(dataset):
+            try:
+                cast_array(part, dtype)
+            except ValueError as error:
+                raise ValueError(
+                    f"{dataset.file.filename} must fit {model.name}. Received: an array that "
+                    f"{error}: {dataset.name}"
+                ) from error
+
+
+def _kind(dtype: np.dtype) -> str:
+    return {"i": "integers", "u": "integers", "b": "truth values"}.get(dtype.kind, "floats")
+
+
 def check_finite(model: keras.Model) -> None:
     """Raises ValueError if a variable of a model holds a NaN or an infinity."""
+    variable = _not_finite(model)
+    if variable is not None:
+        raise ValueError(
+            f"`model` must have finite weights. Received: a NaN or an infinity in {variable.path}"
+        )
+
+
+def _not_finite(model: keras.Model) -> Any:
+    """The first variable of a model with a NaN or an infinity, or None."""
     for variable in model.variables:
-        array = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"`model` must have finite weights. Received: a NaN or an infinity in "
-                f"{variable.path}"
-            )
+        if not np.isfinite(keras.ops.convert_to_numpy(variable.value)).all():
+            return variable
+    return None
 
 
 def _open_weights(path: Path) -> Any:

@@ -8,7 +8,7 @@ backend: see `sample_tokens`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -31,8 +31,11 @@ from zoo.validation import (
     Size,
     TokenIds,
     TokenSequences,
+    number,
     validated,
 )
+
+Penalty = Annotated[float, number("[0.01, 100]")]
 
 
 @validated
@@ -46,6 +49,7 @@ def stream(
     top_p: Nucleus | None = None,
     stop_tokens: TokenIds = (),
     sources: TokenSequences | None = None,
+    repetition_penalty: Penalty = 1.0,
 ) -> Iterator[np.ndarray]:
     """Continues prompts and yields the tokens one by one.
 
@@ -64,6 +68,8 @@ def stream(
             must reach together; by default all tokens.
         stop_tokens: Token ids that end a continuation.
         sources: Token ids of the source sequence of each prompt, for a `transformer` only.
+        repetition_penalty: Divisor of the positive logits, and factor of the negative ones, of
+            tokens that the prompt or its continuation has, in [0.01, 100]. 1 changes nothing.
 
     Yields:
         Next token of each prompt, (B,) int32; -1 for continuations that have ended. The iterator
@@ -72,12 +78,13 @@ def stream(
     Raises:
         ValueError: If there is no prompt, a prompt is empty or longer than the context, an id is
             outside the vocabulary, `sources` do not fit the model and the prompts,
-            `max_new_tokens` or `top_k` is below 1, `temperature` is below 0, or `top_p` is outside
-            (0, 1].
+            `max_new_tokens` or `top_k` is below 1, `temperature` is below 0, `top_p` is outside
+            (0, 1], or `repetition_penalty` is outside [0.01, 100].
         FloatingPointError: In the iteration, if the logits of a token are not finite.
 
     Source: Fan et al., "Hierarchical Neural Story Generation", 2018 (top-k); Holtzman et al., "The
-    Curious Case of Neural Text Degeneration", 2020 (top-p).
+    Curious Case of Neural Text Degeneration", 2020 (top-p); Keskar et al., "CTRL: A Conditional
+    Transformer Language Model for Controllable Generation", 2019 (repetition penalty).
     """
     decoder, (ids, source_ids), max_new_tokens = prepare_generation(
         model, prompts, sources, max_new_tokens
@@ -86,14 +93,20 @@ def stream(
 
     def iterate() -> Iterator[np.ndarray]:
         running = np.ones(len(ids), bool)
+        seen = np.zeros((len(ids), int(model.output.shape[-1])), bool)
+        for row, prompt in zip(seen, ids):
+            row[prompt] = True
         logits = decoder.prefill(ids, max_new_tokens, source_ids)
         for index in range(max_new_tokens):
             uniform = np.zeros(len(ids))
             if temperature:
                 uniform = random.uniform(random.fold_in(key, index), len(ids))
             scores = check_logits(ops.convert_to_numpy(logits), index)
+            if repetition_penalty != 1:
+                scores = _penalize_repetition(scores, seen, repetition_penalty)
             tokens = sample_tokens(scores, uniform, temperature, top_k, top_p)
             yield np.where(running, tokens, -1).astype(np.int32)
+            seen[np.arange(len(ids)), tokens] = True
             running &= ~np.isin(tokens, list(stop_tokens))
             if not running.any() or index + 1 == max_new_tokens:
                 return
@@ -113,6 +126,7 @@ def generate(
     top_p: Nucleus | None = None,
     stop_tokens: TokenIds = (),
     sources: TokenSequences | None = None,
+    repetition_penalty: Penalty = 1.0,
 ) -> list[np.ndarray]:
     """Continues prompts and returns the whole continuations.
 
@@ -128,6 +142,8 @@ def generate(
             default all tokens.
         stop_tokens: Token ids that end a continuation.
         sources: Token ids of the source sequence of each prompt, for a `transformer` only.
+        repetition_penalty: Penalty of tokens that the prompt or its continuation has; 1 changes
+            nothing.
 
     Returns:
         Continuation of each prompt without the prompt, (N,) int32, N at most `max_new_tokens`.
@@ -136,8 +152,9 @@ def generate(
         ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
     steps = stream(
-        model, prompts, max_new_tokens, seed, temperature, top_k, top_p, stop_tokens, sources
-    )
+        model, prompts, max_new_tokens, seed, temperature, top_k, top_p, stop_tokens, sources,
+        repetition_penalty,
+    )  # fmt: skip
     tokens = np.stack(list(steps), axis=1)
     return [row[row >= 0] for row in tokens]
 
@@ -223,6 +240,18 @@ def check_logits(logits: np.ndarray, index: int, rows_per_prompt: int = 1) -> np
             "Its weights may have diverged in training, or are too large for its dtype"
         )
     return logits
+
+
+def _penalize_repetition(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Divides the positive logits of seen tokens by a penalty and multiplies the negative ones.
+
+    Args:
+        logits: Logits of the next token, (B, V).
+        seen: Whether the prompt or its continuation has the token, (B, V).
+        penalty: Number above 1 for less repetition, below 1 for more.
+    """
+    logits = logits.astype(np.float64)
+    return np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def sample_tokens(

@@ -20,6 +20,7 @@ import safetensors.numpy
 import tokenizers
 
 from zoo.files import documents
+from zoo.files.arrays import cast_array
 from zoo.generation.decoding import max_length
 from zoo.interop.huggingface_config import (
     GPT2_ACTIVATIONS,
@@ -65,7 +66,7 @@ def load(folder: AnyPath, dtype: DType | None = None) -> keras.Model:
     Raises:
         ValueError: If the folder holds another architecture or a setting that `zoo.gpt` does not
             compute; the text is one line with the file, the key, the rule and the value. Also if a
-            tensor is missing, unknown, of another shape, quantized or not finite.
+            tensor is missing, unknown, of another shape, quantized or not finite in the dtype.
         OSError: If a file cannot be read.
     """
     folder = _existing_folder(folder)
@@ -93,8 +94,16 @@ def load(folder: AnyPath, dtype: DType | None = None) -> keras.Model:
     model = gpt(**arguments, dtype=dtype)
     variables = {variable.path: variable for variable in model.trainable_variables}
     for tensor in table:
-        for path, array in tensor.split(stored[tensor.name].read()).items():
-            variables[path].assign(array)
+        source = stored[tensor.name]
+        for path, array in tensor.split(source.read()).items():
+            try:
+                value = cast_array(array, variables[path].dtype)
+            except ValueError as error:
+                raise ValueError(
+                    f"{source.path}: `{source.name}` must fit the model. Received: an array that "
+                    f"{error}. A `dtype` of a larger range can hold it"
+                ) from error
+            variables[path].assign(value)
     return model
 
 
@@ -136,7 +145,8 @@ def load_generation_options(folder: AnyPath) -> dict[str, Any]:
 
     Returns:
         Keyword arguments of `zoo.generation.sampling.stream` and `generate`: `stop_tokens`,
-        `temperature`, which is 0 unless the settings have `do_sample`, `top_k` and `top_p`.
+        `temperature`, which is 0 unless the settings have `do_sample`, `top_k`, `top_p` and
+        `repetition_penalty`.
 
     Raises:
         ValueError: If a setting is invalid or one that `stream` does not have; the text names it.

@@ -40,14 +40,16 @@ class ModelSettings(Settings):
         "_name_or_path", "name_or_path", "architectures", "transformers_version", "_commit_hash",
         "torch_dtype", "dtype", "use_cache", "torchscript", "use_bfloat16", "tf_legacy_loss",
         "gradient_checkpointing", "attn_implementation", "_attn_implementation",
-        "_attn_implementation_autoset", "_flash_attn_2_enabled", "chunk_size_feed_forward",
-        "output_attentions", "output_hidden_states", "return_dict", "unsloth_fixed",
-        "unsloth_version", "transformers.js_config",
+        "_attn_implementation_autoset", "_attn_implementation_internal", "_flash_attn_2_enabled",
+        "experts_implementation", "_experts_implementation", "chunk_size_feed_forward",
+        "output_attentions", "_output_attentions", "output_hidden_states", "output_past",
+        "return_dict", "xla_device", "loss_type", "unsloth_fixed", "unsloth_version",
+        "transformers.js_config",
         # tokens, other tasks and training
         "bos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class",
         "prefix", "task_specific_params", "problem_type", "finetuning_task", "id2label", "label2id",
-        "num_labels", "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder",
-        "initializer_range",
+        "num_labels", "_num_labels", "is_decoder", "cross_attention_hidden_size",
+        "tie_encoder_decoder", "initializer_range",
     }  # fmt: skip
     only_value: ClassVar[Mapping[str, Any]] = {
         "is_encoder_decoder": False, "add_cross_attention": False, "pruned_heads": {},
@@ -79,11 +81,11 @@ class GPT2Settings(ModelSettings):
     no_effect = ModelSettings.no_effect | {
         "n_ctx", "resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn",
         "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-        "summary_first_dropout",
+        "summary_first_dropout", "predict_special_tokens",
     }  # fmt: skip
     only_value: ClassVar[Mapping[str, Any]] = {
         **ModelSettings.only_value,
-        "scale_attn_by_inverse_layer_idx": False,
+        "scale_attn_by_inverse_layer_idx": False, "n_special": 0,
     }  # fmt: skip
 
     model_type: Literal["gpt2"]
@@ -288,29 +290,53 @@ class Qwen2Settings(RotarySettings):
 # ------------------------------------------------------------------ generation
 
 
+# Settings that are used with `do_sample` only: those of which one value is supported, and fields.
+_SAMPLING_VALUES = {
+    "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_p": 0.0,
+}  # fmt: skip
+_SAMPLING_KEYS = {*_SAMPLING_VALUES, "temperature", "top_k", "top_p", "top_h"}
+
+
 class GenerationSettings(Settings):
     """Settings of a `generation_config.json`."""
 
     no_effect: ClassVar[Set[str]] = {
-        "_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "max_length",
-        "max_new_tokens", "use_cache", "cache_implementation", "cache_config",
-        "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores",
-        "output_logits", "early_stopping", "length_penalty", "remove_invalid_values",
-        "decoder_start_token_id", "disable_compile",
+        "_from_model_config", "transformers_version", "trust_remote_code", "bos_token_id",
+        "pad_token_id", "decoder_start_token_id", "remove_invalid_values",
+        # lengths and outputs, which the caller of `stream` decides
+        "max_length", "max_new_tokens", "max_time", "return_dict_in_generate", "output_attentions",
+        "output_hidden_states", "output_scores", "output_logits",
+        # caches and compilation
+        "use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory",
+        "prefill_chunk_size", "compile_config", "disable_compile",
+        # several beams
+        "early_stopping", "length_penalty", "diversity_penalty",
+        # assistant models, which draft tokens
+        "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind",
+        "target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size",
     }  # fmt: skip
     only_value: ClassVar[Mapping[str, Any]] = {
-        "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "diversity_penalty": 0.0,
-        "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-        "encoder_no_repeat_ngram_size": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-        "eta_cutoff": 0.0, "min_length": 0, "min_new_tokens": 0, "renormalize_logits": False,
-        "guidance_scale": 1.0,
+        "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1,
+        "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+        "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0,
+        "renormalize_logits": False, "guidance_scale": 1.0, "token_healing": False,
+        **_SAMPLING_VALUES,
     }  # fmt: skip
 
     do_sample: bool | None = None
     temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**24)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     eos_token_id: TokenIds = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unused(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("do_sample") not in (None, False):
+            return data
+        return {key: value for key, value in data.items() if key not in _SAMPLING_KEYS}
 
     def options(self) -> dict[str, Any]:
         """Returns the keyword arguments of `zoo.generation.sampling.stream`."""
@@ -318,6 +344,8 @@ class GenerationSettings(Settings):
         options: dict[str, Any] = {
             "stop_tokens": eos if isinstance(eos, list) else [] if eos is None else [eos]
         }
+        if self.repetition_penalty not in (None, 1):
+            options["repetition_penalty"] = self.repetition_penalty
         if not self.do_sample:
             return {**options, "temperature": 0.0}
         options["temperature"] = 1.0 if self.temperature is None else self.temperature

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.files.arrays import read_npz
+from zoo.files.arrays import cast_array, read_npz
 
 _PROGRESS = "progress.json"
 _OWNER = "owner"
@@ -86,8 +86,8 @@ def restore(
         The progress in the checkpoint, or None if there is no whole checkpoint.
 
     Raises:
-        ValueError: If the checkpoint belongs to another run or holds other variables; then nothing
-            is restored.
+        ValueError: If the checkpoint belongs to another run, holds other variables, or numbers that
+            are of another kind or not finite in the dtype of a variable; then nothing is restored.
     """
     remove_unfinished(folder, "step-*.npz")
     for path in _newest_first(folder):
@@ -208,15 +208,13 @@ def _sync_folder(folder: Path) -> None:
 def find_mismatches(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Describes arrays that are missing, unknown, of another shape or not numeric."""
+    """Describes arrays that are missing, unknown or of another shape."""
     wrong = [f"{name} is missing" for name in shapes if name not in arrays]
     for name, array in arrays.items():
         if name not in shapes:
             wrong.append(f"{name} is unknown")
         elif array.shape != shapes[name]:
             wrong.append(f"{name} has shape {array.shape} instead of {shapes[name]}")
-        elif array.dtype.kind not in "fiub":
-            wrong.append(f"{name} is of type {array.dtype}")
     return wrong
 
 
@@ -257,7 +255,13 @@ def _newest_first(folder: Path) -> list[Path]:
 def _assign(path: Path, arrays: dict[str, np.ndarray], variables: dict[str, Any]) -> None:
     """Assigns all variables or, if an array does not fit, none."""
     wrong = find_mismatches(arrays, {name: tuple(v.shape) for name, v in variables.items()})
+    values = {}
+    for name in [name for name in variables if name in arrays]:
+        try:
+            values[name] = cast_array(arrays[name], variables[name].dtype)
+        except ValueError as error:
+            wrong.append(f"{name} {error}")
     if wrong:
         raise ValueError(f"The checkpoint {path} does not fit this model: {'; '.join(wrong)}")
     for name, variable in variables.items():
-        variable.assign(keras.ops.convert_to_tensor(arrays[name], dtype=variable.dtype))
+        variable.assign(keras.ops.convert_to_tensor(values[name], dtype=variable.dtype))

@@ -29,7 +29,9 @@ The frameworks differ as follows:
 
 A `state_dict` does not hold the settings of layers. The epsilon of a normalization is 1e-5 in
 PyTorch and 1e-3 in Keras by default (`keras.layers.BatchNormalization(epsilon=1e-5)`), and its
-momentum 0.1 in PyTorch is 0.9 in Keras, whose default is 0.99.
+momentum 0.1 in PyTorch is 0.9 in Keras, whose default is 0.99. The mask of padded tokens
+(`mask_zero=True`) is passed at each call in PyTorch: a `key_padding_mask` or packed sequences.
+A setting that no PyTorch module has, such as another activation of an LSTM, is refused.
 """
 
 import os
@@ -42,6 +44,7 @@ import keras
 import numpy as np
 import safetensors.numpy
 
+from zoo.files.arrays import cast_array
 from zoo.interop.pytorch import state as states
 from zoo.interop.pytorch.graph import Call, trace
 from zoo.interop.pytorch.layers import Conversion, conversions
@@ -115,15 +118,15 @@ def load(
     Args:
         model: Built model whose layers are named as the PyTorch modules.
         state: Arrays or tensors by name, or the path of a safetensors file or of a file of PyTorch.
-            It may be a checkpoint that holds the `state_dict` beside other entries. Prefixes of all
-            names, `module.`, `_orig_mod.` and `model.`, are removed, and the counters
+            It may be a checkpoint that holds the `state_dict` beside other entries. A prefix of the
+            model's names, such as `module.`, `_orig_mod.` or `model.`, is removed, and the counters
             `num_batches_tracked` are ignored.
         rename: Other names of PyTorch's modules, as for `state_dict`.
 
     Raises:
         ValueError: If an entry is missing, unknown, of another shape, not floating-point or not
-            finite; the text names each. Also if the file is of another kind or damaged, or
-            `state_dict` raises it.
+            finite in the dtype of the model; the text names each. Also if the file is of another
+            kind or damaged, or `state_dict` raises it.
         ImportError: If the file is PyTorch's own and PyTorch is not installed. The text has a
             command that converts the file.
         OSError: If the file cannot be read.
@@ -137,7 +140,13 @@ def load(
     for part in parts:
         converted = part.from_torch(*(arrays[names[name]] for name in part.shapes))
         for variable, array in zip(part.variables, converted):
-            values.append((variable, _cast(array, variable)))
+            try:
+                value = cast_array(array, variable.dtype)
+            except ValueError as error:
+                raise ValueError(
+                    f"`state` does not fit the model: its array for {variable.path} {error}"
+                ) from error
+            values.append((variable, np.array(value, order="C")))  # not the caller's array
     for variable, value in values:
         variable.assign(value)
 
@@ -172,16 +181,3 @@ def _conversions(model: keras.Model) -> list[Conversion]:
                 f"{number} tensors of the name {name}"
             )
     return found
-
-
-def _cast(array: np.ndarray, variable: Any) -> np.ndarray:
-    """Copy of the array in the dtype of the variable, in which all numbers must be finite."""
-    dtype = np.float32 if variable.dtype == "bfloat16" else variable.dtype  # of the same range
-    with np.errstate(over="ignore"):
-        value = np.array(array, dtype, order="C")
-    if not np.isfinite(value).all():
-        raise ValueError(
-            f"`state` must hold numbers in the range of {variable.dtype}, the dtype of the model. "
-            f"Received: for {variable.path}, numbers up to {np.abs(array).max()}"
-        )
-    return value

@@ -13,7 +13,6 @@ import numpy as np
 from zoo.interop.pytorch.layout import (
     CONVOLUTIONS,
     KEEPING,
-    NORMALIZATIONS,
     RESHAPED_IMAGE,
     RESHAPING,
     Layout,
@@ -24,10 +23,21 @@ from zoo.interop.pytorch.layout import (
     layout_after,
 )
 
-_NO_GRAPH = (
-    "`model` is subclassed, so that no graph tells whether the layer reads a flattened image, "
-    "whose features have another order in PyTorch. A functional model of the same layers, "
+NO_GRAPH = (
+    "`model` is subclassed, so that no graph tells {}. A functional model of the same layers, "
     "`keras.Model(inputs, outputs)`, can be converted"
+)
+_CUT_AXES = (
+    "cuts or joins axes that PyTorch has in another order. A `keras.layers.Permute` before the "
+    "reshape can give them PyTorch's order"
+)
+_PIXEL_SHUFFLE = (
+    ". `nn.PixelShuffle(r)` is Reshape((h, w, c, r, r)), Permute((1, 4, 2, 5, 3)) and "
+    "Reshape((r * h, r * w, c))"
+)
+_SHORTER_MODEL = (
+    "The weights can be loaded into a model that ends before it, `keras.Model(inputs, x)`, since "
+    "both models share the layers"
 )
 
 
@@ -39,11 +49,13 @@ class Call:
         layer: The layer.
         path: Names of the nested models that hold the layer, and its own name.
         inputs: Tensors that the layer reads.
+        has_graph: Whether the model has a graph, which tells the layers that made the inputs.
     """
 
     layer: Any
     path: tuple[str, ...]
     inputs: tuple[Tensor, ...]
+    has_graph: bool = True
 
     @property
     def name(self) -> str:
@@ -69,12 +81,9 @@ class Call:
             raise self.error(layout.reason)
         if len(shape) == 1:
             return layout.positions
-        if (np.diff(layout.positions, axis=-1) > 0).all():
+        if layout.has_whole_features:
             return None
-        raise self.error(
-            f"the last axis of what it reads, {shape}, joins axes that PyTorch has in another "
-            "order. A `keras.layers.Permute` before the reshape can give them PyTorch's order"
-        )
+        raise self.error(f"the last axis of what it reads, {shape}, {_CUT_AXES}")
 
     def expect_same_order(self) -> None:
         """Raises ValueError unless the features of all inputs have PyTorch's order."""
@@ -93,23 +102,21 @@ class Call:
         )
 
 
-def trace(model: keras.Model) -> list[Call]:
-    """Finds the calls of all layers with weights.
+def trace(model: keras.Model) -> Iterator[Call]:
+    """Yields the calls of all layers with weights, in the order of the computation.
 
     Args:
-        model: Built model. A subclassed model has no graph. It is accepted if it has no images, or
-            only layers that read no flattened image.
-
-    Returns:
-        The calls, in the order of the computation.
+        model: Built model. A subclassed model has no graph. It is accepted if it has no images.
 
     Raises:
-        ValueError: If a convolution reads an image that a reshape has made, or if a layer of a
-            subclassed model may read a flattened image.
+        ValueError: If a convolution reads an image that a reshape has made, or if a subclassed
+            model has images. Behind the last call, if an output may have its elements in another
+            order than PyTorch's.
     """
     model = _functional(model)
     if not _has_graph(model):
-        return list(_calls_without_graph(model))
+        yield from _calls_without_graph(model)
+        return
     formats = list(_data_formats(model))
     inputs = []
     for tensor in model.inputs:
@@ -118,20 +125,27 @@ def trace(model: keras.Model) -> list[Call]:
         inputs.append(Tensor(input_layout(shape, data_formats), shape))
     calls: list[Call] = []
     outputs = _trace(model, inputs, (), calls)
-    if not any(name == "channels_first" for _, name in formats):
-        for output in outputs:
-            _check_output(model, output)
-    return calls
+    yield from calls
+    channels_first = any(name == "channels_first" for _, name in formats)
+    for tensor, output in zip(model.outputs, outputs):
+        reason = _output_fault(output, channels_first)
+        if reason and calls:
+            raise ValueError(
+                "`model` must have outputs in PyTorch's order. Received: the output "
+                f"{output.shape} of {tensor._keras_history.operation.name} in {model.name}, which "
+                f"cannot be converted: {reason}"
+            )
 
 
-def _check_output(model: Any, output: Tensor) -> None:
-    """Raises ValueError if an output is an image that a reshape has made of PyTorch's features."""
-    is_image = output.layout.is_image(output.shape, "channels_last")
-    if len(output.shape) == 3 and output.layout.is_same and not is_image:
-        raise ValueError(
-            "`model` must have images in PyTorch's order of features. Received: the output "
-            f"{output.shape} of {model.name}, which cannot be converted: {RESHAPED_IMAGE}"
-        )
+def _output_fault(output: Tensor, channels_first: bool) -> str:
+    """Why an output may differ from PyTorch's by more than the order of axes; "" if it does not."""
+    layout = output.layout
+    if layout.has_known_axes(output.shape) or (layout.is_same and channels_first):
+        return ""
+    if layout.order is not None:
+        return RESHAPED_IMAGE.format("that is the output")
+    reason = layout.reason or f"it {_CUT_AXES}" + (_PIXEL_SHUFFLE if len(output.shape) == 3 else "")
+    return f"{reason}. {_SHORTER_MODEL}"
 
 
 def _functional(model: Any) -> Any:
@@ -208,7 +222,7 @@ def _check_image(call: Call) -> None:
     if isinstance(call.layer, CONVOLUTIONS):
         image = call.inputs[0]
         if not image.layout.is_image(image.shape, data_format(call.layer)):
-            raise call.error(image.layout.reason or RESHAPED_IMAGE)
+            raise call.error(image.layout.reason or RESHAPED_IMAGE.format("that the layer reads"))
 
 
 # ------------------------------------------------------------------ subclassed models
@@ -217,7 +231,7 @@ def _check_image(call: Call) -> None:
 def _calls_without_graph(model: Any) -> Iterator[Call]:
     """Calls of a subclassed model, whose layers are assumed to read features in PyTorch's order.
 
-    The assumption holds where there are no images, and for layers that read whole images.
+    The assumption holds where there are no images.
     """
     leaves = list(_leaves(model, ()))
     ranks = _built_ranks(model)
@@ -228,16 +242,18 @@ def _calls_without_graph(model: Any) -> Iterator[Call]:
     for layer, path in leaves:
         ranks = _built_ranks(layer)
         inputs = [Tensor(Layout(None), (None,) * (rank - 1)) for rank in ranks or [2]]
-        call = Call(layer, path, tuple(inputs))
+        call = Call(layer, path, tuple(inputs), has_graph=False)
         if not layer.built:
             raise call.error("it has no weights yet. Call the model once")
         if not layer.weights:
             continue
-        reads_images = isinstance(layer, CONVOLUTIONS) or (
-            isinstance(layer, NORMALIZATIONS) and min(ranks, default=0) > 3
-        )
-        if has_images and not reads_images:
-            raise call.error(_NO_GRAPH)
+        if has_images:
+            raise call.error(
+                NO_GRAPH.format(
+                    "whether an image is flattened or reshaped, whose features have another order "
+                    "in PyTorch"
+                )
+            )
         yield call
 
 

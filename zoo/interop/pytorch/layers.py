@@ -55,6 +55,12 @@ def conversions(call: Call, name: str) -> Iterator[Conversion]:
             reads cannot be told.
     """
     layer = call.layer
+    changed = _changed_methods(type(layer))
+    if changed:
+        raise call.error(
+            f"its class replaces {', '.join(changed)}, so that PyTorch's module may compute "
+            "something else"
+        )
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         raise call.error("it holds low-rank or quantized weights, which must be merged first")
     for kinds, function in _CONVERSIONS:
@@ -63,6 +69,18 @@ def conversions(call: Call, name: str) -> Iterator[Conversion]:
             return
     raise call.error(
         "there is no conversion for layers of its kind. README lists those that there are"
+    )
+
+
+def _changed_methods(kind: type) -> list[str]:
+    """Methods of Keras' or the zoo's class that a class outside of these packages replaces."""
+    classes = [c for c in kind.__mro__ if c.__module__.split(".")[0] in ("keras", "zoo")]
+    names = {name for c in kind.__mro__[: kind.__mro__.index(classes[0])] for name in vars(c)}
+    harmless = {"from_config", "get_config"}
+    return sorted(
+        name
+        for name in names - harmless
+        if not name.startswith("__") and any(callable(vars(c).get(name)) for c in classes)
     )
 
 
@@ -158,7 +176,7 @@ def _batch_norm(call: Call, name: str) -> Iterator[Conversion]:
     layer = call.layer
     if layer.scale != layer.center or getattr(layer, "renorm", False):
         raise call.error("PyTorch's has `scale` and `center` or neither, and no `renorm`")
-    positions = _feature_positions(call, layer.axis)
+    positions = _channel_positions(call, layer.axis)
     variables = {"running_mean": layer.moving_mean, "running_var": layer.moving_variance}
     if layer.scale:
         variables = {"weight": layer.gamma, "bias": layer.beta, **variables}
@@ -170,7 +188,7 @@ def _group_norm(call: Call, name: str) -> Iterator[Conversion]:
     layer = call.layer
     if not (layer.scale and layer.center):
         raise call.error("PyTorch's has both `scale` and `center`")
-    if _feature_positions(call, layer.axis) is not None:
+    if _channel_positions(call, layer.axis) is not None:
         raise call.error("its groups hold other features of the flattened image than PyTorch's")
     call.expect_same_order()
     yield _single(layer.gamma, f"{name}.weight")
@@ -181,33 +199,54 @@ def _layer_norm(call: Call, name: str) -> Iterator[Conversion]:
     """Normalization over the features or, as `nn.LayerNorm([C, H, W])`, over all axes."""
     layer = call.layer
     rms = isinstance(layer, _layers.RMSNormalization)
+    if not rms and layer.rms_scaling:
+        raise call.error("its `rms_scaling` divides by the variance, as no module of PyTorch does")
     if not rms and layer.center and not layer.scale:
         raise call.error("PyTorch's has no `center` without `scale`")
     tensors = {"weight": layer.scale} if rms else {}
     if not rms and layer.scale:
         tensors = {"weight": layer.gamma, **({"bias": layer.beta} if layer.center else {})}
-    axes = layer.axis if isinstance(layer.axis, list) else [layer.axis]
+    rank = len(call.inputs[0].shape)
+    axes = [axis % (rank + 1) - 1 for axis in np.atleast_1d(layer.axis).tolist()]
     order = call.inputs[0].layout.order
     if len(axes) == 1:
-        positions = _feature_positions(call, axes[0])
+        positions = _channel_positions(call, layer.axis, last=True)
         for tensor, variable in tensors.items():
             yield _permuted(variable, f"{name}.{tensor}", positions)
-    elif len(axes) == len(call.inputs[0].shape) and order is not None:
+    elif axes == list(range(rank)) and order is not None:
         for tensor, variable in tensors.items():
             yield _transposed(variable, f"{name}.{tensor}", order)
     else:
         raise call.error("PyTorch may have the axes of the normalization in another order")
 
 
-def _feature_positions(call: Call, axis: int) -> np.ndarray | None:
-    """Positions in PyTorch of the features in an axis; None if their order is the same."""
-    rank = len(call.inputs[0].shape) + 1
-    layout = call.inputs[0].layout
-    if axis % rank == rank - 1:
-        return call.permutation()
-    if not (layout.whole or layout.order is not None):
-        raise call.error(layout.reason or "a reshape makes the axis of the normalization")
-    return None
+def _channel_positions(call: Call, axis: Any, last: bool = False) -> np.ndarray | None:
+    """Positions in PyTorch of the features that are normalized; None if their order is the same.
+
+    Args:
+        call: Call of the normalization.
+        axis: Axis of the features, with the batch axis counted, alone or in a list.
+        last: Whether the features may also be in the last axis of an image that has the channels
+            first.
+
+    Raises:
+        ValueError: If the axis is not that of the channels in PyTorch. Features of a sequence can
+            be in either axis.
+    """
+    rank, layout = len(call.inputs[0].shape), call.inputs[0].layout
+    axis = int(np.squeeze(axis))
+    position = axis % (rank + 1) - 1
+    channels = {rank - 1}
+    if layout.order is not None and (rank > 2 or not layout.is_same):
+        channels = {layout.order[0]} | ({rank - 1} if last else set())
+    elif layout.is_same:
+        channels = set(range(rank))
+    if position not in channels:
+        raise call.error(
+            f"the axis of the normalization, {axis}, is not that of the channels, "
+            f"{' or '.join(str(channel + 1) for channel in sorted(channels))}"
+        )
+    return call.permutation() if position == rank - 1 else None
 
 
 # ------------------------------------------------------------------ recurrent layers
@@ -221,8 +260,13 @@ def _recurrent(call: Call, name: str) -> Iterator[Conversion]:
         return
     if layer.merge_mode != "concat":
         raise call.error("PyTorch concatenates both directions, as `merge_mode='concat'` does")
-    yield _one_direction(call, name, layer.forward_layer, "")
-    yield _one_direction(call, name, layer.backward_layer, "_reverse")
+    forward, backward = layer.forward_layer, layer.backward_layer
+    if type(forward) is not type(backward) or forward.units != backward.units:
+        raise call.error("PyTorch's directions are layers of one kind with as many units")
+    if forward.activation != backward.activation:
+        raise call.error("PyTorch's directions have one activation")
+    yield _one_direction(call, name, forward, "")
+    yield _one_direction(call, name, backward, "_reverse")
 
 
 def _one_direction(call: Call, name: str, layer: Any, direction: str) -> Conversion:
@@ -237,6 +281,22 @@ def _one_direction(call: Call, name: str, layer: Any, direction: str) -> Convers
     match = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
     if not isinstance(layer, _RECURRENT_CELLS):
         raise call.error("it must be a SimpleRNN, an LSTM or a GRU")
+    simple = isinstance(layer, _layers.SimpleRNN)
+    settings = {"activation": ("tanh", "relu") if simple else ("tanh",)}
+    if not simple:
+        settings["recurrent_activation"] = ("sigmoid",)
+    for setting, allowed in settings.items():
+        function = getattr(layer, setting)
+        if function not in [keras.activations.get(name) for name in allowed]:
+            name = getattr(function, "__name__", type(function).__name__)
+            raise call.error(
+                f"PyTorch's has the {setting} {' or '.join(allowed)}. Its {setting} is {name}"
+            )
+    if layer.go_backwards != bool(direction):
+        raise call.error(
+            "its `go_backwards` gives the outputs from the last step to the first, as PyTorch's "
+            "does not. `keras.layers.Bidirectional` has a layer of each direction"
+        )
     if match is None or not layer.use_bias or not getattr(layer, "reset_after", True):
         raise call.error(
             "its name must hold its number in the stack, such as rnn1, and it must have biases "
@@ -281,10 +341,12 @@ def _transformer_block(call: Call, name: str) -> Iterator[Conversion]:
         or config["rotary_base"] is not None
         or config["num_kv_heads"] not in (None, config["num_heads"])
         or not config["use_bias"]
+        or config["attention_bias"] not in (None, True)
+        or len(set(layer.attention.output_projection.kernel.shape)) > 1  # heads of another width
     ):
         raise call.error(
-            "PyTorch's has layer normalization, two dense layers, biases, no rotary positions and "
-            "no grouped queries"
+            "PyTorch's has layer normalization, two dense layers, biases, no rotary positions, no "
+            "grouped queries and no `head_dim` of its own"
         )
     call.expect_same_order()
     yield from _attention(layer.attention, f"{name}.self_attn")

@@ -26,8 +26,8 @@ Shape = tuple[int | None, ...]
 
 _MAX_FEATURES = 2**24  # of a tensor whose positions are followed: 64 MB
 RESHAPED_IMAGE = (
-    "a reshape makes the image that the layer reads, and `Tensor.view` in PyTorch makes one with "
-    "the channels first. `keras.layers.Reshape((channels, height, width))` and "
+    "a reshape makes the image {}, and `Tensor.view` in PyTorch makes one with the channels first. "
+    "`keras.layers.Reshape((channels, height, width))` and "
     "`keras.layers.Permute((2, 3, 1))` do the same in Keras"
 )
 
@@ -59,6 +59,32 @@ class Layout:
     def is_same(self) -> bool:
         """Whether the tensor has one shape and order in both frameworks."""
         return self.order is not None and self.order == tuple(range(len(self.order)))
+
+    @property
+    def has_whole_features(self) -> bool:
+        """Whether the last axis is one axis in PyTorch: the channels of an image or its last axis.
+
+        Only the other axes are cut, moved or joined then, such as by a division into patches.
+        """
+        if self.positions is None:
+            return False
+        number = self.positions.shape[-1]
+        features = np.arange(number)
+        as_channels = self.positions // (self.positions.size // number)
+        return bool((as_channels == features).all() or (self.positions % number == features).all())
+
+    def has_known_axes(self, shape: Shape) -> bool:
+        """Whether PyTorch has the elements of each axis in one axis, in the same order.
+
+        In PyTorch the channels come before the pixels, whatever a reshape has made of each.
+        """
+        if self.whole or self.has_whole_features:
+            return True
+        if self.order is None:
+            return False
+        rank, first = len(shape), self.order[0]
+        moves_channels = first > 0 and self.order == (*range(first, rank), *range(first))
+        return rank < 3 or moves_channels or self.is_image(shape, "channels_last")
 
     def positions_in(self, shape: Shape) -> np.ndarray | None:
         """Positions of the elements in PyTorch's flattened tensor; None if they are unknown."""
@@ -166,7 +192,8 @@ _KEEPING_OPERATIONS = {
     "Softsign", "Sqrt", "Square", "Tanh",
 }  # fmt: skip
 _MERGING_OPERATIONS = {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide"}
-_REDUCING_OPERATIONS = {"GetItem", "Max", "Mean", "Min", "Sum"}
+# Operations that shorten, lengthen or remove axes.
+_AXIS_OPERATIONS = {"Argmax", "Flip", "GetItem", "Max", "Mean", "Min", "Pad", "Split", "Sum"}
 _RESHAPING_OPERATIONS = {"ExpandDims", "Reshape", "Squeeze", "Transpose"}
 
 
@@ -202,9 +229,14 @@ def layout_after(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layo
     if is_image_layer(operation) and (keeps_rank or isinstance(operation, _GLOBAL_POOLING)):
         if layouts[0].is_image(inputs[0].shape, data_format(operation)):
             return same(1) if rank == 1 else by_format(data_format(operation), rank)
-        return Layout(None, whole=False, reason=layouts[0].reason or RESHAPED_IMAGE)
-    if function in _REDUCING_OPERATIONS and rank == 1 and layouts[0].whole:  # one axis remains
-        return same(1)
+        reason = layouts[0].reason or RESHAPED_IMAGE.format(f"that {operation.name} reads")
+        return Layout(None, whole=False, reason=reason)
+    if function in _AXIS_OPERATIONS and layouts[0].whole:
+        if rank == 1 or layouts[0].is_same:
+            return same(rank)
+        if keeps_rank and function != "GetItem":
+            return layouts[0]
+        return Layout(None, reason=f"{operation.name} may give either order in PyTorch")
     if isinstance(operation, RECURRENT):
         return same(rank)
     if isinstance(operation, _layers.Permute) and layouts[0].order is not None:
@@ -224,7 +256,9 @@ def layout_after(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layo
         return same(rank, rank == 1 or keeps_shape or reads_features)
     reason = f"the layer {operation.name}, a {kind}, may give either order in PyTorch"
     keeps_axes = reads_features or shape == inputs[0].shape
-    return Layout(None, keeps_axes and all(layout.whole for layout in layouts), reason=reason)
+    return Layout(
+        None, keeps_axes and all(t.layout.has_known_axes(t.shape) for t in inputs), reason=reason
+    )
 
 
 def _reshaped(operation: Any, tensor: Tensor, rank: int) -> Layout:
@@ -250,11 +284,31 @@ def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 def _simplified(positions: np.ndarray) -> Layout:
     """Layout of known positions. An image of one pixel or channel has either order."""
     rank = positions.ndim
+    first = np.zeros((rank, rank), np.intp)
+    np.fill_diagonal(first, [min(1, size - 1) for size in positions.shape])
+    strides = positions[tuple(first.T)]  # of each axis, where it has more than one element
     orders = [same(rank, whole=False), by_format("channels_last", rank)]
-    for layout in reversed(orders) if rank > 2 else orders:
+    orders = orders[::-1] if rank > 2 else orders
+    orders.append(Layout(tuple(int(axis) for axis in np.argsort(-strides, kind="stable"))))
+    for layout in orders:
         if _equal(positions, layout.positions_in(positions.shape)):
             return Layout(layout.order, whole=False)
+    for order in ((2, 0, 1), (0, 1, 2)) if rank == 3 else ():
+        if _is_pixel_shuffle(positions.transpose(order)):
+            return Layout(order, whole=False)
     return Layout(None, whole=False, positions=positions)
+
+
+def _is_pixel_shuffle(positions: np.ndarray) -> bool:
+    """Whether an image (channels, height, width) is what `nn.PixelShuffle` makes of an image."""
+    channels, height, width = positions.shape
+    for factor in range(2, min(height, width) + 1):
+        if height % factor == width % factor == 0:
+            shape = channels, factor, factor, height // factor, width // factor
+            blocks = np.arange(positions.size).reshape(shape)
+            if _equal(blocks.transpose(0, 3, 1, 4, 2).reshape(positions.shape), positions):
+                return True
+    return False
 
 
 def _merged(operation: Any, inputs: Sequence[Tensor], shape: Shape) -> Layout:

@@ -5,11 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from zoo.interop.pytorch.graph import Call
+from zoo.interop.pytorch.graph import NO_GRAPH, Call
 from zoo.interop.pytorch.layout import NORMALIZATIONS, RECURRENT
 from zoo.layers.transformer_block import TransformerBlock
 
 Rename = Mapping[str, str] | Callable[[str], str]
+
+_NO_CHAIN = NO_GRAPH.format("which layer it reads")
 
 
 def module_name(call: Call) -> str:
@@ -21,7 +23,7 @@ def module_name(call: Call) -> str:
 
     Raises:
         ValueError: If the layer belongs to a stack of transformer blocks or recurrent layers and
-            does not read the output of the layer before it.
+            does not read the output of the layer before it, or no graph tells what it reads.
     """
     prefix = call.path[:-1]
     previous = call.inputs[0].layer
@@ -30,6 +32,8 @@ def module_name(call: Call) -> str:
         _check_recurrent_stack(call)
     elif block is not None:
         stack, number = block
+        if number > 1 and not call.has_graph:
+            raise call.error(_NO_CHAIN)
         if number > 1 and _stack_and_number(previous) != (stack, number - 1):
             raise call.error(f"it must read the output of block {number - 1} of the stack {stack}")
         return ".".join((*prefix, *filter(None, [stack]), "layers", str(number - 1)))
@@ -54,6 +58,8 @@ def _check_recurrent_stack(call: Call) -> None:
     match = re.match(r"(.*?)(\d+)", call.path[-1])
     if match is None or int(match[2]) < 2:
         return
+    if not call.has_graph:
+        raise call.error(_NO_CHAIN)
     name, number = match[1], int(match[2])
     previous = call.inputs[0].layer
     layers = [getattr(layer, "forward_layer", layer) for layer in (previous, call.layer)]
@@ -62,11 +68,12 @@ def _check_recurrent_stack(call: Call) -> None:
         or not re.match(rf"{re.escape(name)}{number - 1}(\D|$)", previous.name)
         or type(layers[0]) is not type(layers[1])
         or layers[0].units != layers[1].units
+        or layers[0].activation != layers[1].activation
     ):
         raise call.error(
             f"layer {number} of the stack {name} must read the outputs of {name}{number - 1}, of "
-            "its kind and with as many units. Recurrent layers apart have other names, such as "
-            "left1 and right1"
+            "its kind, with as many units and the same activation. Recurrent layers apart have "
+            "other names, such as left1 and right1"
         )
 
 

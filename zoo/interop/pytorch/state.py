@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from zoo.backends.pytorch_file import read_pytorch_file
+from zoo.backends.pytorch_file import WRAPPERS, first_line, read_pytorch_file
 
 Arrays = dict[str, np.ndarray]
 
-# Prefixes of all names: of `DataParallel`, `torch.compile`, and a module within a larger one.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_WRAPPERS = ("model_state_dict", "state_dict", "model")  # entries of checkpoints that hold more
 _LISTED = 8  # names of each kind in an error
 
 
@@ -24,10 +22,10 @@ def read(state: Any, names: Iterable[str]) -> dict[str, Any]:
 
     Args:
         state: Arrays or tensors by name, a checkpoint that holds them, or the path of a file.
-        names: Names that the model expects, which tell whether a prefix belongs to the names.
+        names: Names that the model expects, which tell the prefix of the names.
 
     Returns:
-        The tensors by name, without prefixes and without counters of batch normalizations.
+        The tensors by name, without a prefix and without counters of batch normalizations.
 
     Raises:
         ValueError: If `state` or the file is of another kind.
@@ -41,7 +39,7 @@ def read(state: Any, names: Iterable[str]) -> dict[str, Any]:
             "`state` must hold arrays by name, such as `module.state_dict()`, or be the path of a "
             f"file. Received: {type(state).__name__}"
         )
-    tensors = _without_prefixes(_unwrapped(state), set(names))
+    tensors = _without_prefix(_unwrapped(state), set(names))
     counters = [name for name in tensors if name.split(".")[-1] == "num_batches_tracked"]
     return {name: tensor for name, tensor in tensors.items() if name not in counters}
 
@@ -73,7 +71,7 @@ def _unwrapped(state: Mapping[Any, Any]) -> Mapping[str, Any]:
     if not any(isinstance(value, Mapping) for value in state.values()):
         return state
     found = [key for key, value in state.items() if _is_state_dict(value)]
-    usual = [key for key in found if key in _WRAPPERS] or found
+    usual = [key for key in found if key in WRAPPERS] or found
     if len(usual) != 1:
         raise ValueError(
             "`state` must hold one state_dict. Received: a checkpoint with the entries "
@@ -84,15 +82,22 @@ def _unwrapped(state: Mapping[Any, Any]) -> Mapping[str, Any]:
     return unwrapped
 
 
-def _without_prefixes(tensors: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    """Removes prefixes that all names have, as long as no name is an expected one."""
+def _without_prefix(tensors: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Removes the prefix beneath which expected names are found, unless names are found without it.
+
+    `DataParallel` has the prefix `module.`, `torch.compile` has `_orig_mod.`, and a module within a
+    larger one has the name of its attribute. Names without the prefix stay as they are.
+    """
     result = {str(name).replace("._orig_mod.", "."): t for name, t in tensors.items()}
-    while result and not names & result.keys():
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in result)), None)
-        if prefix is None:
-            break
-        result = {name.removeprefix(prefix): tensor for name, tensor in result.items()}
-    return result
+    if names & result.keys():
+        return result
+    prefixes: Counter[str] = Counter()
+    for name in result:
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            prefixes[".".join(parts[:length]) + "."] += ".".join(parts[length:]) in names
+    prefix, number = prefixes.most_common(1)[0] if prefixes else ("", 0)
+    return {name.removeprefix(prefix if number else ""): t for name, t in result.items()}
 
 
 def checked_arrays(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
@@ -118,7 +123,7 @@ def checked_arrays(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
         try:
             arrays[name] = _as_array(tensors[name])
         except (TypeError, ValueError, RuntimeError) as error:
-            wrong.append(f"{name} is no dense tensor ({error})")
+            wrong.append(f"{name} is no dense tensor ({first_line(error)})")
             continue
         if arrays[name].dtype.kind != "f":
             wrong.append(f"{name} is of type {arrays[name].dtype} instead of a floating-point type")
