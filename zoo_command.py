@@ -13,6 +13,7 @@ import ast
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
@@ -33,18 +34,22 @@ def entry_point() -> int:
 
 
 def _prepare() -> None:
-    """Checks addresses, and ends a process that Ctrl-C stops in an import with one line."""
-    print_others = sys.excepthook
-
-    def report(kind: Any, error: BaseException, traceback: Any) -> None:
-        if not isinstance(error, KeyboardInterrupt):
-            print_others(kind, error, traceback)
-            return
-        print("error: Stopped", file=sys.stderr, flush=True)
-        os._exit(130)  # Python itself would end with a signal
-
-    sys.excepthook = report
+    """Checks addresses, and lets Ctrl-C end the import of Keras with one line."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
     _check_addresses()
+
+
+def _stop(*_: Any) -> None:
+    """Ends the process. A KeyboardInterrupt within a backend's C++ code could be lost or abort."""
+    os.write(2, b"error: Stopped\n")
+    os._exit(130)
+
+
+def restore_interrupts() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt again, once all is imported."""
+    if signal.getsignal(signal.SIGINT) is _stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _check_addresses() -> None:

@@ -1,6 +1,7 @@
 """Tests of the console command: a mistyped address is found before Keras is imported."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_ctrl_c_in_the_import_of_keras_ends_with_one_line(command: list[str], fo
         text=True,
     )
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: Stopped\n")
+
+
+def test_ctrl_c_in_a_command_can_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler in (signal.default_int_handler, signal.SIG_IGN):
+            signal.signal(signal.SIGINT, handler)
+            monkeypatch.setattr(sys, "argv", ["zoo", "list"])
+            zoo_command._prepare()
+            assert (signal.getsignal(signal.SIGINT) is handler) == (handler is signal.SIG_IGN)
+            zoo_command.restore_interrupts()
+            assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("name", ["build", "Model", "small", "conditional", "build.attribute"])

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+import zoo_command
 from zoo import backends
 from zoo.backends import backend
 from zoo.backends.selection import hidden_startup_lines
@@ -28,6 +29,7 @@ def run(command: Callable[[], Any]) -> int:
     if backends.name == "tensorflow":
         with hidden_startup_lines():
             backend.device()  # without a GPU TensorFlow logs an error
+    zoo_command.restore_interrupts()
     try:
         status = command()
     except (Interrupted, KeyboardInterrupt) as error:
