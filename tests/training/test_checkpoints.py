@@ -75,6 +75,24 @@ def test_save_keeps_last_two_and_restore_takes_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
+def test_save_and_restore_leave_other_files_alone(tmp_path: Path) -> None:
+    """Also those whose names begin as a checkpoint's, before and after it in order."""
+    parts = make()
+    names = [
+        "step-0.npz", "step-000000001-notes.npz", "step-0000000009.npz", "step-best.npz",
+        "step-last.npz", "step-final.npz", ".unfinished-step-best.npz", "step-00000000١.npz",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).write_bytes(b"precious")
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, {}, **parts)
+        assert checkpoints.restore(tmp_path, **parts) == {"step": step}
+    ours = ["step-000000002.npz", "step-000000003.npz"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, *ours])
+    assert all((tmp_path / name).read_bytes() == b"precious" for name in names)
+
+
+@pytest.mark.once
 def test_restore_removes_unfinished_checkpoint(tmp_path: Path) -> None:
     parts = make()
     checkpoints.save(tmp_path, 1, {}, **parts)

@@ -100,9 +100,12 @@ def test_open_run_gives_runs_of_one_second_a_directory_each(
 def test_run_directory_removes_unfinished_files_of_its_own(tmp_path: Path) -> None:
     begin(tmp_path, {"seed": 0})
     (tmp_path / ".unfinished-history.csv").write_text("epo")
-    (tmp_path / ".notes.tmp").write_text("precious")
+    for name in (".notes.tmp", ".unfinished-thesis.tex"):
+        (tmp_path / name).write_text("precious")
     begin(tmp_path, {"seed": 0})
-    assert sorted(os.listdir(tmp_path)) == [".notes.tmp", "config.json"]
+    assert sorted(os.listdir(tmp_path)) == [
+        ".notes.tmp", ".unfinished-thesis.tex", "config.json",
+    ]  # fmt: skip
 
 
 def test_run_directory_takes_one_whose_beginning_was_killed(tmp_path: Path) -> None:

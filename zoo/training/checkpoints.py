@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ _PROGRESS = "progress.json"
 _OWNER = "owner"
 _KEEP = 2
 _UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+_NAME = r"step-\d{9}\.npz"  # other files of the folder, such as step-best.npz, are the user's
 
 
 class NotFinite(ValueError):
@@ -34,7 +36,7 @@ class NotFinite(ValueError):
 def save(
     folder: Path, step: int, progress: dict[str, Any], owner: str | None = None, **parts: Any
 ) -> Path:
-    """Writes a checkpoint and removes all but the last two.
+    """Writes a checkpoint and removes all but the last two; other files are left alone.
 
     Args:
         folder: Folder of the checkpoints; created if it is not there.
@@ -89,7 +91,7 @@ def restore(
         ValueError: If the checkpoint belongs to another run or holds other variables; then nothing
             is restored.
     """
-    remove_unfinished(folder, "step-*.npz")
+    remove_unfinished(folder, _NAME)
     for path in _newest_first(folder):
         try:
             arrays, progress, saved_owner = _read(path, progress_type)
@@ -220,15 +222,16 @@ def find_mismatches(
     return wrong
 
 
-def remove_unfinished(folder: Path, pattern: str = "*") -> None:
+def remove_unfinished(folder: Path, names: str) -> None:
     """Removes files that `atomic_write` left when its process was killed.
 
     Args:
         folder: Folder that no other process writes to.
-        pattern: Pattern of the names that the files were to get.
+        names: Regular expression of the names that the files were to get.
     """
-    for path in folder.glob(f"{_UNFINISHED}{pattern}"):
-        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        if re.fullmatch(names, path.name.removeprefix(_UNFINISHED), re.ASCII):
+            path.unlink(missing_ok=True)
 
 
 def _read(
@@ -251,7 +254,8 @@ def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.npz"), reverse=True)
+    names = (path for path in folder.glob("step-*") if re.fullmatch(_NAME, path.name, re.ASCII))
+    return sorted(names, reverse=True)
 
 
 def _assign(path: Path, arrays: dict[str, np.ndarray], variables: dict[str, Any]) -> None:

@@ -45,6 +45,10 @@ from zoo.training.run_callbacks import RunCheckpoint
 from zoo.validation import FilePath, JSONObject, show, validated
 
 
+# Names of the files that a run writes into its directory.
+_WRITTEN = r"[a-z_]+(\.weights|\.lora)?\.(csv|gif|h5|json|png|tsv)"
+
+
 class RunDirectory:
     """Directory of one run, opened for a configuration.
 
@@ -124,7 +128,7 @@ class RunDirectory:
             lock.release()
             raise
         self._lock = lock
-        remove_unfinished(self.path)
+        remove_unfinished(self.path, _WRITTEN)
 
     def _create(self) -> None:
         try:
