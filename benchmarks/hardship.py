@@ -392,7 +392,7 @@ def damage(config: Config, folder: Path) -> Outcome:
     for number in range(config.damaged):
         path = choices.choice(stored if number % 4 == 0 else members)
         copy = folder / "copy" / path.parent.name
-        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock"))
+        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock*"))
         kind = damage_file(copy / path.name, choices)
         original = path.exists() and (copy / path.name).exists()
         same = original and path.read_bytes() == (copy / path.name).read_bytes()
@@ -457,7 +457,7 @@ def forge(config: Config, folder: Path) -> Outcome:
     for _ in range(config.forged):
         path = choices.choice(members)
         copy = folder / "copy" / path.parent.name
-        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock"))
+        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock*"))
         content = json.loads(path.read_text("utf-8"))
         forged = forge_value(content, choices, choices.choice(nonsense(marker)))
         (copy / path.name).write_text(json.dumps(forged), "utf-8")

@@ -116,8 +116,7 @@ def train(
     trainer = Trainer(network)
     optimizer = Adam(rate, global_clipnorm=1.0)  # a recurrent network's gradient may explode
     trainer.compile(optimizer, CrossEntropy())
-    run.write_config()
-    run.write("vocabulary.json", tokenizer.to_json())
+    run.write_input("vocabulary.json", tokenizer.to_json())
     console.print(
         f"{config.cell} on {len(ids['train'])} tokens with {backends.name}; Ctrl-C stops, "
         f"`--run-dir {run.path}` goes on"

@@ -117,8 +117,7 @@ def train(
     trainer = Trainer(network)
     optimizer = AdamW(rate, config.weight_decay, beta_2=0.99, global_clipnorm=1.0)
     trainer.compile(optimizer, CrossEntropy())
-    run.write_config()
-    run.write("vocabulary.json", tokenizer.to_json())
+    run.write_input("vocabulary.json", tokenizer.to_json())
     console.print(
         f"{network.count_params():,} parameters, {len(ids['train']):,} tokens of text, "
         f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"

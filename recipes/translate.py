@@ -115,8 +115,7 @@ def train(
         CrossEntropy(config.label_smoothing),
         weighted_metrics=[keras.metrics.MeanMetricWrapper(cross_entropy, name="nats")],
     )
-    run.write_config()
-    run.write("vocabulary.json", tokenizer.to_json())
+    run.write_input("vocabulary.json", tokenizer.to_json())
     console.print(
         f"{network.count_params():,} parameters, {buckets.pairs:,} pairs of at most "
         f"{config.max_length} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"

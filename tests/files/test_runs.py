@@ -89,7 +89,7 @@ def test_save_model_refuses_models_from_elsewhere_and_weights_that_are_not_finit
     model.layers[-1].bias.assign([0.0, float("nan")])
     with pytest.raises(ValueError, match=r"must have finite weights.*NaN or an infinity in .*bias"):
         run.save_model(model)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".lock-holder", "config.json"}
 
 
 def flip_bit(path: Path) -> None:
