@@ -242,8 +242,8 @@ def test_run_directory_goes_on_with_no_other_input(
         (shutil.rmtree if name == "checkpoints" else os.remove)(tmp_path / name)
     digest, other = (sha256(content).hexdigest() for content in (b"ab", b"ac"))
     text = (
-        rf"vocabulary\.json must be the file that the run was begun with, of the SHA-256 {digest}\. "
-        rf"Received: {other}\..* remove it if the same command makes it again, or give another"
+        rf"vocabulary\.json must be the file that the run was begun with, of the SHA-256 {digest}"
+        rf"\. Received: {other}\..* remove it if the same command makes it again, or give another"
     )
     with pytest.raises(ValueError, match=text):
         run(b"ac")
@@ -284,10 +284,13 @@ def test_nested_run_rejects_checkpoints_of_another_outer_run(
     other = tmp_path / "2" / "part" / "checkpoints"
     shutil.rmtree(other)
     shutil.copytree(tmp_path / "1" / "part" / "checkpoints", other)
-    outer = RunDirectory(tmp_path / "2", {"rate": 2})
-    with outer, outer.nested("part", {"cell": "gru"}) as run:
-        with pytest.raises(ValueError, match=r"within was {'rate': 1} and is {'rate': 2}"):
-            training.fit(run.checkpoint(), epochs=1)
+    text = r"within was {'rate': 1} and is {'rate': 2}"
+    with (
+        RunDirectory(tmp_path / "2", {"rate": 2}) as outer,
+        outer.nested("part", {"cell": "gru"}) as run,
+        pytest.raises(ValueError, match=text),
+    ):
+        training.fit(run.checkpoint(), epochs=1)
 
 
 # ------------------------------------------------------------------ one writer

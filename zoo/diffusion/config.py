@@ -28,7 +28,7 @@ class DiffusionConfig(TrainingConfig):
     image_size: int | None = None
     """Height and width to resize images to; by default as they are."""
     classifier: Path | None = None
-    """Finished run of recipes/mnist.py for the sample metrics; by default one is trained."""
+    """Finished run of `zoo train mnist` for the sample metrics; by default one is trained."""
     classifier_model: str | None = None
     """Network of the classifier, if it is trained; by default cnn_48x48, with --quick mlp."""
     channels: tuple[int, ...] | None = None
