@@ -71,7 +71,7 @@ def test_main_learns_and_prints_scores(finished: tuple[Path, dict, str]) -> None
 def test_main_writes_the_run_directory(finished: tuple[Path, dict, str]) -> None:
     folder, metrics, _ = finished
     assert sorted(os.listdir(folder)) == [
-        "checkpoints", "config.json", "history.csv", "manifest.json", "metrics.json",
+        "checkpoints", "config.json", "history.csv", "inputs.json", "manifest.json", "metrics.json",
         "model.json", "model.weights.h5", "perplexity.png", "vocabulary.json",
     ]  # fmt: skip
     model, _ = completion.load_run(folder)
