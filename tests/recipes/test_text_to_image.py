@@ -204,7 +204,7 @@ def test_diffusion_in_latent_space_writes_metrics_and_models(
     assert metrics["model"] == "unet"
     assert metrics["frechet_distance"] > 0
     autoencoder = ["autoencoder", "autoencoder.json", "autoencoder.weights.h5"]
-    files = {*FILES, *PLOTS, *autoencoder} - {"samples-02.png"}
+    files = {*FILES, *PLOTS, *autoencoder, "inputs.json"} - {"samples-02.png"}
     assert set(os.listdir(folder)) == files
 
 

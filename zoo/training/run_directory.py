@@ -44,7 +44,7 @@ from zoo.training.run_identity import CONFIG, INPUTS, RunIdentity
 from zoo.validation import FilePath, JSONObject, validated
 
 # Names of the files that a run writes into its directory.
-_WRITTEN = r"[a-z_]+(\.weights|\.lora)?\.(csv|gif|h5|json|png|tsv)"
+_WRITTEN = r"[a-z][a-z0-9_-]*(\.weights|\.lora)?\.(csv|gif|h5|json|png|tsv)"
 
 
 class RunDirectory:
