@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     console = cli.recipe_console(config.quiet)
     with open_run("next_word", config, "prompt", "temperature", extendable="epochs") as run:
         config.prepare()
-        path = run.path / "vocabulary.json"
+        path = run.input_path("vocabulary.json")
         tokenizer = shakespeare.make_tokenizer(path, config.vocabulary_size)
         demo = NextWordDemo(tokenizer, config.prompt, config.seed, config.temperature)
         network = rnn_language_model(

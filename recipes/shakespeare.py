@@ -85,7 +85,8 @@ def main(config: Config) -> dict[str, Any]:
     size = None if config.tokens == "characters" else config.vocabulary_size
     with open_run("shakespeare", config, "prompt", "temperature", extendable="epochs") as run:
         config.prepare()
-        tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
+        path = run.input_path("vocabulary.json")
+        tokenizer = shakespeare.make_tokenizer(path, size, config.split)
         generator = TextGenerator(tokenizer, config.prompt, config.seed, config.temperature)
         network = gpt(
             len(tokenizer), config.length, config.num_layers, config.num_heads, config.hidden_dim,

@@ -80,7 +80,7 @@ def main(config: Config) -> dict[str, Any]:
             return metrics
         config.prepare()
         parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
-        path = run.path / "vocabulary.json"
+        path = run.input_path("vocabulary.json")
         tokenizer = parallel_text.make_tokenizer(path, config.vocabulary_size)
         network = transformer(
             len(tokenizer), len(tokenizer), CONTEXT, config.num_layers, config.num_heads,

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 import zoo
+from benchmarks.hardship import sign
 from recipes import diffusion, text_to_image
 from tests import recipe
 from zoo import __main__ as command_line
 from zoo import datasets, registry
 from zoo.diffusion.pipeline import DiffusionPipeline
+from zoo.files.runs import load_model
 from zoo.training import Interrupted
 from zoo.training.run_directory import RunDirectory
 
@@ -222,6 +224,28 @@ def test_diffusion_in_latent_space_resumes_the_autoencoder(
     resumed, _ = recipe.run(diffusion, settings, tmp_path / "run")
     assert steps == [1, 2, 1, 2]  # of the autoencoder and of the U-Net
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+
+
+@pytest.mark.once
+def test_diffusion_in_latent_space_goes_on_with_no_other_autoencoder(
+    latent_run: tuple[Path, dict[str, Any], dict], tmp_path: Path
+) -> None:
+    """Not even with one of a finished training, whose latents the network does not know."""
+    finished, settings, metrics = latent_run
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    weights = folder / "autoencoder" / "model.weights.h5"
+    model = load_model(weights.parent)
+    model.set_weights([-weight for weight in model.get_weights()])
+    model.save_weights(weights)
+    sign(weights.parent)
+    (folder / "manifest.json").unlink()
+    text = r"autoencoder/model\.weights\.h5 must be the file that the run was begun with"
+    with pytest.raises(ValueError, match=text):
+        recipe.run(diffusion, settings, folder)
+    shutil.rmtree(weights.parent)
+    shutil.copytree(finished / "autoencoder", weights.parent)
+    again, _ = recipe.run(diffusion, settings, folder)
+    assert again["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
 
 
 @pytest.mark.once

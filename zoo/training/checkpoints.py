@@ -277,7 +277,7 @@ def _read(
     arrays = read_npz(path)
     text = arrays.pop(_PROGRESS).tobytes()
     progress = documents.parse(text, progress_type, _PROGRESS, remedy="", allow_nan=True)
-    text = arrays.pop(_IDENTITY).tobytes()
+    text = arrays.pop(_IDENTITY, np.frombuffer(b"{}", np.uint8)).tobytes()
     identity = documents.parse(text, dict[str, dict[str, Any]], _IDENTITY, remedy="")
     return arrays, progress, identity
 

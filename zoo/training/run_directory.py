@@ -179,13 +179,19 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
         self._write(CONFIG, documents.dump(self.identity.config))
 
-    def write_input(self, name: str, content: bytes) -> None:
-        """Writes a file that the training reads, such as its vocabulary, and binds the run to it.
+    def input_path(self, name: str) -> Path:
+        """Path of a file that the training reads, and that the run may have written before.
 
         Raises:
-            ValueError: If the run was begun with another content of the file.
-            OSError: As `write` does.
+            ValueError: If the file is there with another content than the run was begun with.
         """
+        path = self.path / name
+        if path.exists():
+            self.identity.bind(self.path, name, path.read_bytes())
+        return path
+
+    def write_input(self, name: str, content: bytes) -> None:
+        """Writes a file that the training reads, such as its vocabulary, after `bind`."""
         self.bind(name, content)
         self._write(name, content)
 
@@ -204,8 +210,10 @@ class RunDirectory:
             OSError: As `write` does.
         """
         self.write_config()
-        if self.identity.bind(self.path, name, content):
-            self._write(INPUTS, documents.dump(self.identity.inputs))
+        self.identity.bind(self.path, name, content)
+        path, document = self.path / INPUTS, documents.dump(self.identity.inputs)
+        if not path.exists() or path.read_bytes() != document:
+            self._write(INPUTS, document)
 
     @property
     def metrics(self) -> dict[str, Any] | None:

@@ -96,16 +96,13 @@ class RunIdentity:
                 f"Received: {name}={self.config[name]}"
             )
 
-    def bind(self, run_dir: Path, name: str, content: bytes) -> bool:
+    def bind(self, run_dir: Path, name: str, content: bytes) -> None:
         """Adds a file to the inputs of the run.
 
         Args:
             run_dir: Run directory.
             name: Path of the file in the directory.
             content: Content of the file.
-
-        Returns:
-            Whether inputs.json, which holds the digests of the inputs, has to be written.
 
         Raises:
             ValueError: If the run was begun with another content, or inputs.json is damaged.
@@ -119,9 +116,9 @@ class RunIdentity:
                 "command makes it again, or give another `--run-dir`"
             )
         self.inputs = {**recorded, name: digest}
-        return not (run_dir / INPUTS).exists() or name not in recorded
 
     def _recorded_inputs(self, run_dir: Path) -> Mapping[str, Any]:
+        """The digests in inputs.json or, without it, in the newest checkpoint of the run."""
         if (run_dir / INPUTS).exists():
             remedy = "Remove that file, whose content the checkpoints hold, too"
             return documents.read(run_dir / INPUTS, dict[str, str], remedy)
