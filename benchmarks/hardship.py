@@ -393,7 +393,7 @@ def damage(config: Config, folder: Path) -> Outcome:
     for number in range(config.damaged):
         path = choices.choice(stored if number % 4 == 0 else members)
         copy = folder / "copy" / path.parent.name
-        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock"))
+        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock*"))
         kind = damage_file(copy / path.name, choices)
         original = path.exists() and (copy / path.name).exists()
         same = original and path.read_bytes() == (copy / path.name).read_bytes()
@@ -484,7 +484,7 @@ def forge(config: Config, folder: Path) -> Outcome:
     for _ in range(config.forged):
         path = choices.choice(members)
         copy = folder / "copy" / path.parent.name
-        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock"))
+        shutil.copytree(path.parent, copy, ignore=shutil.ignore_patterns(".lock*"))
         content = json.loads(path.read_text("utf-8"))
         if "builder" in content and choices.random() < 0.7:
             forge_model(copy / path.name, choices)

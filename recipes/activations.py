@@ -29,7 +29,7 @@ from zoo.datasets.augmentation import ImageAugmentation
 from zoo.lessons.activations import ACTIVATIONS
 from zoo.training.config import open_run, set_defaults
 from zoo.training.run_directory import RunDirectory, environment
-from zoo.validation import check_sizes
+from zoo.validation import Count, Layers, Seed, Size, validated
 
 # The colour-blind tell these apart, too (Okabe and Ito). Linear: what the weights do by themselves.
 STYLES: dict[str, dict[str, Any]] = {
@@ -41,17 +41,18 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+@validated
 @dataclass(frozen=True)
 class Config:
     """Draw the activation functions, and measure the gradient in each layer of a deep MLP."""
 
-    layers: int = 10
+    layers: Layers = 10
     """Layers of the network; the last gives the logits."""
-    units: int = 64
+    units: Size = 64
     """Width of each layer but the last."""
-    train_examples: int | None = None
+    train_examples: Count | None = None
     """Images of the batch, the first so many of MNIST; by default 4,096, with --quick 1,024."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights; the same on every backend."""
     run_dir: Path | None = None
     """Where the results go; by default a new folder in runs/."""
@@ -62,7 +63,6 @@ class Config:
 
     def __post_init__(self) -> None:
         set_defaults(self, train_examples=1024 if self.quick else 4096)
-        check_sizes(layers=self.layers, units=self.units, train_examples=self.train_examples)
 
 
 def gradient_norms(config: Config, activation: str, x: Any, labels: np.ndarray) -> list[float]:

@@ -10,7 +10,7 @@ coincide.
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
@@ -28,28 +28,29 @@ from zoo.lessons.backprop import backward, cross_entropy, forward, layers_of, up
 from zoo.progress import Progress
 from zoo.training import Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
-from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_callbacks import StepLosses
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import MAX_LAYERS, Count, Positive, Size, each, validated, whole
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Derive an MLP's gradients by hand, compare them with the backend's own, train by both."""
 
-    hidden_units: tuple[int, ...] = (128, 64, 32)
+    hidden_units: Annotated[tuple[int, ...], each(whole(), 0, MAX_LAYERS)] = (128, 64, 32)
     """Width of each hidden layer."""
     activation: tuple[Literal["sigmoid", "relu", "tanh"], ...] = ("relu", "tanh", "sigmoid")
     """Activation of each hidden layer, or one for all."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training images; by default 5, with --quick 1."""
-    train_examples: int | None = None
+    train_examples: Count | None = None
     """Number of training images, from the first on; by default all, with --quick 12,800."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Number of images in a training step."""
-    learning_rate: float = 0.2
+    learning_rate: Positive = 0.2
     """Step size of gradient descent; at 0.5 rounding grows in a long run until the two differ."""
     dtype_policy: Literal["float32", "float64"] = "float64"
     """Dtype of the training; in float32 the two differ by rounding after a long run."""
@@ -59,8 +60,6 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": 12_800}
         set_defaults(self, **(quick if self.quick else {"epochs": 5}))
-        self.check_sizes("epochs", "batch_size")
-        learning_rate_schedule("constant", self.learning_rate, 0)
 
     def build(self, dtype: str) -> keras.Model:
         """The network, from flattened images."""

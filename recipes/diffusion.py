@@ -32,8 +32,10 @@ from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
 from zoo.training import Batches
 from zoo.training.config import open_run
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(DiffusionConfig):
     """Train a model that samples images like those of a data set."""
@@ -56,7 +58,7 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
     data = config.load_data()
     autoencoder, shape = build_autoencoder(config, data)
     network = unet(input_shape=shape, **config.network)
-    config.check(data, guidance_scale=1.0)
+    config.check(data)
     extractor = FeatureExtractor.load(config.classifier, data) if config.classifier else None
     run.write_config()
     console.print(

@@ -31,8 +31,10 @@ from zoo.training import AdamW, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Count, Fraction, NewTokens, Positive, Size, validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Fine-tune a language model of KerasHub on a text file, and let it continue a text."""
@@ -41,23 +43,23 @@ class Config(TrainingConfig):
     """Name of a KerasHub preset such as gpt2_base_en, or a folder that `save_to_preset` wrote."""
     text: Path
     """Text file in UTF-8; a run that is resumed needs the same content."""
-    held_out: float = 0.1
+    held_out: Fraction = 0.1
     """Fraction of the text, at its end, that is held out for evaluation."""
-    rank: int = 8
+    rank: Size = 8
     """Rank of the low-rank matrices."""
-    length: int = 128
+    length: Size = 128
     """Number of tokens that the model reads at once."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Epochs of --steps-per-epoch steps; by default 10, with --quick 5."""
-    steps_per_epoch: int | None = None
+    steps_per_epoch: Count | None = None
     """Training steps before each evaluation; by default 50, with --quick 10."""
-    batch_size: int = 4
+    batch_size: Size = 4
     """Windows in a batch; in training from random places of the text."""
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Largest step size of AdamW; it rises for up to 100 steps and falls to a tenth."""
     prompt: str = "Once upon a time"
     """Beginning of the texts that are written before and after training."""
-    max_new_tokens: int = 100
+    max_new_tokens: NewTokens = 100
     """Maximum number of new tokens in each of these texts."""
     sampler: Literal["greedy", "beam", "contrastive"] = "contrastive"
     """KerasHub's sampler for these texts; none of the three draws random numbers."""
@@ -68,10 +70,6 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 5, "steps_per_epoch": 10}
         set_defaults(self, **(quick if self.quick else {"epochs": 10, "steps_per_epoch": 50}))
-        self.check_sizes("rank", "length", "batch_size", "max_new_tokens")
-        self.check_sizes("epochs", "steps_per_epoch")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"`held_out` must lie in (0, 1). Received: held_out={self.held_out}")
         if not self.prompt.strip():
             raise ValueError(f"`prompt` must not be empty. Received: {self.prompt!r}")
         digest = hashlib.sha256(tokenizer.read_file(self.text).encode()).hexdigest()

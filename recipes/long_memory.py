@@ -18,7 +18,7 @@ Source: the document's section "Mémoire à Long Terme et Unité Récurrente Gâ
 import itertools
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -31,6 +31,7 @@ from zoo.layers.recurrent import chrono_initialize
 from zoo.training import Adam, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.run_directory import RunDirectory, environment
+from zoo.validation import Count, Positive, Size, each, validated, whole
 
 CELLS = "simple_rnn", "lstm", "gru"
 SYMBOLS = 8
@@ -43,23 +44,24 @@ PART = {
 }  # fmt: skip
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Train a plain RNN, an LSTM and a GRU to recall the first of many steps."""
 
-    lengths: tuple[int, ...] | None = None
+    lengths: Annotated[tuple[int, ...], each(whole(2), 1)] | None = None
     """Growing lengths of the sequences; by default 5 10 20 40 80 160, with --quick 5 20 80."""
-    steps: int | None = None
+    steps: Count | None = None
     """Training steps of each cell at each length; by default 600, with --quick 400."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Number of sequences in a training step."""
-    units: int = 64
+    units: Size = 64
     """Width of each cell's state."""
     recurrent_initializer: Literal["uniform", "orthogonal"] = "uniform"
     """Initial recurrent kernels: uniform, as in PyTorch, or orthogonal."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Step size of Adam."""
-    test_examples: int = 1000
+    test_examples: Count = 1000
     """Number of test sequences at each length."""
     quick: bool = False
     """A short run: fewer lengths and steps, where not set otherwise."""
@@ -68,12 +70,11 @@ class Config(TrainingConfig):
         quick = {"lengths": (5, 20, 80), "steps": 400}
         full = {"lengths": (5, 10, 20, 40, 80, 160), "steps": 600}
         set_defaults(self, **(quick if self.quick else full))
-        self.check_sizes("steps", "batch_size", "test_examples")
-        if not self.lengths or list(self.lengths) != sorted({1, *self.lengths} - {1}):
-            raise ValueError(f"`lengths` must grow, from 2 on. Received: lengths={self.lengths}")
+        if list(self.lengths or ()) != sorted(set(self.lengths or ())):
+            raise ValueError(f"`lengths` must grow. Received: lengths={self.lengths}")
 
 
-def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[str, Any]:
+def train(config: Config, cell: str, length: int, outer: RunDirectory) -> dict[str, Any]:
     """Trains one cell at one length, or resumes its training; returns its results."""
     examples = config.steps * config.batch_size
     recall = Recall(config.seed, "train", length, examples, SYMBOLS)
@@ -87,9 +88,9 @@ def train(config: Config, cell: str, length: int, whole: RunDirectory) -> dict[s
     optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     batches = Batches(recall, config.batch_size, seed=config.seed)
-    whole.write_config()
+    outer.write_config()
     part = {"cell": cell, "length": length}
-    with whole.nested(f"{cell}/{length}", part) as run:
+    with outer.nested(f"{cell}/{length}", part) as run:
         if run.metrics:
             return {name: run.result(name, kind) for name, kind in PART.items()}
         return fit(config, part, run, trainer, batches, held_out)

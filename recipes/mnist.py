@@ -24,10 +24,12 @@ from zoo.training import Adam, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Count, NonNegative, Positive, Size, validated
 
 QUICK_EXAMPLES = 12_800  # or, of a smaller data set, all
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Train an image classifier; the defaults are the document's setting."""
@@ -38,18 +40,18 @@ class Config(TrainingConfig):
     """Directory of TensorFlow Datasets; by default its own."""
     model: str = "cnn_48x48"
     """Network: cnn_48x48, mlp, simple_rnn, lstm or gru; the last three read rows of pixels."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training images; by default 5, with --quick 1."""
-    train_examples: int | None = None
+    train_examples: Count | None = None
     """Number of training images, from the first on; by default all, with --quick 12,800
     or, in a smaller data set, all."""
-    test_examples: int | None = None
+    test_examples: Count | None = None
     """Number of test images, from the first on; by default all."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Number of images in a training step."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Largest step size of Adam."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """Factor of the L2 penalty's gradient, as in torch.optim.Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run; cosine falls to 0 at the end."""
@@ -59,11 +61,6 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": QUICK_EXAMPLES}
         set_defaults(self, **(quick if self.quick else {"epochs": 5}))
-        self.check_sizes("epochs", "train_examples", "test_examples", "batch_size")
-        if not self.weight_decay >= 0:
-            raise ValueError(
-                f"`weight_decay` must be 0 or more. Received: weight_decay={self.weight_decay}"
-            )
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -28,10 +28,12 @@ from zoo.training import Adam, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Count, Layers, NonNegative, Positive, Rate, Size, Vocabulary, validated
 
 QUICK_EXAMPLES = 8000  # or, of a smaller data set, all
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Train a recurrent language model on Shakespeare's works, and ask it for the next word."""
@@ -40,27 +42,27 @@ class Config(TrainingConfig):
     """Cell of the recurrent layers."""
     prompt: str = "To be, or not to"
     """Text before the next word; a finished run answers another prompt at once."""
-    temperature: float = 0.8
+    temperature: NonNegative = 0.8
     """Temperature of the text written at the end: 1 samples from the model's distribution, 0
     decodes greedily."""
-    vocabulary_size: int = 5000
+    vocabulary_size: Vocabulary = 5000
     """Number of words and parts of words in the vocabulary, from the training works."""
-    units: int = 256
+    units: Size = 256
     """Width of the state and of a token's vector."""
-    num_layers: int = 1
+    num_layers: Layers = 1
     """Number of recurrent layers."""
-    dropout: float = 0.2
+    dropout: Rate = 0.2
     """Fraction dropped before each layer and before the output."""
-    length: int = 64
+    length: Size = 64
     """Number of tokens in a training example."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training works; by default 4, with --quick 1."""
-    train_examples: int | None = None
+    train_examples: Count | None = None
     """Number of training examples, from the first on; by default all, with --quick 8,000
     or, if the text has fewer, all."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Number of examples in a training step."""
-    learning_rate: float = 1e-2
+    learning_rate: Positive = 1e-2
     """Largest step size of Adam."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate over the run; cosine falls to 0 at the end."""
@@ -70,7 +72,6 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 1, "train_examples": QUICK_EXAMPLES}
         set_defaults(self, **(quick if self.quick else {"epochs": 4}))
-        self.check_sizes("epochs", "train_examples", "batch_size", "length", "units")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     console = cli.recipe_console(config.quiet)
     with open_run("next_word", config, "prompt", "temperature", extendable="epochs") as run:
         config.prepare()
-        path = run.path / "vocabulary.json"
+        path = run.input_path("vocabulary.json")
         tokenizer = shakespeare.make_tokenizer(path, config.vocabulary_size)
         demo = NextWordDemo(tokenizer, config.prompt, config.seed, config.temperature)
         network = rnn_language_model(
@@ -116,8 +117,7 @@ def train(
     trainer = Trainer(network)
     optimizer = Adam(rate, global_clipnorm=1.0)  # a recurrent network's gradient may explode
     trainer.compile(optimizer, CrossEntropy())
-    run.write_config()
-    run.write("vocabulary.json", tokenizer.to_json())
+    run.write_input("vocabulary.json", tokenizer.to_json())
     console.print(
         f"{config.cell} on {len(ids['train'])} tokens with {backends.name}; Ctrl-C stops, "
         f"`--run-dir {run.path}` goes on"

@@ -28,43 +28,45 @@ from zoo.training import AdamW, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Count, Layers, NonNegative, Positive, Rate, Size, Vocabulary, validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Train a GPT on Shakespeare's works, and let it continue a text."""
 
     tokens: Literal["characters", "subwords"] = "characters"
     """Kind of token that the model reads."""
-    vocabulary_size: int = 2000
+    vocabulary_size: Vocabulary = 2000
     """Number of subwords, with --tokens subwords."""
     split: Literal["works", "first_90"] = "works"
     """Training text: all works but those held out, or the first 90 % of the text."""
-    num_layers: int = 4
+    num_layers: Layers = 4
     """Number of transformer blocks."""
-    num_heads: int = 4
+    num_heads: Size = 4
     """Number of attention heads in each block."""
-    hidden_dim: int = 128
+    hidden_dim: Size = 128
     """Width of a token's vector."""
-    length: int = 64
+    length: Size = 64
     """Number of tokens that the model reads at once."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Fraction dropped of the embeddings and of the output of each sublayer."""
     modern: bool = False
     """RMSNorm, rotary positions and SwiGLU instead of GPT-2's block."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Epochs of --steps-per-epoch steps; by default 8, with --quick 3."""
-    steps_per_epoch: int | None = None
+    steps_per_epoch: Count | None = None
     """Training steps before each validation; by default 250, with --quick 100."""
-    batch_size: int = 12
+    batch_size: Size = 12
     """Windows in a training step, from random places of the text."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Largest step size of AdamW; it rises for 100 steps and falls to a tenth."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegative = 0.1
     """Share of the learning rate by which matrices shrink at each step."""
     prompt: str = "ROMEO"
     """Beginning of the text that is written at the end."""
-    temperature: float = 0.8
+    temperature: NonNegative = 0.8
     """Temperature of that text: 1 samples from the model's distribution, 0 decodes greedily."""
     quick: bool = False
     """A short run: 3 epochs of 100 steps, where not set otherwise."""
@@ -72,7 +74,6 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 3, "steps_per_epoch": 100}
         set_defaults(self, **(quick if self.quick else {"epochs": 8, "steps_per_epoch": 250}))
-        self.check_sizes("epochs", "steps_per_epoch", "batch_size", "length")
 
 
 MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "use_bias": False}
@@ -84,7 +85,8 @@ def main(config: Config) -> dict[str, Any]:
     size = None if config.tokens == "characters" else config.vocabulary_size
     with open_run("shakespeare", config, "prompt", "temperature", extendable="epochs") as run:
         config.prepare()
-        tokenizer = shakespeare.make_tokenizer(run.path / "vocabulary.json", size, config.split)
+        path = run.input_path("vocabulary.json")
+        tokenizer = shakespeare.make_tokenizer(path, size, config.split)
         generator = TextGenerator(tokenizer, config.prompt, config.seed, config.temperature)
         network = gpt(
             len(tokenizer), config.length, config.num_layers, config.num_heads, config.hidden_dim,
@@ -117,8 +119,7 @@ def train(
     trainer = Trainer(network)
     optimizer = AdamW(rate, config.weight_decay, beta_2=0.99, global_clipnorm=1.0)
     trainer.compile(optimizer, CrossEntropy())
-    run.write_config()
-    run.write("vocabulary.json", tokenizer.to_json())
+    run.write_input("vocabulary.json", tokenizer.to_json())
     console.print(
         f"{network.count_params():,} parameters, {len(ids['train']):,} tokens of text, "
         f"{backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"

@@ -19,7 +19,7 @@ import keras
 import tyro
 from rich.console import Console
 
-from zoo import backends, cli, random, text_to_image
+from zoo import backends, cli, text_to_image
 from zoo.datasets.images import ImageDataset
 from zoo.diffusion import pipeline as pipelines
 from zoo.diffusion.auxiliary import (
@@ -43,17 +43,19 @@ from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
 from zoo.training import Batches
 from zoo.training.config import open_run
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Layers, NonNegative, Seed, Size, validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(DiffusionConfig):
     """Train a model that draws digits, and draw what a prompt asks for."""
 
-    text_layers: int = 1
+    text_layers: Layers = 1
     """Number of transformer blocks in the text encoder."""
-    text_dim: int = 64
+    text_dim: Size = 64
     """Width of a token's vector in the text encoder."""
-    guidance_scale: float = 3.0
+    guidance_scale: NonNegative = 3.0
     """Weight of the prompt: 0 ignores it, 1 is the weight of training, above 1 strengthens it."""
     prompt: str | None = None
     """Prompt of the image drawn at the end, such as "a handwritten seven"."""
@@ -61,7 +63,7 @@ class Config(DiffusionConfig):
     """Prompt of what the image must not show."""
     out: Path | None = None
     """File of the image; by default prompt.png in the run directory."""
-    prompt_seed: int | None = None
+    prompt_seed: Seed | None = None
     """Seed of the image's noise; by default that of the run."""
 
     def __post_init__(self) -> None:
@@ -75,8 +77,6 @@ class Config(DiffusionConfig):
             )
         if self.out is not None:
             pipelines.check_out(self.out)
-        if self.prompt_seed is not None:
-            random.key(self.prompt_seed)  # raises ValueError for what is no seed
 
 
 NOT_RESULTS = ("data_dir", "classifier", "prompt", "negative_prompt", "out", "prompt_seed")
@@ -115,7 +115,7 @@ def train(config: Config, run: RunDirectory, prompts: ClassPrompts) -> dict[str,
         len(tokenizer), tokenizer.max_length, config.text_layers, hidden_dim=config.text_dim,
         input_shape=shape, **config.network,
     )  # fmt: skip
-    config.check(data, config.guidance_scale)
+    config.check(data)
     extractor = FeatureExtractor.load(config.classifier, data) if config.classifier else None
     run.write_config()
     console.print(

@@ -11,7 +11,7 @@ Source: the document's section "Architecture de Transformateur"; Vaswani et al.,
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import tyro
@@ -26,37 +26,41 @@ from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.losses import cross_entropy
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.validation import Beams, Count, Layers, Positive, Rate, Size, Vocabulary, validated, whole
+
+CONTEXT = 256  # tokens of the longest sentence that can be translated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
     """Train a transformer on English and Spanish verses, and let it translate."""
 
-    vocabulary_size: int = 4000
+    vocabulary_size: Vocabulary = 4000
     """Number of subwords of both languages together."""
-    num_layers: int = 3
+    num_layers: Layers = 3
     """Number of encoder blocks, and of decoder blocks."""
-    num_heads: int = 4
+    num_heads: Size = 4
     """Number of attention heads in each block."""
-    hidden_dim: int = 192
+    hidden_dim: Size = 192
     """Width of a token's vector."""
-    intermediate_dim: int = 768
+    intermediate_dim: Size = 768
     """Width of the feed-forward network in each block."""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """Fraction dropped of the embeddings and of the output of each sublayer."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training pairs; by default 7, with --quick 4."""
-    max_length: int | None = None
+    max_length: Annotated[int, whole(1, CONTEXT)] | None = None
     """Number of tokens of the longest training sentence; by default 64, with --quick 24."""
-    batch_tokens: int = 1024
+    batch_tokens: Size = 1024
     """Number of tokens on either side of a training step; its sentences are of similar length."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Largest step size of Adam; it rises for up to 400 steps and falls to a tenth."""
-    label_smoothing: float = 0.1
+    label_smoothing: Rate = 0.1
     """Share of each label that is spread over the vocabulary."""
-    num_beams: int = 4
+    num_beams: Beams = 4
     """Number of beams of the beam search."""
-    test_pairs: int | None = None
+    test_pairs: Count | None = None
     """Number of test pairs to translate; by default all, with --quick 64."""
     quick: bool = False
     """A short run: 4 epochs over short sentences, where not set otherwise."""
@@ -64,10 +68,6 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 4, "max_length": 24, "test_pairs": 64}
         set_defaults(self, **(quick if self.quick else {"epochs": 7, "max_length": 64}))
-        self.check_sizes("epochs", "max_length", "batch_tokens", "num_beams", "test_pairs")
-
-
-CONTEXT = 256  # tokens of the longest sentence that can be translated
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def main(config: Config) -> dict[str, Any]:
             return metrics
         config.prepare()
         parts = {part: parallel_text.split(part) for part in ("train", "validation", "test")}
-        path = run.path / "vocabulary.json"
+        path = run.input_path("vocabulary.json")
         tokenizer = parallel_text.make_tokenizer(path, config.vocabulary_size)
         network = transformer(
             len(tokenizer), len(tokenizer), CONTEXT, config.num_layers, config.num_heads,
@@ -115,8 +115,7 @@ def train(
         CrossEntropy(config.label_smoothing),
         weighted_metrics=[keras.metrics.MeanMetricWrapper(cross_entropy, name="nats")],
     )
-    run.write_config()
-    run.write("vocabulary.json", tokenizer.to_json())
+    run.write_input("vocabulary.json", tokenizer.to_json())
     console.print(
         f"{network.count_params():,} parameters, {buckets.pairs:,} pairs of at most "
         f"{config.max_length} tokens, {backends.name}; Ctrl-C stops, `--run-dir {run.path}` goes on"

@@ -1,5 +1,6 @@
 """Tests of token ids on the disk and of windows as training examples."""
 
+import resource
 import tracemalloc
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def test_encode_to_disk_writes_documents_to_a_nameless_file(
     assert tokenizer.decode(second) == "Enter.\n"
     with pytest.raises(ValueError, match="must hold a text at least"):
         encode_to_disk([], tokenizer)
+
+
+def test_encode_to_disk_names_the_folder_that_is_full(
+    tokenizer: Tokenizer, document: str, tmp_path: Path
+) -> None:
+    """The system refuses to write past a limit, in the middle of the file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    text = rf"temporary file in {tmp_path}: File too large\. No other file has changed\. Make room"
+    try:
+        with pytest.raises(OSError, match=text):
+            encode_to_disk([document] * 3, tokenizer, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_token_windows_lie_side_by_side() -> None:

@@ -91,6 +91,7 @@ def test_train_autoencoder_keeps_its_latent_space_in_a_longer_run(
     model, shape = build_autoencoder(config, data)
     assert model is not None
     assert shape == (14, 14, 2)
+    run.write_config()
     scaler = train_autoencoder(model, config, run, data)
     latents, held_out = training_images(data, scaler)
     assert latents.shape == held_out.shape == (100, *shape)

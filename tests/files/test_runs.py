@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tests.files.conftest import digests
+from tests.files.test_malformed import MNIST
 from zoo import gpt, mlp, registry
+from zoo.diffusion.metrics import FeatureExtractor
 from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.files import models, runs
 from zoo.files.runs import FinishedRun, load_model
@@ -89,7 +91,7 @@ def test_save_model_refuses_models_from_elsewhere_and_weights_that_are_not_finit
     model.layers[-1].bias.assign([0.0, float("nan")])
     with pytest.raises(ValueError, match=r"must have finite weights.*NaN or an infinity in .*bias"):
         run.save_model(model)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".lock-holder", "config.json"}
 
 
 def flip_bit(path: Path) -> None:
@@ -121,7 +123,7 @@ def test_a_flipped_bit_is_refused_by_name(run_folder: Path, name: str, file: str
     flip_bit(folder / file)
     before = digests(folder)
     text = rf"{file} has changed since the run was finished: it must have the SHA-256 \w{{64}}"
-    if file not in ("config.json", "metrics.json"):  # those decide nothing there
+    if file != "config.json":  # which decides nothing there
         with pytest.raises(ValueError, match=text):
             load(folder)
     if file == "config.json":  # which a run directory reads first
@@ -169,9 +171,41 @@ def test_finished_run_names_the_missing_file(run_folder: Path, name: str) -> Non
     (folder / name).unlink()
     text = (
         rf"`run_dir` must hold a finished run of a recipe\. Received: .*text, which has no {name}"
+        r"\. .*un `zoo train text` with the same flags and `--run-dir` again, which finishes the"
     )
     with pytest.raises(ValueError, match=text):
         load_model(folder)
+
+
+@pytest.mark.once
+def test_finished_run_names_another_recipe(run_folder: Path) -> None:
+    """Also one that lacks the files, and none of whose results fit: the run itself is whole."""
+    with RunDirectory(run_folder / "other", {"recipe": "next_word"}) as other:
+        other.write_metrics({"recipe": "next_word", "test_loss": 1.0})
+    before = digests(run_folder)
+    text = (
+        r"`{}` must hold a finished run of {}\. Received: .*other, a finished run of `zoo train "
+        "next_word`$"
+    )
+    classifier = text.format("classifier", "`zoo train mnist`")
+    with pytest.raises(ValueError, match=classifier):
+        FeatureExtractor.load(other.path, MNIST)
+    pipeline = text.format("run_dir", "`zoo train text_to_image` or `zoo train diffusion`")
+    with pytest.raises(ValueError, match=pipeline):
+        DiffusionPipeline.load(other.path)
+    assert digests(run_folder) == before
+
+
+@pytest.mark.once
+def test_finished_run_names_the_command_of_the_outer_run(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, {"recipe": "diffusion"}) as outer:
+        outer.write_config()
+        with outer.nested("classifier", {"recipe": "mnist"}) as run:
+            run.write_config()
+    with pytest.raises(ValueError, match=r"no metrics\.json\. Run `zoo train diffusion` with"):
+        FinishedRun(run.path)
+    with pytest.raises(ValueError, match=r"no metrics\.json\. Give another directory$"):
+        FinishedRun(tmp_path / "none")
 
 
 @pytest.mark.once
@@ -180,7 +214,7 @@ def test_run_directory_follows_its_own_advice(run_folder: Path) -> None:
     folder = run_folder / "text"
     assert RunDirectory(folder, TEXT, "epochs").metrics == {"test_loss": 3.0}
     flip_bit(folder / "model.weights.h5")
-    with pytest.raises(ValueError, match=r"or remove .*manifest\.json and give the recipe"):
+    with pytest.raises(ValueError, match=r"or remove it and .*manifest\.json and run `zoo train t"):
         RunDirectory(folder, TEXT, "epochs")
     (folder / runs.MANIFEST).unlink()
     run = RunDirectory(folder, TEXT, "epochs")

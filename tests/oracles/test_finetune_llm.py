@@ -331,7 +331,7 @@ def test_bfloat16_training_reduces_the_loss(finetune: Finetune, tmp_path: Path) 
     ("arguments", "problem"),
     [
         ({"rank": 0}, "`rank` must be a whole number of at least 1. Received: rank=0"),
-        ({"held_out": 1.0}, r"`held_out` must lie in \(0, 1\). Received: held_out=1.0"),
+        ({"held_out": 1.0}, r"`held_out` must be a number in \(0, 1\). Received: held_out=1.0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"prompt": " "}, "`prompt` must not be empty. Received: ' '"),
         ({"prompt": "long " * 40}, "`prompt` must have fewer tokens than .* a context of 64"),

@@ -171,11 +171,12 @@ def do_nothing(folder: Path) -> Path:
     return folder
 
 
-def remove(name: str) -> Callable[[Path], Path]:
+def remove(*names: str) -> Callable[[Path], Path]:
     """The remedy "Remove that file": the same directory, without it."""
 
     def run(folder: Path) -> Path:
-        (folder / name).unlink()
+        for name in names:
+            (folder / name).unlink()
         return folder
 
     return run
@@ -193,6 +194,17 @@ def damage(*names: str) -> Callable[[Path], None]:
         for name in names:
             content = (folder / name).read_bytes()
             (folder / name).write_bytes(content[: len(content) // 2])
+
+    return run
+
+
+def edit(name: str, before: str, after: str) -> Callable[[Path], None]:
+    """Replaces a text in a file."""
+
+    def run(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert before in text
+        (folder / name).write_text(text.replace(before, after))
 
     return run
 
@@ -217,7 +229,7 @@ REMOVE_CONFIG = (
 )
 ANOTHER = r"config\.json must be valid JSON.*or give another `--run-dir`"
 CHANGED = (
-    r"has changed since the run was finished.* remove .*manifest\.json and give the recipe this "
+    r"has changed since the run was finished.* remove it and .*manifest\.json and run `zoo train "
 )
 NO_CONFIG = r"holds other files and no config\.json\. Give another `--run-dir`"
 UNFINISHED = lose("metrics.json")
@@ -233,12 +245,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str | None, Callable[[Path], Pa
     "config lost, no checkpoint": (lose("config.json", "checkpoints"), NO_CONFIG, give_another),
     "history damaged": (each(damage("history.csv"), UNFINISHED), None, do_nothing),
     "history lost": (lose("history.csv", "metrics.json"), None, do_nothing),
-    "metrics damaged": (damage("metrics.json"), f"metrics.json {CHANGED}", remove("manifest.json")),
+    "config edited": (
+        edit("config.json", '"seed": 0', '"seed": 7'), f"config.json {CHANGED}",
+        remove("config.json", "manifest.json"),
+    ),
+    "config edited, manifest lost": (
+        each(edit("config.json", '"seed": 0', '"seed": 7'), lose("manifest.json")),
+        r"Received: seed was 7 and is 0\. Remove that file to go on", remove("config.json"),
+    ),
+    "metrics damaged": (
+        damage("metrics.json"), f"metrics.json {CHANGED}", remove("metrics.json", "manifest.json")
+    ),
     "weights damaged": (
-        damage("model.weights.h5"), f"model.weights.h5 {CHANGED}", remove("manifest.json")
+        damage("model.weights.h5"), f"model.weights.h5 {CHANGED}",
+        remove("model.weights.h5", "manifest.json"),
     ),
     "manifest damaged": (
-        damage("manifest.json"), "manifest.json must be .* remove it and give the recipe this ",
+        damage("manifest.json"), "manifest.json must be .* remove it and run `zoo train mnist` ",
         remove("manifest.json"),
     ),
     "newest checkpoint damaged": (

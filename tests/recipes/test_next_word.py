@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from recipes import next_word
 from recipes.next_word import Config
 from tests import recipe
 from zoo.backends import backend
+from zoo.datasets import shakespeare
+from zoo.datasets.tokenizer import Tokenizer
 from zoo.generation import completion
 from zoo.training import Interrupted
 
@@ -71,7 +74,7 @@ def test_main_learns_and_prints_scores(finished: tuple[Path, dict, str]) -> None
 def test_main_writes_the_run_directory(finished: tuple[Path, dict, str]) -> None:
     folder, metrics, _ = finished
     assert sorted(os.listdir(folder)) == [
-        "checkpoints", "config.json", "history.csv", "manifest.json", "metrics.json",
+        "checkpoints", "config.json", "history.csv", "inputs.json", "manifest.json", "metrics.json",
         "model.json", "model.weights.h5", "perplexity.png", "vocabulary.json",
     ]  # fmt: skip
     model, _ = completion.load_run(folder)
@@ -92,6 +95,34 @@ def test_finished_run_answers_another_prompt(finished: tuple[Path, dict, str]) -
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
     _, output = run(folder)
     assert output.partition("After ")[2] == first_output.partition("After ")[2]
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_main_finishes_a_run_with_no_other_vocabulary(
+    finished: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    """Not even with a valid one of the same size; what is said to do leads to the same results."""
+    finished_folder, metrics, _ = finished
+    folder = Path(shutil.copytree(finished_folder, tmp_path / "run"))
+    vocabulary = folder / "vocabulary.json"
+    content = vocabulary.read_bytes()
+    other = Tokenizer.train(shakespeare.split("test"), SMALL["vocabulary_size"])
+    assert len(other) == len(Tokenizer.from_json(content))
+    vocabulary.write_bytes(other.to_json())
+    text = r"vocabulary\.json has changed .*, or remove it and .*manifest\.json and run `zoo"
+    with pytest.raises(ValueError, match=text):
+        run(folder)
+    (folder / "manifest.json").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    text = r"vocabulary\.json must be the file that the run was begun with.* or remove it if the"
+    with pytest.raises(ValueError, match=text):
+        run(folder)
+    assert {path: path.read_bytes() for path in before} == before
+    vocabulary.unlink()
+    again, _ = run(folder)
+    assert again["test_loss"] == metrics["test_loss"]
+    assert vocabulary.read_bytes() == content
 
 
 @pytest.mark.slow

@@ -70,7 +70,8 @@ def test_main_learns_and_writes_the_run_directory(finished: tuple[Path, dict, st
     assert output.split("Results are in")[1].count("\n") > 1
     assert "ROMEO" in output
     assert sorted(os.listdir(folder)) == [
-        "checkpoints", "config.json", "history.csv", "loss.png", "manifest.json", "metrics.json",
+        "checkpoints", "config.json", "history.csv", "inputs.json", "loss.png",
+        "manifest.json", "metrics.json",
         "model.json", "model.weights.h5", "vocabulary.json",
     ]  # fmt: skip
     first, last = history(folder)

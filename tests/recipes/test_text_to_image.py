@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 import zoo
+from benchmarks.hardship import sign
 from recipes import diffusion, text_to_image
 from tests import recipe
 from zoo import __main__ as command_line
 from zoo import datasets, registry
 from zoo.diffusion.pipeline import DiffusionPipeline
+from zoo.files.runs import load_model
 from zoo.training import Interrupted
 from zoo.training.run_directory import RunDirectory
 
@@ -204,7 +206,7 @@ def test_diffusion_in_latent_space_writes_metrics_and_models(
     assert metrics["model"] == "unet"
     assert metrics["frechet_distance"] > 0
     autoencoder = ["autoencoder", "autoencoder.json", "autoencoder.weights.h5"]
-    files = {*FILES, *PLOTS, *autoencoder} - {"samples-02.png"}
+    files = {*FILES, *PLOTS, *autoencoder, "inputs.json"} - {"samples-02.png"}
     assert set(os.listdir(folder)) == files
 
 
@@ -222,6 +224,28 @@ def test_diffusion_in_latent_space_resumes_the_autoencoder(
     resumed, _ = recipe.run(diffusion, settings, tmp_path / "run")
     assert steps == [1, 2, 1, 2]  # of the autoencoder and of the U-Net
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+
+
+@pytest.mark.once
+def test_diffusion_in_latent_space_goes_on_with_no_other_autoencoder(
+    latent_run: tuple[Path, dict[str, Any], dict], tmp_path: Path
+) -> None:
+    """Not even with one of a finished training, whose latents the network does not know."""
+    finished, settings, metrics = latent_run
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    weights = folder / "autoencoder" / "model.weights.h5"
+    model = load_model(weights.parent)
+    model.set_weights([-weight for weight in model.get_weights()])
+    model.save_weights(weights)
+    sign(weights.parent)
+    (folder / "manifest.json").unlink()
+    text = r"autoencoder/model\.weights\.h5 must be the file that the run was begun with"
+    with pytest.raises(ValueError, match=text):
+        recipe.run(diffusion, settings, folder)
+    shutil.rmtree(weights.parent)
+    shutil.copytree(finished / "autoencoder", weights.parent)
+    again, _ = recipe.run(diffusion, settings, folder)
+    assert again["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
 
 
 @pytest.mark.once
@@ -265,13 +289,13 @@ def test_config_halves_a_latent_image_once_less(quick: bool) -> None:
         ({"out": Path("seven.png")}, "`prompt` must be given for `negative_prompt`, `out`"),
         ({"negative_prompt": "dog"}, "`prompt` must be given for `negative_prompt`, `out`"),
         ({"prompt": "7", "out": Path("seven.doc")}, "`out` must have the suffix.*seven.doc"),
-        ({"prompt": "7", "prompt_seed": -1}, "`seed` must be a whole number"),
+        ({"prompt": "7", "prompt_seed": -1}, "`prompt_seed` must be a whole number"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
         ({"min_snr_gamma": -1.0}, "`min_snr_gamma` must be a finite number above 0"),
         ({"prompt": ""}, "`prompt` must have at least one word"),
         ({"prompt": "a purple cat"}, "unknown words: purple, cat"),
         ({"negative_prompt": "dog", "prompt": "7"}, "unknown words: dog"),
-        ({"steps": 1001}, r"`steps` must lie in 1..1000"),
+        ({"steps": 1001}, "`steps` must be a whole number of at most 1000"),
         ({"eta": 2.0}, r"`eta` must be a number in \[0, 1\]"),
         ({"guidance_scale": -1.0}, "Received: guidance_scale=-1.0"),
         ({"prediction": "noise", "zero_terminal_snr": True}, "must be v or x0 for a schedule"),

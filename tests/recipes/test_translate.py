@@ -56,7 +56,8 @@ def test_main_learns_and_translates(finished: tuple[Path, dict, str]) -> None:
     assert rows[1].split("\t")[0] in output
     assert rows[0] == "verse\tsource\ttarget\tmodel"
     assert sorted(os.listdir(folder)) == [
-        "attention.png", "checkpoints", "config.json", "history.csv", "manifest.json",
+        "attention.png", "checkpoints", "config.json", "history.csv", "inputs.json",
+        "manifest.json",
         "metrics.json", "model.json", "model.weights.h5", "perplexity.png", "translations.tsv",
         "vocabulary.json",
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Tests of checkpoints at steps and of the history of resumed trainings."""
 
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -217,11 +218,76 @@ def test_step_checkpoint_says_where_it_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     text = (
-        r"Could not write the checkpoint .*file/run/step-000000003\.npz: Not a directory\. There "
-        "is no checkpoint yet; remove the cause and run the same command again"
+        r"Could not write to the folder .*file/run: Not a directory\. There is no checkpoint yet; "
+        "remove the cause and run the same command again"
     )
     with pytest.raises(OSError, match=text):
         training.fit(tmp_path / "file" / "run")
+
+
+@pytest.mark.once
+def test_fit_locks_the_folder_of_its_checkpoints(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    """A second training, in a thread or a process, is refused at once, and the first goes on."""
+    errors: list[BaseException | None] = []
+
+    def train_another() -> None:
+        other = trainer()
+        checkpoint = StepCheckpoint(tmp_path, every=1)
+        with ThreadPoolExecutor(1) as pool:
+            batches = Batches((X, Y), BATCH, seed=3)
+            fit = pool.submit(other.fit, batches, epochs=1, verbose=0, checkpoint=checkpoint)
+            errors.append(fit.exception())
+
+    training.fit(tmp_path, callbacks=[AfterStep(4, train_another)]).assert_equal(whole)
+    (error,) = errors
+    assert isinstance(error, BlockingIOError)
+    text = (
+        "`checkpoint` must be written to by one process at a time. Received: "
+        f"{tmp_path}, in use by process {os.getpid()} on "
+    )
+    assert error.strerror.startswith(text)
+    assert error.strerror.endswith("or give `StepCheckpoint` another folder")
+    assert files(tmp_path) == ["step-000000009.npz", "step-000000012.npz"]
+
+
+@pytest.mark.once
+def test_fit_ends_when_the_folder_of_its_checkpoints_is_replaced(
+    training: Training, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def replace() -> None:
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+
+    with pytest.raises(FileNotFoundError, match="`checkpoint` must stay in place until the train"):
+        training.fit(folder, callbacks=[AfterStep(2, replace)])
+    assert files(folder) == []
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"batch_size": 20}, "batch_size was 12 and is 20, steps_per_epoch was 4 and is 2"),
+        ({"steps_per_epoch": 3}, "steps_per_epoch was 4 and is 3"),
+        ({"examples": (X[:38], Y[:38])}, "examples was 40 and is 38"),
+    ],
+)
+def test_fit_rejects_batches_of_another_order(
+    training: Training, whole: Outcome, tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    interrupt(training, tmp_path, 6)
+    options = {"examples": (X, Y), "batch_size": BATCH, "seed": 3} | changes
+    text = rf"step-000000006\.npz belongs to another training: {problem}\. Give `fit` the same `Bat"
+    with pytest.raises(ValueError, match=text):
+        training.trainer.fit(
+            Batches(**options), epochs=3, checkpoint=StepCheckpoint(tmp_path), verbose=0
+        )
+    training.fit(tmp_path).assert_equal(whole)
 
 
 @pytest.mark.once

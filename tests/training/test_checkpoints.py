@@ -75,6 +75,24 @@ def test_save_keeps_last_two_and_restore_takes_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
+def test_save_and_restore_leave_other_files_alone(tmp_path: Path) -> None:
+    """Also those whose names begin as a checkpoint's, before and after it in order."""
+    parts = make()
+    names = [
+        "step-0.npz", "step-000000001-notes.npz", "step-0000000009.npz", "step-best.npz",
+        "step-last.npz", "step-final.npz", ".unfinished-step-best.npz", "step-00000000١.npz",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).write_bytes(b"precious")
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, {}, **parts)
+        assert checkpoints.restore(tmp_path, **parts) == {"step": step}
+    ours = ["step-000000002.npz", "step-000000003.npz"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, *ours])
+    assert all((tmp_path / name).read_bytes() == b"precious" for name in names)
+
+
+@pytest.mark.once
 def test_restore_removes_unfinished_checkpoint(tmp_path: Path) -> None:
     parts = make()
     checkpoints.save(tmp_path, 1, {}, **parts)
@@ -93,15 +111,30 @@ def test_restore_begins_anew_without_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-def test_restore_rejects_checkpoint_of_another_owner(tmp_path: Path) -> None:
+def test_restore_rejects_checkpoint_of_another_training(tmp_path: Path) -> None:
+    """By the first part of its identity that differs, with what to do."""
     parts = make()
     initial = values(parts)
-    checkpoints.save(tmp_path, 1, {}, owner="mine", **make(seed=1))
-    with pytest.raises(ValueError, match=r"step-000000001\.npz belongs to a run of another conf"):
-        checkpoints.restore(tmp_path, owner="yours", **parts)
+    identity = {
+        "configuration": {"seed": 0, "units": [3, 4]},
+        "inputs": {"vocabulary.json": "aa"},
+        "order": {"seed": 0, "batch_size": 8},
+    }
+    checkpoints.save(tmp_path, 1, {}, identity=identity, **make(seed=1))
+    for other, text in {
+        ("configuration", "seed"): "seed was 0 and is 7. Give the flags that it was saved with",
+        ("configuration", "rate"): "rate was None and is 7. Give the flags",
+        ("inputs", "vocabulary.json"): "json was 'aa' and is 7. Restore that file",
+        ("order", "batch_size"): "batch_size was 8 and is 7. Give `fit` the same `Batches`",
+    }.items():
+        part, name = other
+        changed = identity | {part: identity[part] | {name: 7}}
+        with pytest.raises(ValueError, match=r"step-000000001\.npz belongs to another") as error:
+            checkpoints.restore(tmp_path, identity=changed, **parts)
+        assert text in str(error.value)
     assert_equal(values(parts), initial)
-    for owner in ("mine", None):
-        assert checkpoints.restore(tmp_path, owner=owner, **parts) == {"step": 1}
+    for known in (identity, {"order": identity["order"]}, None):
+        assert checkpoints.restore(tmp_path, identity=known, **parts) == {"step": 1}
 
 
 @pytest.mark.once

@@ -11,11 +11,17 @@ from zoo.training.config import TrainingConfig, set_defaults
 pytestmark = pytest.mark.once
 
 
-def test_training_config_checks_sizes() -> None:
-    TrainingConfig(checkpoint_steps=1, patience=None).check_sizes()
-    for name, others in (("checkpoint_steps", ()), ("patience", ()), ("seed", ("seed",))):
-        with pytest.raises(ValueError, match=rf"at least 1\. Received: {name}=0"):
-            TrainingConfig(**{name: 0}).check_sizes(*others)
+def test_training_config_checks_flags_by_their_annotations() -> None:
+    TrainingConfig(checkpoint_steps=1, patience=None)
+    for name, value, rule in (
+        ("checkpoint_steps", 0, "a whole number of at least 1"),
+        ("patience", 1.5, "a whole number of at least 1"),
+        ("seed", -1, "a whole number of at least 0"),
+        ("dtype_policy", "int8", "one of float32, bfloat16, mixed_bfloat16"),
+        ("quiet", 1, "True or False"),
+    ):
+        with pytest.raises(ValueError, match=rf"`{name}` must be {rule}\. Received: {name}="):
+            TrainingConfig(**{name: value})
 
 
 def test_training_config_gives_callbacks_that_flags_ask_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 import zoo
 from tests.training.conftest import BATCH, Outcome, Training, X, Y
-from tests.training.test_callbacks import AfterStep, Poison, stop
+from tests.training.test_callbacks import AfterStep, Poison, Stop, stop
 from zoo.training import Batches, Diverged
 from zoo.training import config as training_config
 from zoo.training.config import open_run
@@ -100,13 +101,17 @@ def test_open_run_gives_runs_of_one_second_a_directory_each(
 def test_run_directory_removes_unfinished_files_of_its_own(tmp_path: Path) -> None:
     begin(tmp_path, {"seed": 0})
     (tmp_path / ".unfinished-history.csv").write_text("epo")
-    (tmp_path / ".notes.tmp").write_text("precious")
+    for name in (".notes.tmp", ".unfinished-thesis.tex"):
+        (tmp_path / name).write_text("precious")
     begin(tmp_path, {"seed": 0})
-    assert sorted(os.listdir(tmp_path)) == [".notes.tmp", "config.json"]
+    assert sorted(os.listdir(tmp_path)) == [
+        ".notes.tmp", ".unfinished-thesis.tex", "config.json",
+    ]  # fmt: skip
 
 
 def test_run_directory_takes_one_whose_beginning_was_killed(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text('{"pro')
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".lock-holder").write_text('{"pro')
     (tmp_path / ".unfinished-config.json").write_text('{"see')
     begin(tmp_path, {"seed": 0})
     assert os.listdir(tmp_path) == ["config.json"]
@@ -196,6 +201,96 @@ def test_run_directory_rejects_read_only_file_system() -> None:
     """Nobody, not even root, writes into /proc."""
     with pytest.raises(OSError, match=r"cannot be created: .*\. Received: /proc/run"):
         begin(Path("/proc/run"), {})
+
+
+def test_run_directory_names_a_changed_configuration_of_an_unfinished_run(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    """The checkpoints tell which of two configurations is that of the run."""
+    with RunDirectory(tmp_path, {"seed": 0}) as run, pytest.raises(Stop):
+        training.fit(run.checkpoint(every=3), callbacks=[AfterStep(5, stop)])
+    (tmp_path / "config.json").write_text('{"seed": 7}')
+    text = (
+        r"config\.json must be that of the checkpoints, which belong to the flags that are given\. "
+        r"Received: seed was 7 and is 0\. Remove that file to go on after the last checkpoint"
+    )
+    with pytest.raises(ValueError, match=text):
+        RunDirectory(tmp_path, {"seed": 0})
+    with RunDirectory(tmp_path, {"seed": 7}) as run:
+        text = r"seed was 0 and is 7\. Give the flags .*, without config\.json if that was edited"
+        with pytest.raises(ValueError, match=text):
+            training.fit(run.checkpoint(every=3))
+    (tmp_path / "config.json").unlink()
+    with RunDirectory(tmp_path, {"seed": 0}) as run:
+        training.fit(run.checkpoint(every=3)).assert_equal(whole)
+
+
+@pytest.mark.parametrize("lost", [(), ("inputs.json",), ("checkpoints",)])
+def test_run_directory_goes_on_with_no_other_input(
+    training: Training, whole: Outcome, tmp_path: Path, lost: tuple[str, ...]
+) -> None:
+    """Not even of the same size, where the digest is left in one of its two places."""
+
+    def run(vocabulary: bytes, *callbacks: AfterStep) -> Outcome:
+        with RunDirectory(tmp_path, {}) as directory:
+            directory.write_input("vocabulary.json", vocabulary)
+            return training.fit(directory.checkpoint(every=3), callbacks=callbacks)
+
+    with pytest.raises(Stop):
+        run(b"ab", AfterStep(5, stop))
+    for name in lost:
+        (shutil.rmtree if name == "checkpoints" else os.remove)(tmp_path / name)
+    digest, other = (sha256(content).hexdigest() for content in (b"ab", b"ac"))
+    text = (
+        rf"vocabulary\.json must be the file that the run was begun with, of the SHA-256 {digest}"
+        rf"\. Received: {other}\..* remove it if the same command makes it again, or give another"
+    )
+    with pytest.raises(ValueError, match=text):
+        run(b"ac")
+    assert (tmp_path / "vocabulary.json").read_bytes() == b"ab"
+    run(b"ab").assert_equal(whole)
+
+
+def test_run_checkpoint_names_another_input(
+    training: Training, whole: Outcome, tmp_path: Path
+) -> None:
+    """Of a forged inputs.json; what is said to do leads on."""
+    with RunDirectory(tmp_path, {}) as run:
+        run.write_input("vocabulary.json", b"ab")
+        with pytest.raises(Stop):
+            training.fit(run.checkpoint(every=3), callbacks=[AfterStep(5, stop)])
+    (tmp_path / "inputs.json").write_text(f'{{"vocabulary.json": "{sha256(b"ac").hexdigest()}"}}')
+    with RunDirectory(tmp_path, {}) as run:
+        run.write_input("vocabulary.json", b"ac")
+        with pytest.raises(ValueError, match=r"another training: vocabulary\.json was 'fb8e20fc"):
+            training.fit(run.checkpoint(every=3))
+    (tmp_path / "inputs.json").write_text("{")
+    with RunDirectory(tmp_path, {}) as run:
+        with pytest.raises(ValueError, match=r"inputs\.json must be valid JSON.* Remove that file"):
+            run.write_input("vocabulary.json", b"ab")
+        (tmp_path / "inputs.json").unlink()
+        run.write_input("vocabulary.json", b"ab")
+        training.fit(run.checkpoint(every=3)).assert_equal(whole)
+
+
+def test_nested_run_rejects_checkpoints_of_another_outer_run(
+    training: Training, tmp_path: Path
+) -> None:
+    for rate in (1, 2):
+        with RunDirectory(tmp_path / str(rate), {"rate": rate}) as outer:
+            outer.write_config()
+            with outer.nested("part", {"cell": "gru"}) as run:
+                training.fit(run.checkpoint(), epochs=1)
+    other = tmp_path / "2" / "part" / "checkpoints"
+    shutil.rmtree(other)
+    shutil.copytree(tmp_path / "1" / "part" / "checkpoints", other)
+    text = r"within was {'rate': 1} and is {'rate': 2}"
+    with (
+        RunDirectory(tmp_path / "2", {"rate": 2}) as outer,
+        outer.nested("part", {"cell": "gru"}) as run,
+        pytest.raises(ValueError, match=text),
+    ):
+        training.fit(run.checkpoint(), epochs=1)
 
 
 # ------------------------------------------------------------------ one writer
@@ -321,7 +416,9 @@ def test_run_checkpoint_rejects_one_of_another_configuration(
     other = tmp_path / "2" / "checkpoints" / "step-000000009.npz"
     shutil.copy(first, other)
     with RunDirectory(tmp_path / "2", {"seed": 2, "epochs": 3}, "epochs") as run:
-        text = r"step-000000009\.npz belongs to a run of another configuration.*Remove that file"
+        text = (
+            r"step-000000009\.npz belongs to another training: seed was 1 and is 2\..*move it out"
+        )
         with pytest.raises(ValueError, match=text):
             training.fit(run.checkpoint())
         other.unlink()

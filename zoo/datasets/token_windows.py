@@ -8,6 +8,7 @@ does not grow with the corpus:
     x, y = windows[np.array([0, 7])]                # (2, 64) each
 """
 
+import errno
 import tempfile
 
 import numpy as np
@@ -35,15 +36,27 @@ def encode_to_disk(
 
     Raises:
         ValueError: If there are no documents, or `tokenizer` cannot encode one.
+        OSError: If the file cannot be written, as on a full disk; the text names its folder.
     """
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for text in texts:
-            ids = np.concatenate([[tokenizer.BOS], tokenizer.encode(text)])
-            file.write(ids.astype(np.uint16).tobytes())
-        if not file.tell():
-            raise ValueError("`texts` must hold a text at least. Received: none")
-        file.flush()
-        return np.memmap(file, np.uint16, "r")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for text in texts:
+                ids = np.concatenate([[tokenizer.BOS], tokenizer.encode(text)])
+                file.write(ids.astype(np.uint16).tobytes())
+            if not file.tell():
+                raise ValueError("`texts` must hold a text at least. Received: none")
+            file.flush()
+            return np.memmap(file, np.uint16, "r")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            "Could not write the token ids of the texts to a temporary file in "
+            f"{folder or tempfile.gettempdir()}: {error.strerror}. No other file has changed. Make "
+            "room there, or name another folder in the environment variable TMPDIR, and run the "
+            "same command again",
+        ) from error
 
 
 @validated

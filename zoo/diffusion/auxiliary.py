@@ -130,7 +130,10 @@ def train_autoencoder(
                 checkpoint=nested.checkpoint(config.checkpoint_steps),
             )
             nested.save_model(model)
-            nested.write_metrics({"epochs": epochs, "test_loss": history.history["val_loss"][-1]})
+            loss = history.history["val_loss"][-1]
+            nested.write_metrics({"recipe": "autoencoder", "epochs": epochs, "test_loss": loss})
+    weights = "autoencoder/model.weights.h5"  # the diffusion model knows these latents only
+    run.bind(weights, (run.path / weights).read_bytes())
     return LatentScaler.from_images(model, data.x_train[:_SCALER_IMAGES])
 
 

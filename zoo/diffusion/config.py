@@ -2,21 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from zoo import datasets, registry
 from zoo.datasets.images import ImageDataset
-from zoo.diffusion.gaussian_diffusion import check_gamma
 from zoo.diffusion.losses import ema_momentum
 from zoo.diffusion.pipeline import DiffusionSpec
-from zoo.diffusion.sampler import check_guidance, coefficients
 from zoo.training.config import TrainingConfig, set_defaults
 from zoo.training.optimizers import Adam, learning_rate_schedule
+from zoo.validation import (
+    Count,
+    Layers,
+    Positive,
+    Probability,
+    Rate,
+    Size,
+    each,
+    validated,
+    whole,
+)
 
 NUM_STEPS = 1000  # T
 QUICK_EXAMPLES = 6400  # or, of a smaller data set, all
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(TrainingConfig):
     """Flags of recipes/diffusion.py and recipes/text_to_image.py."""
@@ -25,18 +35,18 @@ class DiffusionConfig(TrainingConfig):
     """mnist, or a name of TensorFlow Datasets such as fashion_mnist."""
     data_dir: Path | None = None
     """Directory of TensorFlow Datasets; by default its own."""
-    image_size: int | None = None
+    image_size: Size | None = None
     """Height and width to resize images to; by default as they are."""
     classifier: Path | None = None
-    """Finished run of recipes/mnist.py for the sample metrics; by default one is trained."""
+    """Finished run of `zoo train mnist` for the sample metrics; by default one is trained."""
     classifier_model: str | None = None
     """Network of the classifier, if it is trained; by default cnn_48x48, with --quick mlp."""
-    channels: tuple[int, ...] | None = None
+    channels: Annotated[tuple[int, ...], each(whole(), 1)] | None = None
     """Channels of each level of the U-Net, which halves the image; by default 32 64 128, with
     --quick 24 48 96; with --latent, which halves the image already, 32 64."""
-    num_blocks: int = 1
+    num_blocks: Layers = 1
     """Residual blocks of each level, on the way down and on the way up."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Fraction dropped within a residual block."""
     latent: bool = False
     """Diffusion in the latent space of an autoencoder, which is trained first."""
@@ -46,22 +56,22 @@ class DiffusionConfig(TrainingConfig):
     """Rescale the schedule, so that the last step is pure noise."""
     prediction: Literal["v", "noise", "x0"] = "v"
     """Quantity that the network predicts."""
-    min_snr_gamma: float | None = None
+    min_snr_gamma: Positive | None = None
     """Largest signal-to-noise ratio that counts fully in the loss; 5 is usual."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training images; by default 3, with --quick 4."""
-    train_examples: int | None = None
+    train_examples: Count | None = None
     """Number of training images, from the first on; by default all, with --quick 6,400 or,
     in a smaller data set, all."""
-    batch_size: int | None = None
+    batch_size: Size | None = None
     """Number of images in a training step; by default 64, with --quick 32."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Largest step size of Adam; it rises for 100 steps and falls to a tenth."""
-    steps: int = 50
+    steps: Annotated[int, whole(1, NUM_STEPS)] = 50
     """Number of sampling steps."""
-    eta: float = 0.0
+    eta: Probability = 0.0
     """0 samples with DDIM, 1 with DDPM's steps."""
-    samples: int | None = None
+    samples: Size | None = None
     """Number of images sampled for the metrics; by default 1,000, with --quick 200."""
     quick: bool = False
     """A short run with a smaller network, where not set otherwise."""
@@ -74,8 +84,8 @@ class DiffusionConfig(TrainingConfig):
         full = {"channels": (32, 64, 128), "epochs": 3, "batch_size": 64, "samples": 1000,
                 "classifier_model": "cnn_48x48"}  # fmt: skip
         set_defaults(self, **(quick if self.quick else full))
-        self.check_sizes("epochs", "batch_size", "samples")
-        check_gamma(self.min_snr_gamma)
+        registry.get_classifier(str(self.classifier_model))  # raises ValueError if it is unknown
+        self.spec.make_diffusion()  # raises ValueError for what does not go together
 
     @property
     def spec(self) -> DiffusionSpec:
@@ -98,12 +108,8 @@ class DiffusionConfig(TrainingConfig):
             allow_fewer=fewer,
         )  # fmt: skip
 
-    def check(self, data: ImageDataset, guidance_scale: float) -> None:
-        """Raises ValueError for what would fail after the training only."""
-        registry.get_classifier(str(self.classifier_model))
-        coefficients(self.spec.make_diffusion(), self.steps, self.eta)
-        check_guidance(guidance_scale)
-        learning_rate_schedule("constant", self.learning_rate, 0)
+    def check(self, data: ImageDataset) -> None:
+        """Raises ValueError unless the metrics can be computed for each class of the data."""
         if (self.samples or 0) < 2 * data.num_classes:
             raise ValueError(
                 f"`samples` must be at least {2 * data.num_classes}, two images of each of "

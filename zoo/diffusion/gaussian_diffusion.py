@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from zoo.diffusion.noise_schedule import NoiseSchedule
-from zoo.validation import Positive, validated
+from zoo.validation import validated
 
 Tensor = Any
 Prediction = Literal["noise", "x0", "v"]
@@ -124,11 +124,6 @@ class GaussianDiffusion:
                 )
         x = ops.convert_to_tensor(x)
         return x, ops.convert_to_tensor(noise, dtype=x.dtype)
-
-
-@validated
-def check_gamma(min_snr_gamma: Positive | None) -> None:
-    """Raises ValueError unless `min_snr_gamma` is None or above 0."""
 
 
 def _take(table: np.ndarray, t: Tensor, dtype: Any) -> Tensor:

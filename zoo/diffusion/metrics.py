@@ -35,7 +35,6 @@ class _ClassifierResults(Document):
 
     model_config = ConfigDict(extra="ignore")
 
-    recipe: str
     dataset: str
     model: str
     mean: Annotated[list[float], _Channels]
@@ -77,10 +76,10 @@ class FeatureExtractor:
         """
         run = FinishedRun(folder, ["mnist"], ("model.json", "model.weights.h5"), "classifier")
         results = run.read("metrics.json", _ClassifierResults)
-        if results.recipe != "mnist" or results.dataset != data.name:
+        if results.dataset != data.name:
             raise ValueError(
                 f"`classifier` must hold a run of `zoo train mnist` on {data.name}. Received: "
-                f"{folder}, of the recipe {results.recipe} on {results.dataset}"
+                f"{folder}, a run on {results.dataset}"
             )
         builders = [name for name, entry in registry.models.items() if entry.images]
         model = run.load_model(builders=builders)

@@ -101,11 +101,6 @@ def coefficients(
     return np.stack([from_x, from_output, to_x0, to_x, std], axis=1)
 
 
-@validated
-def check_guidance(guidance_scale: NonNegative) -> None:
-    """Raises ValueError unless `guidance_scale` is a finite number of at least 0."""
-
-
 class Sampler:
     """DDPM and DDIM sampler of a model, whose sampling step is compiled once.
 

@@ -7,13 +7,14 @@ directory: the configuration, the metrics, the model, its weights, its vocabular
 its schedule.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import keras
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from zoo import registry
 from zoo.files import arrays, documents, models
@@ -56,6 +57,29 @@ def describe(folder: Path) -> bytes:
     return documents.dump({"files": records})
 
 
+class _Recipe(documents.Document):
+    """The recipe in config.json or metrics.json, which have other entries, too.
+
+    Attributes:
+        recipe: Name of the recipe.
+        within: Configuration of the run that has trained this one beside its own model.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    recipe: Annotated[str, StringConstraints(max_length=100)] | None = None
+    within: "_Recipe | None" = None
+
+
+def _recipe_command(folder: Path) -> str:
+    """The command that writes to a run directory, such as "`zoo train mnist`"."""
+    with contextlib.suppress(OSError, ValueError):
+        config = documents.read(folder / "config.json", _Recipe, remedy="")
+        if recipe := (config.within or config).recipe:
+            return f"`zoo train {recipe}`"
+    return "the recipe"
+
+
 class FinishedRun:
     """Directory of a finished run, whose files are verified before they are read.
 
@@ -66,8 +90,8 @@ class FinishedRun:
         argument: Name of the argument `folder` in error messages.
 
     Raises:
-        ValueError: If the directory is no finished run, a file is missing, or the manifest is
-            damaged.
+        ValueError: If the directory is no finished run, or one of another recipe; if a file is
+            missing, or the manifest is damaged.
     """
 
     def __init__(
@@ -78,25 +102,31 @@ class FinishedRun:
         argument: str = "run_dir",
     ):
         self.folder = Path(folder)
-        self._remedy = (
-            f"Restore the file, or remove {self.folder / MANIFEST} and give the recipe this "
-            "directory again, which finishes the run from its last checkpoint"
-        )
-        for name in ("metrics.json", *needs, MANIFEST):
-            if not (self.folder / name).exists():
-                scripts = " or ".join(f"recipes/{recipe}.py" for recipe in recipes) or "a recipe"
-                raise ValueError(
-                    f"`{argument}` must hold a finished run of {scripts}. "
-                    f"Received: {self.folder}, which has no {name}"
-                )
-        path = self.folder / MANIFEST
-        remedy = (
-            "Restore the file, or remove it and give the recipe this directory again, which "
+        manifest = self.folder / MANIFEST
+        again = (
+            f"un {_recipe_command(self.folder)} with the same flags and `--run-dir` again, which "
             "finishes the run from its last checkpoint"
         )
-        self._records = documents.read(path, Manifest, remedy).files
+        self._remedy = f"Restore the file, or remove it and {manifest} and r{again}"
+        commands = " or ".join(f"`zoo train {name}`" for name in recipes) or "a recipe"
+        rule = f"`{argument}` must hold a finished run of {commands}"
+        for name in ("metrics.json", MANIFEST):
+            if not (self.folder / name).exists():
+                is_run = (self.folder / "config.json").exists()
+                remedy = f"R{again}" if is_run else "Give another directory"
+                raise ValueError(f"{rule}. Received: {folder}, which has no {name}. {remedy}")
+        remedy = f"Restore the file, or remove it and r{again}"
+        self._records = documents.read(manifest, Manifest, remedy).files
+        if recipes:
+            received = self.read("metrics.json", _Recipe).recipe
+            if received not in (None, *recipes):
+                raise ValueError(
+                    f"{rule}. Received: {folder}, a finished run of `zoo train {received}`"
+                )
         for name in needs:
             self._record(name)
+            if not (self.folder / name).exists():
+                raise ValueError(f"{rule}. Received: {folder}, which has no {name}. {self._remedy}")
 
     def __contains__(self, name: str) -> bool:
         """Whether a file of this name belongs to the run."""

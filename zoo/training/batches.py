@@ -83,6 +83,13 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         """Number of batches; None with a seed, since the stream does not end."""
         return self._steps_per_pass if self.seed is None else None
 
+    @property
+    def order(self) -> dict[str, int | None]:
+        """What decides the order of the examples, for the identity of a checkpoint."""
+        return {
+            "seed": self.seed, "batch_size": self.batch_size, "examples": len(self.examples),
+        }  # fmt: skip
+
     @validated
     def from_step(self, step: Index) -> Self:
         """The same stream from the batch of this number on."""

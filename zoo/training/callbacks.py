@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,7 +142,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     A checkpoint holds everything that the next step depends on: weights, counters of random draws,
     the optimizer's variables and their averages, metric sums and the history. With
     `zoo.Trainer.fit(..., checkpoint=...)` the training goes on after the newest whole checkpoint,
-    on any backend. Files are those of `zoo.training.checkpoints`.
+    on any backend. Files are those of `zoo.training.checkpoints`. For the time of `fit` the folder
+    is locked against other trainings.
 
     Args:
         folder: Folder of the checkpoints.
@@ -156,11 +157,10 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         Diverged: In training, if the loss turns NaN or infinite; the text names the step.
         Interrupted: In training, after Ctrl-C, with a checkpoint written. A second Ctrl-C stops at
             once.
-        OSError: In training, if a checkpoint cannot be written; the last good one stays.
+        OSError: In training, if a checkpoint cannot be written; the last good one stays. Also if
+            another training uses the folder; the text names its process.
     """
 
-    owner: str | None = None
-    """Hash of the run's configuration, if checkpoints of other runs are to be refused."""
     divergence_hint = "A lower learning rate may help"
     """Text that tells how to go on, for the messages of `Diverged`."""
 
@@ -179,6 +179,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self.folder = Path(folder)
         self.every = every
         self.state = TrainingState()
+        self.identity: dict[str, dict[str, Any]] = {}
+        """What the training depends on; a checkpoint of another training is refused."""
         self._hint = hint
         self._only_trainable = only_trainable
         self._epoch_start = 0  # number of the epoch's first step
@@ -188,16 +190,46 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._timed_since: float | None = None  # the first step of an epoch is not timed
         self._timed_from = 0.0
         self._weights: list[tuple[Any, Tensor]] | None = None
+        self._check_folder: Callable[[], None] = lambda: None
         # Reading a loss makes a GPU wait.
         self._check_every = 1 if backend.device() == "cpu" else 50
 
     # -------------------------------------------------------------- for `Trainer.fit`
 
-    def restore(self, trainer: keras.Model) -> TrainingState:
-        """Restores the newest whole checkpoint, if there is one, and returns the state."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Locks the folder, which is created if it is not there, against other trainings."""
+        from zoo.training.lock import DirectoryLock  # loads filelock, which `import zoo` does not
+
+        lock = DirectoryLock(self.folder, "checkpoint", "give `StepCheckpoint` another folder")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            name = f"to the folder {self.folder}"
+            raise checkpoints.write_error(name, self.folder, error) from error
+        self._check_folder = lock.check_directory
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def restore(self, trainer: keras.Model, order: dict[str, Any]) -> TrainingState:
+        """Restores the newest whole checkpoint, if there is one, and returns the state.
+
+        Args:
+            trainer: Trainer whose state is restored.
+            order: What decides the order of the examples, by name.
+
+        Raises:
+            ValueError: If the checkpoint belongs to another training; the text names what differs.
+        """
+        self.identity["order"] = order
         trainer.optimizer.build(trainer.trainable_variables)
         saved = checkpoints.restore(
-            self.folder, TrainingState, owner=self.owner, **self._parts(trainer)
+            self.folder, TrainingState, identity=self.identity, **self._parts(trainer)
         )
         self.state = saved or TrainingState()
         if backends.name not in self.state.backends:
@@ -328,10 +360,12 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         values = (keras.ops.convert_to_numpy(v) for v in model.metrics_variables)
         self.state.metric_sums = [value.tolist() for value in values] if begun else []
         progress = dataclasses.asdict(self.state)
+        step = progress.pop("step")
         self.state.metric_sums = []
+        self._check_folder()
         try:
             checkpoints.save(
-                self.folder, progress.pop("step"), progress, owner=self.owner, **self._parts(model)
+                self.folder, step, progress, identity=self.identity, **self._parts(model)
             )
         except checkpoints.NotFinite as error:
             raise Diverged(self._diverged_text(str(error))) from error

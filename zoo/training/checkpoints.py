@@ -1,9 +1,10 @@
 """Checkpoint files that every backend reads, and that a killed process leaves whole.
 
-A checkpoint is one `.npz` file: every variable of the model and of the optimizer by its path, and
-the progress of the run. The file is written under a temporary name and renamed when it is on the
-disk, so that a checkpoint's name always holds a whole file. The archive's checksums reveal later
-damage. The last two checkpoints are kept.
+A checkpoint is one `.npz` file: every variable of the model and of the optimizer by its path, the
+progress of the run, and its identity, by which the checkpoint of another run is refused. The file
+is written under a temporary name and renamed when it is on the disk, so that a checkpoint's name
+always holds a whole file. The archive's checksums reveal later damage. The last two checkpoints are
+kept.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import errno
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +22,25 @@ import keras
 import numpy as np
 
 from zoo.files.arrays import cast_array, read_npz
+from zoo.validation import show
 
 _PROGRESS = "progress.json"
-_OWNER = "owner"
+_IDENTITY = "identity.json"
 _KEEP = 2
 _UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+_NAME = r"step-\d{9}\.npz"  # other files of the folder, such as step-best.npz, are the user's
+
+
+Identity = Mapping[str, Mapping[str, Any]]
+"""What a training depends on, by name, as JSON can hold it: its `configuration`, SHA-256 digests of
+its `inputs`, and the `order` of its examples."""
+
+_REMEDIES = {
+    "configuration": "Give the flags that it was saved with, without config.json if that was "
+    "edited; or, if it comes from another run, move it out of the folder",
+    "inputs": "Restore that file, or remove it if the same command makes it again",
+    "order": "Give `fit` the same `Batches`, or `checkpoint` another folder",
+}
 
 
 class NotFinite(ValueError):
@@ -32,15 +48,19 @@ class NotFinite(ValueError):
 
 
 def save(
-    folder: Path, step: int, progress: dict[str, Any], owner: str | None = None, **parts: Any
+    folder: Path,
+    step: int,
+    progress: dict[str, Any],
+    identity: Identity | None = None,
+    **parts: Any,
 ) -> Path:
-    """Writes a checkpoint and removes all but the last two.
+    """Writes a checkpoint and removes all but the last two; other files are left alone.
 
     Args:
         folder: Folder of the checkpoints; created if it is not there.
         step: Number of the step, for the file's name.
         progress: Progress of the run, as JSON can hold it.
-        owner: Hash of the run's configuration, by which `restore` knows the run's checkpoints.
+        identity: Identity of the training, by which `restore` knows its checkpoints.
         **parts: Objects with `variables`, by the names that `restore` uses.
 
     Raises:
@@ -58,7 +78,7 @@ def save(
         arrays[path] = array
     text = json.dumps({**progress, "step": step}).encode()
     arrays[_PROGRESS] = np.frombuffer(text, np.uint8)
-    arrays[_OWNER] = np.frombuffer((owner or "").encode(), np.uint8)
+    arrays[_IDENTITY] = np.frombuffer(json.dumps(identity or {}).encode(), np.uint8)
     target = folder / f"step-{step:09d}.npz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,27 +92,32 @@ def save(
 
 
 def restore(
-    folder: Path, progress_type: Any = dict[str, Any], owner: str | None = None, **parts: Any
+    folder: Path,
+    progress_type: Any = dict[str, Any],
+    identity: Identity | None = None,
+    **parts: Any,
 ) -> Any:
     """Restores the newest whole checkpoint, and warns of damaged ones.
 
     Args:
         folder: Folder of the checkpoints.
         progress_type: Type of the progress. A checkpoint with something else counts as damaged.
-        owner: Hash of the run's configuration. By default any run's checkpoint is restored.
+        identity: Identity of the training. Each of its parts must be as it was saved; by default
+            the checkpoint of any training is restored.
         **parts: Objects with `variables`, by the names they were saved under.
 
     Returns:
         The progress in the checkpoint, or None if there is no whole checkpoint.
 
     Raises:
-        ValueError: If the checkpoint belongs to another run, holds other variables, or numbers that
-            are of another kind or not finite in the dtype of a variable; then nothing is restored.
+        ValueError: If the checkpoint belongs to another training (the text names what differs),
+            holds other variables, or numbers that are of another kind or not finite in the dtype of
+            a variable; then nothing is restored.
     """
-    remove_unfinished(folder, "step-*.npz")
+    remove_unfinished(folder, _NAME)
     for path in _newest_first(folder):
         try:
-            arrays, progress, saved_owner = _read(path, progress_type)
+            arrays, progress, saved_identity = _read(path, progress_type)
         except PermissionError:
             raise  # the file itself may be whole
         except Exception as error:  # a damaged archive raises many kinds of errors
@@ -105,12 +130,7 @@ def restore(
                 stacklevel=2,
             )
             continue
-        if owner is not None and saved_owner != owner:
-            raise ValueError(
-                f"The checkpoint {path} belongs to a run of another configuration, such as another "
-                "seed. Remove that file to go on with the checkpoint before it or, without one, "
-                "from the beginning"
-            )
+        _check_identity(path, saved_identity, identity or {})
         _assign(path, arrays, dict(_variables(parts)))
         for part in parts.values():
             if isinstance(part, keras.Model):
@@ -135,13 +155,30 @@ def newest(folder: Path) -> Path | None:
     return next(iter(_newest_first(folder)), None)
 
 
-def owned_by(folder: Path, owner: str) -> bool:
-    """Whether a folder has a checkpoint that `save` wrote for this owner."""
+def identities(folder: Path) -> Iterator[Identity]:
+    """Yields the identities in the whole checkpoints of a folder, from the newest on."""
     for path in _newest_first(folder):
         with contextlib.suppress(Exception):  # a damaged archive raises many kinds of errors
-            if _read(path)[2] == owner:
-                return True
-    return False
+            yield _read(path)[2]
+
+
+def _check_identity(path: Path, saved: Identity, expected: Identity) -> None:
+    for part, values in expected.items():
+        earlier = saved.get(part, {})
+        if differing := differences(earlier, values):
+            raise ValueError(
+                f"The checkpoint {path} belongs to another training: {', '.join(differing)}. "
+                f"{_REMEDIES[part]}"
+            )
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describes the entries in which two mappings differ, such as "seed was 0 and is 1"."""
+    return [
+        f"{name} was {show(earlier.get(name))} and is {show(now.get(name))}"
+        for name in sorted({*earlier, *now})
+        if earlier.get(name) != now.get(name)
+    ]
 
 
 def write_error(name: str, folder: Path, error: OSError) -> OSError:
@@ -218,28 +255,30 @@ def find_mismatches(
     return wrong
 
 
-def remove_unfinished(folder: Path, pattern: str = "*") -> None:
+def remove_unfinished(folder: Path, names: str) -> None:
     """Removes files that `atomic_write` left when its process was killed.
 
     Args:
         folder: Folder that no other process writes to.
-        pattern: Pattern of the names that the files were to get.
+        names: Regular expression of the names that the files were to get.
     """
-    for path in folder.glob(f"{_UNFINISHED}{pattern}"):
-        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        if re.fullmatch(names, path.name.removeprefix(_UNFINISHED), re.ASCII):
+            path.unlink(missing_ok=True)
 
 
 def _read(
     path: Path, progress_type: Any = dict[str, Any]
-) -> tuple[dict[str, np.ndarray], Any, str]:
-    """The variables, the progress and the owner in a checkpoint."""
+) -> tuple[dict[str, np.ndarray], Any, Identity]:
+    """The variables, the progress and the identity in a checkpoint."""
     from zoo.files import documents  # loads pydantic, which `import zoo` must not wait for
 
     arrays = read_npz(path)
     text = arrays.pop(_PROGRESS).tobytes()
-    owner = arrays.pop(_OWNER, np.zeros(0, np.uint8)).tobytes().decode()
     progress = documents.parse(text, progress_type, _PROGRESS, remedy="", allow_nan=True)
-    return arrays, progress, owner
+    text = arrays.pop(_IDENTITY, np.frombuffer(b"{}", np.uint8)).tobytes()
+    identity = documents.parse(text, dict[str, dict[str, Any]], _IDENTITY, remedy="")
+    return arrays, progress, identity
 
 
 def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -249,7 +288,8 @@ def _variables(parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.npz"), reverse=True)
+    names = (path for path in folder.glob("step-*") if re.fullmatch(_NAME, path.name, re.ASCII))
+    return sorted(names, reverse=True)
 
 
 def _assign(path: Path, arrays: dict[str, np.ndarray], variables: dict[str, Any]) -> None:

@@ -12,22 +12,27 @@ import keras
 from zoo.backends import backend
 from zoo.progress import ProgressLines, shows_bar
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import check_sizes
+from zoo.validation import Count, Seed, validated
 
 
+@validated
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Flags of every recipe that trains."""
+    """Flags of every recipe that trains.
 
-    seed: int = 0
+    A recipe's own are a dataclass on top of it. Both are `validated`: a flag is refused by its name
+    and rule, which its annotation declares, before anything is made.
+    """
+
+    seed: Seed = 0
     """Seed of all random draws, such as initial weights; the same run on every backend."""
     dtype_policy: Literal["float32", "bfloat16", "mixed_bfloat16"] = "float32"
     """Dtype policy of the network."""
     run_dir: Path | None = None
     """Directory of results and checkpoints; by default a new folder in runs/."""
-    checkpoint_steps: int = 200
+    checkpoint_steps: Count = 200
     """Steps between two checkpoints, besides one after each epoch."""
-    patience: int | None = None
+    patience: Count | None = None
     """Epochs without a better validation loss after which training stops; by default never."""
     tensorboard: Path | None = None
     """Directory of TensorBoard's event files; by default none are written."""
@@ -35,12 +40,6 @@ class TrainingConfig:
     """Turn on the backend's deterministic switches; slower on some devices."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
-
-    def check_sizes(self, *names: str) -> None:
-        """Raises ValueError unless the fields of these names are at least 1, where they are set."""
-        names = (*names, "checkpoint_steps", "patience")
-        sizes = {name: getattr(self, name) for name in names}
-        check_sizes(**{name: size for name, size in sizes.items() if size is not None})
 
     def prepare(self) -> None:
         """Turns on what the flags ask of the backend, and refuses what it cannot do."""

@@ -1,4 +1,4 @@
-"""Lock of a directory that one process at a time writes to."""
+"""Lock of a directory that one training at a time writes to."""
 
 import errno
 import json
@@ -10,20 +10,28 @@ from pathlib import Path
 import filelock
 
 LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock-holder"  # since Windows lets no second handle read or write a locked file
 
 
 class DirectoryLock:
-    """Lock of a directory against other processes that write to it; readers do not need it.
+    """Lock of a directory against others that write to it; readers do not need it.
 
     The operating system locks the file `.lock` of the directory, so that the lock ends with its
-    process, however the process ends. The file names the process, for the message to others.
+    process, however the process ends. The file `.lock-holder` names the process, for the message
+    to others.
 
     Args:
         folder: The directory.
+        argument: Name of the argument `folder` in error messages.
+        remedy: Text of the error messages that tells how to get another directory.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(
+        self, folder: Path, argument: str = "run_dir", remedy: str = "give another `--run-dir`"
+    ):
         self._folder = folder
+        self._argument = argument
+        self._remedy = remedy
         # `fit` may run in another thread than the one that opened the directory.
         self._lock = filelock.FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
         self._identity: os.stat_result | None = None
@@ -37,18 +45,20 @@ class DirectoryLock:
         """Takes the lock.
 
         Raises:
-            BlockingIOError: If another process holds it; the text names the process and its host.
+            BlockingIOError: If another process or thread holds it; the text names the process and
+                its host.
         """
         try:
             self._lock.acquire()
         except filelock.Timeout as error:
             raise BlockingIOError(
                 errno.EWOULDBLOCK,
-                f"`run_dir` must be written to by one process at a time. Received: {self._folder}, "
-                f"in use by {self._holder()}. Wait until that ends, or give another `--run-dir`",
+                f"`{self._argument}` must be written to by one process at a time. Received: "
+                f"{self._folder}, in use by {self._holder()}. Wait until that ends, or "
+                f"{self._remedy}",
             ) from error
         holder = {"process": os.getpid(), "host": socket.gethostname()}
-        (self._folder / LOCK_FILE).write_text(json.dumps(holder))
+        (self._folder / HOLDER_FILE).write_text(json.dumps(holder))
         self._identity = os.stat(self._folder)
 
     def release(self) -> None:
@@ -56,7 +66,8 @@ class DirectoryLock:
         if self.is_held:
             with suppress(OSError):  # the file is another's, if the directory was replaced
                 self.check_directory()
-                (self._folder / LOCK_FILE).unlink()
+                (self._folder / HOLDER_FILE).unlink(missing_ok=True)
+                (self._folder / LOCK_FILE).unlink()  # on Windows `FileLock.release` does it
         self._lock.release()
 
     def check_directory(self) -> None:
@@ -73,14 +84,14 @@ class DirectoryLock:
         if not is_same:
             raise FileNotFoundError(
                 errno.ENOENT,
-                f"`run_dir` must stay in place until the run ends. Received: {self._folder}, which "
-                "was moved, removed or replaced. Put it back to go on after its last checkpoint; "
-                "without it, the same command begins anew",
+                f"`{self._argument}` must stay in place until the training ends. Received: "
+                f"{self._folder}, which was moved, removed or replaced. Put it back to go on after "
+                "its last checkpoint; without it, the same command begins anew",
             )
 
     def _holder(self) -> str:
         try:
-            holder = json.loads((self._folder / LOCK_FILE).read_text())
+            holder = json.loads((self._folder / HOLDER_FILE).read_text())
             return f"process {holder['process']} on {holder['host']}"
         except (OSError, ValueError, KeyError, TypeError):  # it has yet to name itself
             return "another process"

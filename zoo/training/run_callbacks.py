@@ -1,6 +1,7 @@
 """Callbacks of `fit` that write to a run directory."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -31,20 +32,24 @@ class RunCheckpoint(StepCheckpoint):
     ):
         hint = f"the same command with `--run-dir {run.path}` goes on"
         super().__init__(run.checkpoints, every, hint, only_trainable)
-        self.owner = run.owner
         self._run = run
         self._console = console
 
-    def restore(self, trainer: keras.Model) -> TrainingState:
-        self._run.write_config()
-        state = super().restore(trainer)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self._run.write_config()  # the lock of the run directory is that of its checkpoints, too
+        self._check_folder = self._run.lock
+        yield
+
+    def restore(self, trainer: keras.Model, order: dict[str, Any]) -> TrainingState:
+        self.identity |= self._run.identity.for_checkpoint
+        state = super().restore(trainer, order)
         if state.step and self._console is not None:
             self._console.print(f"Going on after step {state.step}")
         self._run.write_history(state.history)
         return state
 
     def _save(self, begun: bool = True) -> None:
-        self._run.lock()  # which checks that the directory is still there
         super()._save(begun)
         if not begun:
             self._run.write_history(self.state.history)

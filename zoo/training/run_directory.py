@@ -1,6 +1,7 @@
 """Run directories: the files that a recipe leaves behind, and that let it be resumed.
 
 config.json        the configuration
+inputs.json        SHA-256 of the files that the training reads, such as its vocabulary
 history.csv        a row for each epoch
 metrics.json       the results
 *.png              the plots
@@ -8,15 +9,13 @@ model.json         the model's builder and its arguments
 model.weights.h5   the trained weights
 manifest.json      SHA-256 of the files above; written last, so it says that the run is finished
 checkpoints/       the last two checkpoints
-.lock              the process that writes to the directory, while it does
+.lock              locked, while a process writes to the directory, which .lock-holder names
 """
 
 import csv
 import errno
-import hashlib
 import io
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,14 +34,17 @@ from zoo.training.callbacks import Interrupted, StepCheckpoint, TrainingState
 from zoo.training.checkpoints import (
     NamedBuffer,
     atomic_write,
-    owned_by,
     remove_unfinished,
     unfinished_path,
     write_error,
 )
-from zoo.training.lock import LOCK_FILE, DirectoryLock
+from zoo.training.lock import HOLDER_FILE, LOCK_FILE, DirectoryLock
 from zoo.training.run_callbacks import RunCheckpoint
-from zoo.validation import FilePath, JSONObject, show, validated
+from zoo.training.run_identity import CONFIG, INPUTS, RunIdentity
+from zoo.validation import FilePath, JSONObject, validated
+
+# Names of the files that a run writes into its directory.
+_WRITTEN = r"[a-z][a-z0-9_-]*(\.weights|\.lora)?\.(csv|gif|h5|json|png|tsv)"
 
 
 class RunDirectory:
@@ -80,8 +82,8 @@ class RunDirectory:
     ):
         self.path = _unused(path) if new else path
         self._path, self._new = path, new
-        self._config = config
-        self._extendable = extendable
+        self.identity = RunIdentity(config, extendable)
+        """What the run depends on, by which its checkpoints are known."""
         self._lock: DirectoryLock | None = None
         self._check()
 
@@ -90,14 +92,8 @@ class RunDirectory:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    @property
-    def owner(self) -> str:
-        """Hash of the configuration, which the checkpoints of the run hold."""
-        decisive = {k: v for k, v in self._config.items() if k != self._extendable}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
     def __enter__(self) -> Self:
-        if (self.path / "config.json").exists() and self.metrics is None:
+        if (self.path / CONFIG).exists() and self.metrics is None:
             self.lock()
         return self
 
@@ -124,7 +120,7 @@ class RunDirectory:
             lock.release()
             raise
         self._lock = lock
-        remove_unfinished(self.path)
+        remove_unfinished(self.path, _WRITTEN)
 
     def _create(self) -> None:
         try:
@@ -158,12 +154,12 @@ class RunDirectory:
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
                 raise self._cannot_create(errno.EACCES if parent.is_dir() else errno.ENOTDIR)
             return
-        earlier = self._read_config()
+        earlier = self.identity.read_config(self.path)
         if self._is_finished:
             runs.FinishedRun(self.path).verify()
         if earlier is not None:
-            self._refuse_other(earlier)
-        elif self._holds_other_files() and not owned_by(self.checkpoints, self.owner):
+            self.identity.check_config(self.path, earlier)
+        elif self._holds_other_files() and not self.identity.has_checkpoint(self.path):
             raise ValueError(
                 "`run_dir` must be new, empty, or an earlier run's of the same configuration. "
                 f"Received: {self.path}, which holds other files and no config.json. Give another "
@@ -171,41 +167,53 @@ class RunDirectory:
             )
 
     def _holds_other_files(self) -> bool:
-        killed = {self.path / LOCK_FILE, unfinished_path(self.path / "config.json")}
-        return bool({*self.path.iterdir()} - killed)
+        killed = {LOCK_FILE, HOLDER_FILE, unfinished_path(self.path / CONFIG).name}
+        return bool({path.name for path in self.path.iterdir()} - killed)
 
     def write_config(self) -> None:
         """Begins the run, once its configuration has proved sound: locks, writes config.json."""
         self.lock()
-        if self._read_config() == self._config:
+        if self.identity.read_config(self.path) == self.identity.config:
             return
         for name in ("metrics.json", runs.MANIFEST):  # of a shorter run, which goes on
             (self.path / name).unlink(missing_ok=True)
-        self._write("config.json", documents.dump(self._config))
+        self._write(CONFIG, documents.dump(self.identity.config))
 
-    def _refuse_other(self, earlier: dict[str, Any]) -> None:
-        differing = [
-            f"{name} was {show(earlier.get(name))} and is {show(self._config.get(name))}"
-            for name in sorted({*earlier, *self._config} - {self._extendable})
-            if earlier.get(name) != self._config.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"`run_dir` {self.path} belongs to another configuration: {', '.join(differing)}. "
-                "Give the same flags to go on with it, or another `--run-dir`"
-            )
-        name = self._extendable
-        reached = 0 if name is None else earlier.get(name, 0)
-        if not isinstance(reached, int):
-            raise ValueError(
-                f"{self.path / 'config.json'}: `{name}` must be a whole number. Received: "
-                f"{show(reached)}. Restore the file, or give another `--run-dir`"
-            )
-        if name is not None and reached > self._config[name]:
-            raise ValueError(
-                f"`{name}` must be at least {reached}, the {name} of the run in {self.path}. "
-                f"Received: {name}={self._config[name]}"
-            )
+    def input_path(self, name: str) -> Path:
+        """Path of a file that the training reads, and that the run may have written before.
+
+        Raises:
+            ValueError: If the file is there with another content than the run was begun with.
+        """
+        path = self.path / name
+        if path.exists():
+            self.identity.bind(self.path, name, path.read_bytes())
+        return path
+
+    def write_input(self, name: str, content: bytes) -> None:
+        """Writes a file that the training reads, such as its vocabulary, after `bind`."""
+        self.bind(name, content)
+        self._write(name, content)
+
+    def bind(self, name: str, content: bytes) -> None:
+        """Binds the run to a file that its training reads: the run goes on with no other content.
+
+        inputs.json holds the SHA-256 of the file before the training begins, and each checkpoint
+        holds it, too.
+
+        Args:
+            name: Path of the file in the directory.
+            content: Content of the file.
+
+        Raises:
+            ValueError: If the run was begun with another content of the file.
+            OSError: As `write` does.
+        """
+        self.write_config()
+        self.identity.bind(self.path, name, content)
+        path, document = self.path / INPUTS, documents.dump(self.identity.inputs)
+        if not path.exists() or path.read_bytes() != document:
+            self._write(INPUTS, document)
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -213,8 +221,9 @@ class RunDirectory:
         if not self._is_finished:
             return None
         metrics = runs.FinishedRun(self.path).read("metrics.json", dict[str, JsonValue])
-        earlier, name = self._read_config() or {}, self._extendable
-        return metrics if name is None or earlier.get(name) == self._config[name] else None
+        earlier, name = self.identity.read_config(self.path) or {}, self.identity.extendable
+        is_reached = name is None or earlier.get(name) == self.identity.config[name]
+        return metrics if is_reached else None
 
     def result(self, name: str, kind: Any = float) -> Any:
         """Returns one of the results of a finished run.
@@ -233,22 +242,8 @@ class RunDirectory:
 
     @property
     def _is_finished(self) -> bool:
-        names = ("config.json", "metrics.json", runs.MANIFEST)
+        names = (CONFIG, "metrics.json", runs.MANIFEST)
         return all((self.path / name).exists() for name in names)
-
-    def _read_config(self) -> dict[str, Any] | None:
-        path = self.path / "config.json"
-        if not path.exists():
-            return None
-        try:
-            return self._parse_config("Restore the file, or give another `--run-dir`")
-        except ValueError:
-            if not owned_by(self.checkpoints, self.owner):
-                raise
-            return self._parse_config("Remove that file to go on after the last checkpoint")
-
-    def _parse_config(self, remedy: str) -> dict[str, Any]:
-        return documents.read(self.path / "config.json", dict[str, JsonValue], remedy)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file of the directory, whole or not at all, after config.json.
@@ -328,7 +323,8 @@ class RunDirectory:
             config: Configuration of the nested run.
         """
         try:
-            with RunDirectory(self.path / part, config) as nested:
+            within = {"within": self.identity.configuration}
+            with RunDirectory(self.path / part, config | within) as nested:
                 yield nested
         except Interrupted as error:
             raise Interrupted(

@@ -115,7 +115,8 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
         Raises:
             ValueError: If a number of epochs, steps or examples is not a whole number of at least
-                1, or `checkpoint` is given and `x` are not `Batches` with a seed.
+                1, or `checkpoint` is given and `x` are not `Batches` with a seed, or not those that
+                the checkpoints in its folder were saved with; the text names what differs.
             Diverged, Interrupted, OSError: As `StepCheckpoint` says.
         """
         options = _checked_arguments(keras.Model.fit, args, kwargs)
@@ -140,28 +141,29 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             )
         epochs, steps = options.pop("epochs", 1), options["steps_per_epoch"]
         options.pop("initial_epoch", None)  # the checkpoint knows
-        state = checkpoint.restore(self)
         callbacks = keras.tree.flatten(options.get("callbacks") or [])
-        history = ContinuedHistory(state, callbacks)
-        options["callbacks"] = [*callbacks, history, checkpoint]
 
         def train(epoch: int, epochs: int, steps: int) -> None:
             options["x"] = self._as_dataset(stream.from_step(state.step), class_weight)
             options["steps_per_epoch"] = steps
             super(Trainer, self).fit(**options, initial_epoch=epoch, epochs=epochs)
 
-        with checkpoint.interruptible():
-            epoch, begun = divmod(state.step, steps)
-            if begun:
-                with checkpoint.kept_weights():  # `fit` replaces them with their averages
-                    train(epoch, epoch + 1, steps - begun)
-                epoch += 1
-            if epoch < epochs and not state.stopped:
-                train(epoch, epochs, steps)
-            else:
-                history.set_model(self)
-                history.on_train_begin()
-                self.optimizer.finalize_variable_values(self.trainable_variables)
+        with checkpoint.locked():
+            state = checkpoint.restore(self, {**stream.order, "steps_per_epoch": int(steps)})
+            history = ContinuedHistory(state, callbacks)
+            options["callbacks"] = [*callbacks, history, checkpoint]
+            with checkpoint.interruptible():
+                epoch, begun = divmod(state.step, steps)
+                if begun:
+                    with checkpoint.kept_weights():  # `fit` replaces them with their averages
+                        train(epoch, epoch + 1, steps - begun)
+                    epoch += 1
+                if epoch < epochs and not state.stopped:
+                    train(epoch, epochs, steps)
+                else:
+                    history.set_model(self)
+                    history.on_train_begin()
+                    self.optimizer.finalize_variable_values(self.trainable_variables)
         self._separate_averages()
         return history
 
