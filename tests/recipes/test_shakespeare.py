@@ -87,7 +87,7 @@ def test_finished_run_continues_another_prompt(
     again, output = run(folder, prompt="KING", temperature=0.0)
     assert again == metrics
     assert f"is finished: test loss {metrics['test_loss']:.4f}" in output
-    arguments = ["--run-dir", str(folder), "--prompt", "KING", "--tokens", "300"]
+    arguments = ["KING", "--run-dir", str(folder), "--tokens", "300"]
     command_line.main(["generate", *arguments, "--temperature", "0"])
     written = capsys.readouterr().out
     assert written.startswith("KING")
@@ -101,10 +101,10 @@ def test_generate_rejects_invalid_arguments(
 ) -> None:
     folder, *_ = finished
     with pytest.raises(ValueError, match=r"must hold a finished run of .*has no metrics.json"):
-        command_line.main(["generate", "--run-dir", str(tmp_path), "--prompt", "KING"])
+        command_line.main(["generate", "KING", "--run-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="`prompt` must not be empty"):
-        command_line.main(["generate", "--run-dir", str(folder), "--prompt", ""])
-    arguments = ["--run-dir", str(folder), "--prompt", "KING", "--tokens", "0"]
+        command_line.main(["generate", "", "--run-dir", str(folder)])
+    arguments = ["KING", "--run-dir", str(folder), "--tokens", "0"]
     with pytest.raises(ValueError, match="`max_new_tokens` must be a whole number of at least 1"):
         command_line.main(["generate", *arguments])
 

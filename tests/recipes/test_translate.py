@@ -74,12 +74,11 @@ def test_finished_run_reports_scores_and_translates(
     again, output = run(folder)
     assert again == metrics
     assert f"is finished: BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}" in output
-    arguments = ["--run-dir", str(folder), "--prompt", "the house", "--tokens", "12"]
-    command_line.main(["generate", *arguments])
-    written = capsys.readouterr().out
-    assert "the house" not in written
-    command_line.main(["generate", *arguments])
-    assert capsys.readouterr().out == written
+    command_line.main(["translate", "the house", "--run-dir", str(folder)])
+    (translation,) = zoo.load(folder).translate(["the house"])
+    assert capsys.readouterr().out == f"{translation}\n"
+    with pytest.raises(ValueError, match=r"must hold a model for `zoo generate`.*transformer"):
+        command_line.main(["generate", "the house", "--run-dir", str(folder)])
 
 
 @pytest.mark.slow
