@@ -110,7 +110,7 @@ def test_class_names_of_a_run_are_the_labels(tmp_path: Path) -> None:
     ranking = zoo.load(tmp_path).classify(np.zeros((7, 5), np.uint8))
     assert {label for label, _ in ranking} == {"cat", "dog"}
     run.write_metrics({**metrics, "class_names": ["cat"]})
-    with pytest.raises(ValueError, match="`labels` must be the names of the 2 classes.*1 names"):
+    with pytest.raises(ValueError, match=r"`labels` must be the names of the 2 classes.*1 names"):
         zoo.load(tmp_path)
 
 
@@ -122,5 +122,5 @@ def test_load_names_what_there_is(tmp_path: Path) -> None:
         zoo.load("lenet")
     with pytest.raises(ValueError, match=r"must hold a finished run .*has no metrics\.json"):
         zoo.load(tmp_path)
-    with pytest.raises(ValueError, match="`source` must be a name or a path. Received: source=3"):
+    with pytest.raises(ValueError, match=r"`source` must be a name or a path\. Received: source=3"):
         zoo.load(3)  # type: ignore[arg-type]
