@@ -50,6 +50,7 @@ DATA = {
     "eng-spa": ("28,652 verses for training, four books for the metrics", "public domain"),
 }
 CLASSIFIER = "cnn_48x48-mnist"  # for the metrics of samples
+SAMPLES = {"whole": 1000, "part": 20}
 TEXT_DATA = {"shakespeare": "shakespeare", "next_word": "shakespeare", "translate": "eng-spa"}
 
 
@@ -107,10 +108,10 @@ def metrics_of_translation(task: Translator, part: bool) -> dict[str, float]:
 
 
 def metrics_of_samples(task: ImageSampler, part: bool, classifier: str) -> dict[str, float]:
-    """The metrics of 1,000 samples, or of 20, computed with a trained classifier."""
+    """The metrics of samples in 50 steps, computed with a trained classifier."""
     assert task.card is not None
     tokenizer = task.pipeline.tokenizer
-    classes = np.arange(20 if part else 1000) % 10
+    classes = np.arange(SAMPLES["part" if part else "whole"]) % 10
     prompts: Any = len(classes)
     if tokenizer is not None:
         prompts = ClassPrompts(tokenizer, prompts_by_class()).prompts_for(classes)
