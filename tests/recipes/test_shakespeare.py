@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import zoo
+from benchmarks.weights import pack
 from recipes import shakespeare
 from recipes.shakespeare import Config
 from tests import recipe
@@ -93,6 +94,21 @@ def test_finished_run_continues_another_prompt(
     assert written.startswith("KING")
     assert len(written) == len("KING") + 300 + 1
     assert output.endswith(written)
+
+
+@pytest.mark.slow
+def test_packed_weights_of_a_run_have_its_metrics(
+    finished: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    folder, metrics, _ = finished
+    card = pack(folder, "gpt-small", "a machine", commit="1234", into=tmp_path)
+    measured = card.metrics[zoo.backends.name]
+    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert set(measured.part) == set(measured.whole) == {"test_loss", "test_bits_per_character"}
+    assert card.training.command == ("XX")
+    text = zoo.load(tmp_path / "gpt-small").generate("KING", 20)
+    assert text == zoo.load(folder).generate("KING", 20)
+    assert len(text) == 24
 
 
 @pytest.mark.slow

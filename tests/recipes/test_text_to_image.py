@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import zoo
+from benchmarks import weights
 from recipes import diffusion, text_to_image
 from tests import recipe
 from zoo import __main__ as command_line
@@ -222,6 +223,33 @@ def test_diffusion_in_latent_space_resumes_the_autoencoder(
     resumed, _ = recipe.run(diffusion, settings, tmp_path / "run")
     assert steps == [1, 2, 1, 2]  # of the autoencoder and of the U-Net
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_packed_weights_of_runs_sample_as_they_do(
+    finished: tuple[Path, dict, str],
+    latent_run: tuple[Path, dict[str, Any], dict],
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weights, "SAMPLES", {"whole": 30, "part": 20})
+    load = datasets.load
+    few = {"train_examples": 400, "test_examples": 400}
+    monkeypatch.setattr(datasets, "load", lambda *args, **_: load(*args, **few))
+    for (folder, *_), prompts in ((finished, ["a handwritten seven", "1"]), (latent_run, 2)):
+        name = f"{folder.name}-mnist"
+        card = weights.pack(
+            folder, name, "a machine", commit="1234", classifier=str(classifier), into=tmp_path
+        )
+        measured = card.metrics[zoo.backends.name]
+        assert measured.whole["frechet_distance"] > 0
+        assert ("prompt_accuracy" in measured.part) == (folder.name == "finished")
+        assert ("autoencoder.safetensors" in card.files) == (folder.name == "latent")
+        assert (" --latent" in card.training.command) == (folder.name == "latent")
+        task = zoo.load(tmp_path / name)
+        images = task.sample(prompts, steps=3, seed=1)
+        np.testing.assert_array_equal(images, zoo.load(folder).sample(prompts, steps=3, seed=1))
 
 
 @pytest.mark.once

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import zoo
+from benchmarks.weights import pack
 from recipes import translate
 from recipes.translate import Config
 from tests import recipe
@@ -79,6 +80,20 @@ def test_finished_run_reports_scores_and_translates(
     assert capsys.readouterr().out == f"{translation}\n"
     with pytest.raises(ValueError, match=r"must hold a model for `zoo generate`.*transformer"):
         command_line.main(["generate", "the house", "--run-dir", str(folder)])
+
+
+@pytest.mark.slow
+def test_packed_weights_of_a_run_have_its_metrics(
+    finished: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    folder, metrics, _ = finished
+    card = pack(folder, "transformer-small", "a machine", commit="1234", into=tmp_path)
+    measured = card.metrics[zoo.backends.name]
+    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert set(measured.part) == set(measured.whole) == {"test_loss", "bleu", "chrf"}
+    assert card.training.command == ("XX")
+    translations = zoo.load(tmp_path / "transformer-small").translate(["the house", "he went"])
+    assert translations == zoo.load(folder).translate(["the house", "he went"])
 
 
 @pytest.mark.slow
