@@ -95,6 +95,7 @@ def test_finished_run_answers_another_prompt(finished: tuple[Path, dict, str]) -
     assert output.partition("After ")[2] == first_output.partition("After ")[2]
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_packed_weights_of_a_run_have_its_metrics(
     finished: tuple[Path, dict, str], tmp_path: Path

@@ -225,6 +225,7 @@ def test_diffusion_in_latent_space_resumes_the_autoencoder(
     assert resumed["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_packed_weights_of_runs_sample_as_they_do(
     finished: tuple[Path, dict, str],
