@@ -17,13 +17,14 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from zoo import Trainer, backends, cli, datasets, registry
+from zoo import Trainer, backends, cli, datasets, registry, tasks
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.evaluation import classification
 from zoo.training import Adam, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
+from zoo.training.transfer import transfer_weights
 from zoo.validation import Count, NonNegative, Positive, Size, validated
 
 QUICK_EXAMPLES = 12_800  # or, of a smaller data set, all
@@ -40,6 +41,9 @@ class Config(TrainingConfig):
     """Directory of TensorFlow Datasets; by default its own."""
     model: str = "cnn_48x48"
     """Network: cnn_48x48, mlp, simple_rnn, lstm or gru; the last three read rows of pixels."""
+    weights: str | None = None
+    """Trained weights to begin with: a name that `zoo weights` prints, a weights folder or a
+    finished run. A head of another width is begun anew."""
     epochs: Count | None = None
     """Passes over the training images; by default 5, with --quick 1."""
     train_examples: Count | None = None
@@ -90,6 +94,10 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
         dtype=config.dtype_policy,
         **({} if images.channels else {"input_shape": shape}),
     )
+    if config.weights is not None:
+        head = transfer_weights(network, tasks.load(config.weights, "weights").model)
+        anew = f"; {head}, the head for {data.num_classes} classes, is begun anew" if head else ""
+        console.print(f"{network.name} begins with the weights of {config.weights}{anew}")
     train = Batches((data.x_train, data.y_train), config.batch_size, seed=config.seed)
     test = Batches((data.x_test, data.y_test), batch_size=256)
     steps = config.epochs * train.steps_per_epoch

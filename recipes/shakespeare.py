@@ -5,7 +5,7 @@
 The full setting is nanoGPT's for a CPU (4 layers, 4 heads, width 128, context 64, 2,000 steps of 12
 windows), some minutes on two cores. Four plays are held out, or, with `--split first_90`, the last
 tenth of the text, as nanoGPT does. The same `--run-dir` resumes a run; then
-`zoo generate --run-dir DIR --prompt "ROMEO"` continues a text.
+`zoo generate "ROMEO" --run-dir DIR` continues a text.
 
 Source: the document's section "LLMs"; Radford et al., 2019; the setting is nanoGPT's.
 """

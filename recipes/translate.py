@@ -4,7 +4,7 @@
 
 Seven books are held out; both languages share a vocabulary of subwords. The full setting takes some
 50 minutes on two cores and reaches a BLEU of 18.6 and a chrF of 39.2. The same `--run-dir` resumes
-a run. Then `zoo generate --run-dir DIR --prompt "In the beginning"` translates.
+a run. Then `zoo translate "In the beginning" --run-dir DIR` translates.
 
 Source: the document's section "Architecture de Transformateur"; Vaswani et al., 2017.
 """

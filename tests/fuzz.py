@@ -43,8 +43,9 @@ ERROR = re.compile(r"(`\w+`|must be a file).*(Received: |does not fit the model:
 # Commands and their flags, the insides of the check, and what handles files or other libraries.
 SKIPPED = (
     "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data", "zoo.diffusion.config", "zoo.files",
-    "zoo.interop", "zoo.parity.", "zoo.progress", "zoo.recipes", "zoo.training.checkpoints",
-    "zoo.training.config", "zoo.training.lock", "zoo.training.run_", "zoo.validation",
+    "zoo.interop", "zoo.parity.", "zoo.progress", "zoo.recipes", "zoo.tasks.command",
+    "zoo.training.checkpoints", "zoo.training.config", "zoo.training.lock", "zoo.training.run_",
+    "zoo.validation",
 )  # fmt: skip
 # Functions for users in these rooms.
 ENTRY_POINTS = (
@@ -63,8 +64,8 @@ MODEL_CALLS = {
     "zoo.evaluation.gradients.distances",
     "zoo.evaluation.gradients.gradient_by_step",
 }
-# Functions of tensors that are called in each step, and the decorator of builders, which is called
-# while the package is imported.
+# Functions of tensors that are called in each step, and those that are called while the package is
+# imported.
 UNCHECKED = {
     "zoo.diffusion.losses.check_range",
     "zoo.diffusion.losses.pixels",
@@ -89,6 +90,7 @@ UNCHECKED = {
     "zoo.lessons.backprop.forward",
     "zoo.lessons.backprop.update",
     "zoo.registry.register",
+    "zoo.registry.set_pretrained_builder",
     "zoo.training.losses.at_least_float32",
     "zoo.training.losses.cross_entropy",
 }

@@ -69,8 +69,8 @@ def example_target(model: keras.Model, name: str, batch: int = 4) -> np.ndarray:
     return np.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % int(shape[-1])
 
 
-def test_public_names_are_the_registered_builders_and_the_trainer() -> None:
-    assert sorted(zoo.__all__) == sorted([*registry.models, "Trainer"])
+def test_public_names_are_the_registered_builders_the_trainer_and_trained_models() -> None:
+    assert sorted(zoo.__all__) == sorted([*registry.models, "Trainer", "list_weights", "load"])
     for name, entry in registry.models.items():
         assert getattr(zoo, name) is entry.build
         assert inspect.getdoc(entry.build)

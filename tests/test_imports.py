@@ -76,10 +76,12 @@ ROOMS: dict[str, set[str]] = {
         "backends", "cli", "datasets", "diffusion", "evaluation", "files", "generation", "random",
         "registry", "training", "validation",
     },
-    "__init__": {"_version", "backends", "datasets", "models", "training"},
-    "__main__": {
-        "cli", "diffusion", "generation", "parity", "registry", "summary", "validation",
+    "tasks": {
+        "cli", "datasets", "diffusion", "files", "generation", "registry", "training", "validation",
     },
+    "pretrained": {"files", "registry", "tasks", "validation"},
+    "__init__": {"_version", "backends", "datasets", "models", "pretrained", "training"},
+    "__main__": {"cli", "parity", "registry", "summary", "tasks"},
 }  # fmt: skip
 
 

@@ -221,7 +221,8 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 @pytest.mark.once
 def test_readme_commands_have_existing_recipes_and_flags(in_process: Run) -> None:
     """Checks `zoo COMMAND --FLAG` in code blocks and tables against the help texts."""
-    commands = re.findall(r"\bzoo ((?:train|generate|draw|check|show|list)\b[^`#\n]*)", README)
+    names = "train|classify|generate|next-word|translate|draw|weights|card|check|show|list"
+    commands = re.findall(rf"\bzoo ((?:{names})\b[^`#\n]*)", README)
     assert len(commands) > 20
     for command in commands:
         words = command.split()

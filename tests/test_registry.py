@@ -22,7 +22,7 @@ def test_origin_returns_the_builder_and_all_of_its_arguments() -> None:
     model = zoo.mlp((4,), 2, hidden_units=(3,))
     name, arguments = registry.origin(model)
     assert name == "mlp"
-    assert set(arguments) == set(inspect.signature(zoo.mlp).parameters)
+    assert {*arguments, "weights"} == set(inspect.signature(zoo.mlp).parameters)
     assert (arguments["input_shape"], arguments["activation"]) == ((4,), "relu")
     assert arguments["dtype"] == keras.config.dtype_policy().name
     policy = keras.DTypePolicy("mixed_bfloat16")

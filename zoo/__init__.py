@@ -18,6 +18,8 @@ from zoo.models.autoencoder import autoencoder as autoencoder
 from zoo.models.text_to_image import text_to_image as text_to_image
 
 # ruff: isort: on
+from zoo.pretrained import list_weights as list_weights
+from zoo.pretrained import load as load
 from zoo.training.trainer import Trainer as Trainer
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "autoencoder",
     "cnn_48x48",
     "gpt",
+    "list_weights",
+    "load",
     "mlp",
     "rnn_classifier",
     "rnn_language_model",

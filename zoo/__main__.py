@@ -13,18 +13,8 @@ import tyro
 from rich.table import Table
 
 from zoo import cli, registry, summary
-from zoo.diffusion import pipeline
-from zoo.generation import completion
 from zoo.parity import command
-from zoo.validation import (
-    NewTokens,
-    NonNegative,
-    Probability,
-    Seed,
-    Size,
-    Timesteps,
-    validated,
-)
+from zoo.tasks.command import COMMANDS
 
 
 def list_models() -> None:
@@ -46,71 +36,6 @@ def show(name: tyro.conf.Positional[str]) -> None:
         name: Model that `list` prints.
     """
     show_model(registry.get(name).build())
-
-
-@validated
-def generate(
-    run_dir: Path,
-    prompt: str,
-    tokens: NewTokens = 300,
-    temperature: NonNegative | None = None,
-    seed: Seed = 0,
-) -> None:
-    """Continue a text with a language model trained by the recipe shakespeare or next_word.
-
-    A model trained by the recipe translate translates the prompt.
-
-    Args:
-        run_dir: Run directory of the model.
-        prompt: Beginning of the text.
-        tokens: Largest number of tokens to generate.
-        temperature: 1 samples from the model's distribution, less favours likelier tokens, 0
-            decodes greedily; by default 0.8, and 0 for a translation.
-        seed: Seed of the sampled tokens; the same text on every backend.
-    """
-    model, tokenizer = completion.load_run(run_dir)
-    generator = completion.TextGenerator(tokenizer, prompt, seed, temperature)
-    generator.print_text(model, cli.console(), tokens)
-
-
-@validated
-def draw(
-    run_dir: Path,
-    prompt: str | None = None,
-    out: Path = Path("drawn.png"),
-    count: Size = 1,
-    steps: Timesteps = 50,
-    guidance_scale: NonNegative = 3.0,
-    negative_prompt: str = "",
-    eta: Probability = 0.0,
-    seed: Seed = 0,
-) -> None:
-    """Sample images of a prompt with a diffusion model trained by the recipe text_to_image.
-
-    A model trained by the recipe diffusion samples images without a prompt.
-
-    Args:
-        run_dir: Run directory of the model.
-        prompt: Prompt, such as "a handwritten seven".
-        out: File of the image.
-        count: Number of images, side by side.
-        steps: Number of sampling steps.
-        guidance_scale: Weight of the prompt: 0 ignores it, 1 is the weight of training, above 1
-            strengthens it.
-        negative_prompt: Prompt of what the images must not show.
-        eta: 0 samples with DDIM, 1 with DDPM's steps.
-        seed: Seed of the noise; the same image on every backend.
-    """
-    diffusion = pipeline.DiffusionPipeline.load(run_dir)
-    if (prompt is None) != (diffusion.tokenizer is None):
-        raise ValueError(
-            f"`prompt` must be given to a model that reads prompts, and to no other. Received: "
-            f"prompt={prompt!r} for {diffusion.model.name}"
-        )
-    pipeline.sample_to_file(
-        diffusion, count if prompt is None else [prompt] * count, out, cli.console(), steps=steps,
-        guidance_scale=guidance_scale, negative_prompt=negative_prompt, eta=eta, seed=seed,
-    )  # fmt: skip
 
 
 def show_model(model: keras.Model) -> None:
@@ -187,8 +112,7 @@ def main(arguments: Sequence[str]) -> int | None:
         "list": list_models,
         "show": show,
         "train": train,
-        "generate": generate,
-        "draw": draw,
+        **COMMANDS,
         "check": command.Check,
         "report": command.write_page,
     }

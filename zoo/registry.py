@@ -90,12 +90,26 @@ models: dict[str, Entry] = {}
 _origins: MutableMapping[keras.Model, tuple[str, dict[str, Any]]] = WeakKeyDictionary()
 
 
+PretrainedBuilder = Callable[[str, Any, Mapping[str, Any]], keras.Model]
+_pretrained: dict[str, PretrainedBuilder] = {}
+
+
+def set_pretrained_builder(build: PretrainedBuilder) -> None:
+    """Sets what builds a model with trained weights; this module is below those that read files.
+
+    Args:
+        build: Function of a builder's name, its `weights`, and the other arguments of the call.
+    """
+    _pretrained["build"] = build
+
+
 def register(
     *, parameter_count: Callable[..., int], **attributes: Any
 ) -> Callable[[Callable[P, keras.Model]], Callable[P, keras.Model]]:
     """Returns a decorator that adds a builder to `models` under its own name.
 
-    The decorated builder notes the arguments of each model, for `origin`.
+    The decorated builder notes the arguments of each model, for `origin`, and does the work of the
+    argument `weights`, which every builder declares.
 
     Args:
         parameter_count: Function from all of the builder's arguments to the parameter count.
@@ -104,14 +118,21 @@ def register(
 
     def decorator(build: Callable[P, keras.Model]) -> Callable[P, keras.Model]:
         signature = inspect.signature(build)
-        defaults = {name: p.default for name, p in signature.parameters.items()}
+        defaults = {
+            name: parameter.default
+            for name, parameter in signature.parameters.items()
+            if name != "weights"
+        }
 
         @validated
         @functools.wraps(build)
         def bounded(*args: P.args, **kwargs: P.kwargs) -> keras.Model:
             bound = signature.bind(*args, **kwargs)
+            weights = bound.arguments.pop("weights", None)
+            if weights is not None:
+                return _pretrained["build"](build.__name__, weights, bound.arguments)
             bound.apply_defaults()
-            arguments = bound.arguments
+            arguments = {k: v for k, v in bound.arguments.items() if k != "weights"}
             _check_parameter_count(build.__name__, parameter_count(**arguments), arguments)
             model = build(*args, **kwargs)
             policy = arguments["dtype"] or keras.config.dtype_policy()
@@ -129,7 +150,7 @@ def register(
 
 @validated
 def origin(model: keras.Model) -> tuple[str, dict[str, Any]]:
-    """Returns the name of the builder that made a model, and all arguments it was given.
+    """Returns the name of the builder that made a model, and its arguments without `weights`.
 
     A dtype of None is resolved to Keras' policy at that time.
 

@@ -330,10 +330,10 @@ def test_files_that_are_too_large_missing_or_no_files_are_refused(
 
 
 COMMANDS = [
-    ("text", "model.json", ["generate", "--run-dir", "{}", "--prompt", "to"]),
-    ("text", "vocabulary.json", ["generate", "--run-dir", "{}", "--prompt", "to"]),
-    ("prompts", "diffusion.json", ["draw", "--run-dir", "{}", "--prompt", "a seven"]),
-    ("prompts", "prompts.json", ["draw", "--run-dir", "{}", "--prompt", "a seven"]),
+    ("text", "model.json", ["generate", "to", "--run-dir", "{}"]),
+    ("text", "vocabulary.json", ["generate", "to", "--run-dir", "{}"]),
+    ("prompts", "diffusion.json", ["draw", "a seven", "--run-dir", "{}"]),
+    ("prompts", "prompts.json", ["draw", "a seven", "--run-dir", "{}"]),
     ("latents", "autoencoder.weights.h5", ["draw", "--run-dir", "{}"]),
     ("text", "report.json", ["report", "{}/report.json", "{}/page.html"]),
 ]

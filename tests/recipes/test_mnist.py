@@ -631,3 +631,26 @@ def test_runs_killed_at_random_moments_end_with_same_bits(
         folders = [folder for chain in chains for folder in chain.result()]
     for folder in folders:
         assert_same_results(folder, expected)
+
+
+def test_main_begins_with_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of another width is begun anew, and the layers below are the trained ones."""
+    settings = {"model": "mlp", "weights": "mlp-mnist", "train_examples": 64, "epochs": 1}
+    settings |= {"test_examples": 500, "learning_rate": 1e-4}
+    metrics, output = recipe.run(mnist, settings, tmp_path / "same")
+    assert metrics["test_accuracy"] > 0.95
+    assert "mlp begins with the weights of mlp-mnist\n" in output
+    digits = zoo.datasets.load("mnist", 28, 300, 300)
+    odd = dataclasses.replace(
+        digits, y_train=digits.y_train % 2, y_test=digits.y_test % 2, num_classes=2,
+        class_names=("even", "odd"),
+    )  # fmt: skip
+    monkeypatch.setattr(mnist.datasets, "load", lambda *_, **__: odd)
+    settings |= {"train_examples": 300, "epochs": 4, "learning_rate": 1e-3}
+    metrics, output = recipe.run(mnist, settings, tmp_path / "parity")
+    assert "mlp-mnist; output, the head for 2 classes, is begun anew" in output
+    assert metrics["test_accuracy"] > 0.9
+    with pytest.raises(ValueError, match=r"`weights` must be those of a cnn_48x48 with the same"):
+        recipe.run(mnist, {**settings, "model": "cnn_48x48"}, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"`weights` must be one of .*weights='lenet'"):
+        recipe.run(mnist, {**settings, "weights": "lenet"}, tmp_path / "other")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import zoo
+from benchmarks.weights import pack
 from recipes import next_word
 from recipes.next_word import Config
 from tests import recipe
@@ -123,6 +124,24 @@ def test_main_finishes_a_run_with_no_other_vocabulary(
     again, _ = run(folder)
     assert again["test_loss"] == metrics["test_loss"]
     assert vocabulary.read_bytes() == content
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_packed_weights_of_a_run_have_its_metrics(
+    finished: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    folder, metrics, _ = finished
+    card = pack(folder, "gru-small", "a machine", commit="1234", into=tmp_path)
+    measured = card.metrics[zoo.backends.name]
+    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert set(measured.part) == set(measured.whole) == {"test_loss", "test_perplexity"}
+    assert card.training.command == (
+        "python recipes/next_word.py --cell gru --vocabulary-size 400 --units 32 --dropout 0.1 "
+        "--length 32 --epochs 2 --train-examples 640 --batch-size 16 --schedule constant"
+    )
+    words = zoo.load(tmp_path / "gru-small").next_words("To be, or not to")
+    assert words == zoo.load(folder).next_words("To be, or not to")
 
 
 @pytest.mark.slow

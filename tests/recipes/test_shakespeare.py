@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import zoo
+from benchmarks.weights import pack
 from recipes import shakespeare
 from recipes.shakespeare import Config
 from tests import recipe
@@ -88,12 +89,31 @@ def test_finished_run_continues_another_prompt(
     again, output = run(folder, prompt="KING", temperature=0.0)
     assert again == metrics
     assert f"is finished: test loss {metrics['test_loss']:.4f}" in output
-    arguments = ["--run-dir", str(folder), "--prompt", "KING", "--tokens", "300"]
+    arguments = ["KING", "--run-dir", str(folder), "--tokens", "300"]
     command_line.main(["generate", *arguments, "--temperature", "0"])
     written = capsys.readouterr().out
     assert written.startswith("KING")
     assert len(written) == len("KING") + 300 + 1
     assert output.endswith(written)
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_packed_weights_of_a_run_have_its_metrics(
+    finished: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    folder, metrics, _ = finished
+    card = pack(folder, "gpt-small", "a machine", commit="1234", into=tmp_path)
+    measured = card.metrics[zoo.backends.name]
+    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert set(measured.part) == set(measured.whole) == {"test_loss", "test_bits_per_character"}
+    assert card.training.command == (
+        "python recipes/shakespeare.py --num-layers 1 --num-heads 2 --hidden-dim 32 --length 32 "
+        "--dropout 0.1 --epochs 2 --steps-per-epoch 100 --batch-size 16 --learning-rate 0.01"
+    )
+    text = zoo.load(tmp_path / "gpt-small").generate("KING", 20)
+    assert text == zoo.load(folder).generate("KING", 20)
+    assert len(text) == 24
 
 
 @pytest.mark.slow
@@ -102,10 +122,10 @@ def test_generate_rejects_invalid_arguments(
 ) -> None:
     folder, *_ = finished
     with pytest.raises(ValueError, match=r"must hold a finished run of .*has no metrics.json"):
-        command_line.main(["generate", "--run-dir", str(tmp_path), "--prompt", "KING"])
+        command_line.main(["generate", "KING", "--run-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="`prompt` must not be empty"):
-        command_line.main(["generate", "--run-dir", str(folder), "--prompt", ""])
-    arguments = ["--run-dir", str(folder), "--prompt", "KING", "--tokens", "0"]
+        command_line.main(["generate", "", "--run-dir", str(folder)])
+    arguments = ["KING", "--run-dir", str(folder), "--tokens", "0"]
     with pytest.raises(ValueError, match="`max_new_tokens` must be a whole number of at least 1"):
         command_line.main(["generate", *arguments])
 

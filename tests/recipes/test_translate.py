@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import zoo
+from benchmarks.weights import pack
 from recipes import translate
 from recipes.translate import Config
 from tests import recipe
@@ -75,12 +76,30 @@ def test_finished_run_reports_scores_and_translates(
     again, output = run(folder)
     assert again == metrics
     assert f"is finished: BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}" in output
-    arguments = ["--run-dir", str(folder), "--prompt", "the house", "--tokens", "12"]
-    command_line.main(["generate", *arguments])
-    written = capsys.readouterr().out
-    assert "the house" not in written
-    command_line.main(["generate", *arguments])
-    assert capsys.readouterr().out == written
+    command_line.main(["translate", "the house", "--run-dir", str(folder)])
+    (translation,) = zoo.load(folder).translate(["the house"])
+    assert capsys.readouterr().out == f"{translation}\n"
+    with pytest.raises(ValueError, match=r"must hold a model for `zoo generate`.*transformer"):
+        command_line.main(["generate", "the house", "--run-dir", str(folder)])
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_packed_weights_of_a_run_have_its_metrics(
+    finished: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    folder, metrics, _ = finished
+    card = pack(folder, "transformer-small", "a machine", commit="1234", into=tmp_path)
+    measured = card.metrics[zoo.backends.name]
+    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert set(measured.part) == set(measured.whole) == {"test_loss", "bleu", "chrf"}
+    assert card.training.command == (
+        "python recipes/translate.py --vocabulary-size 600 --num-layers 1 --num-heads 2 "
+        "--hidden-dim 32 --intermediate-dim 64 --epochs 5 --max-length 24 --batch-tokens 512 "
+        "--learning-rate 0.01 --num-beams 2 --test-pairs 3"
+    )
+    translations = zoo.load(tmp_path / "transformer-small").translate(["the house", "he went"])
+    assert translations == zoo.load(folder).translate(["the house", "he went"])
 
 
 @pytest.mark.slow

@@ -9,36 +9,21 @@ Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to
 Equilibrium", 2017 (the distance).
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import keras
 import numpy as np
-from pydantic import ConfigDict, Field
 from scipy.spatial.distance import pdist
 
 from zoo import registry
 from zoo.datasets.augmentation import ImageAugmentation, resize
 from zoo.datasets.images import ImageDataset, check_images
 from zoo.diffusion.sampler import noise
-from zoo.files.documents import Document
-from zoo.files.runs import FinishedRun
+from zoo.files.classifiers import read_settings
+from zoo.files.weights import open_saved
 from zoo.training.batches import Batches
 from zoo.training.trainer import Trainer
-from zoo.validation import Features, Images, Labels, Size, array, check_lengths, validated
-
-_Channels = Field(min_length=1, max_length=3)
-
-
-class _ClassifierResults(Document):
-    """Results of recipes/mnist.py that a classifier needs; metrics.json has others, too."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    dataset: str
-    model: str
-    mean: Annotated[list[float], _Channels]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], _Channels]
+from zoo.validation import Features, Images, Labels, Size, Source, array, check_lengths, validated
 
 
 class FeatureExtractor:
@@ -63,36 +48,38 @@ class FeatureExtractor:
         self._features = Trainer(keras.Model(model.input, last.input), preprocessing)
 
     @classmethod
-    def load(cls, folder: Path, data: ImageDataset) -> "FeatureExtractor":
-        """Loads the classifier of a finished run of recipes/mnist.py.
+    def load(cls, source: Source, data: ImageDataset) -> "FeatureExtractor":
+        """Loads a trained classifier.
 
         Args:
-            folder: Run directory.
+            source: Directory of a finished run of recipes/mnist.py, a weights folder, or the name
+                of weights in the package.
             data: Data set that the classifier was trained on.
 
         Raises:
-            ValueError: if `folder` holds no such run, a run on another data set, or a file that
-                has changed or is damaged.
+            ValueError: if there is no such classifier, it was trained on another data set, or a
+                file has changed or is damaged.
         """
-        run = FinishedRun(folder, ["mnist"], ("model.json", "model.weights.h5"), "classifier")
-        results = run.read("metrics.json", _ClassifierResults)
-        if results.dataset != data.name:
+        saved = open_saved(source, ["mnist"], argument="classifier")
+        settings = read_settings(saved)
+        if settings.dataset != data.name:
             raise ValueError(
-                f"`classifier` must hold a run of `zoo train mnist` on {data.name}. Received: "
-                f"{folder}, a run on {results.dataset}"
+                f"`classifier` must hold a classifier of {data.name}, such as a run of `zoo train "
+                f"mnist`. Received: {source}, trained on {settings.dataset}"
             )
         builders = [name for name, entry in registry.models.items() if entry.images]
-        model = run.load_model(builders=builders)
-        images = registry.get_classifier(results.model).images
-        shape = images.shape(data.x_train.shape[-1])
-        shapes = model.inputs[0].shape[1:], model.outputs[0].shape[1:]
-        if shapes != (shape, (data.num_classes,)):
+        model = saved.load_model(builders=builders)
+        shape, classes = model.inputs[0].shape[1:], model.outputs[0].shape[1:]
+        size, channels = shape[0], data.x_train.shape[-1]
+        shapes = (size, size, channels), (size, size, 3), (size, size * channels)
+        if shape not in shapes or classes != (data.num_classes,):
             raise ValueError(
-                f"`classifier` must hold a model from images {shape} to {data.num_classes} classes "
-                f"of {data.name}. Received: {folder}, with a model from {shapes[0]} to {shapes[1]}"
+                f"`classifier` must hold a model from images of {channels} channels to "
+                f"{data.num_classes} classes of {data.name}. Received: {source}, with a model from "
+                f"{shape} to {classes}"
             )
-        preprocessing = ImageAugmentation(results.mean, results.std, shape=shape)
-        return cls(model, preprocessing, images.size)
+        preprocessing = ImageAugmentation(settings.mean, settings.std, shape=shape)
+        return cls(model, preprocessing, size)
 
     @validated
     def features(self, images: Images) -> np.ndarray:

@@ -23,7 +23,7 @@ from zoo.diffusion.noise_schedule import Kind, make_schedule
 from zoo.diffusion.prompts import WordTokenizer, check_prompts
 from zoo.diffusion.sampler import Sampler, StepCallback
 from zoo.files.documents import Document, dump
-from zoo.files.runs import FinishedRun
+from zoo.files.weights import open_saved
 from zoo.progress import Progress
 from zoo.training.checkpoints import atomic_write
 from zoo.training.run_directory import RunDirectory
@@ -33,6 +33,7 @@ from zoo.validation import (
     Probability,
     Seed,
     Size,
+    Source,
     TextList,
     Timesteps,
     validated,
@@ -42,7 +43,6 @@ Tensor = Any
 
 COLUMNS = 10  # images in a row of a grid
 _RECIPES = ("text_to_image", "diffusion")
-_FILES = ("model.json", "model.weights.h5", "diffusion.json")
 
 
 @validated
@@ -222,15 +222,20 @@ class DiffusionPipeline:
         run.save_model(self.model)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "DiffusionPipeline":
-        """Loads a pipeline from the directory of a finished run.
+    def load(cls, source: Source) -> "DiffusionPipeline":
+        """Loads a pipeline.
+
+        Args:
+            source: Directory of a finished run, a weights folder, or the name of weights in the
+                package.
 
         Raises:
-            ValueError: if `folder` holds no finished diffusion run, or a file of it has changed,
-                is damaged, or does not fit the model; the error names the file.
+            ValueError: if there is no such diffusion model, or a file of it has changed, is
+                damaged, or does not fit the model; the error names the file.
             OSError: if a file cannot be read.
         """
-        run = FinishedRun(folder, _RECIPES, _FILES)
+        run = open_saved(source, _RECIPES, ("diffusion.json",))
+        folder = run.folder
         config = run.read("diffusion.json", _DiffusionDocument)
         spec = DiffusionSpec(**config.model_dump(exclude={"latents"}))
         tokenizer = latent_scaler = None
@@ -247,7 +252,7 @@ class DiffusionPipeline:
             latent_scaler = LatentScaler(autoencoder, config.latents.mean, config.latents.std)
         builder = "unet" if tokenizer is None else "text_to_image"
         model = run.load_model(builders=[builder])
-        _check_fit(Path(folder), model, spec, tokenizer, latent_scaler)
+        _check_fit(folder, model, spec, tokenizer, latent_scaler)
         return cls(model, spec, tokenizer, latent_scaler)
 
 

@@ -1,7 +1,8 @@
 """Saved models: a builder of the zoo by its name, its arguments, and a weights file.
 
 `model.json` holds {"builder": "mlp", "arguments": {...}} and names no code: the builder is looked
-up in the registry, and its arguments are validated before it is called.
+up in the registry, and its arguments are validated before it is called. The weights file is one of
+Keras, `.weights.h5`, or `.safetensors`.
 """
 
 import inspect
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import keras
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from zoo import registry
-from zoo.files import arrays, documents
+from zoo.files import arrays, documents, tensors
 from zoo.validation import MAX_LAYERS, show
 
 # Bounds of what costs memory or time, but is not part of any weight's shape.
@@ -37,6 +38,13 @@ class ModelDocument(documents.Document):
     builder: Annotated[str, Field(max_length=_LONGEST)]
     arguments: dict[str, JsonValue]
 
+    @field_validator("arguments")
+    @classmethod
+    def _check_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if "weights" in arguments:  # it would have the builder open another folder
+            raise ValueError("must not name weights")
+        return arguments
+
 
 def describe(model: keras.Model) -> bytes:
     """Returns the content of `model.json` for a model that a builder of the zoo made.
@@ -56,16 +64,16 @@ def describe(model: keras.Model) -> bytes:
 
 
 def build(
-    content: bytes, weights: Path, builders: Sequence[str], source: str, remedy: str
+    document: ModelDocument, weights: Path, builders: Sequence[str], source: str, remedy: str
 ) -> keras.Model:
-    """Builds the model of a `model.json` and loads its weights.
+    """Builds a saved model and loads its weights.
 
     Args:
-        content: Content of `model.json`.
+        document: Builder and arguments.
         weights: Path of the weights file. Its arrays bound the size and depth of the model, which
             is built only if it has as many parameters.
         builders: Names of the builders that are allowed.
-        source: Path of `model.json`, for error messages.
+        source: Path of the file that holds the document, for error messages.
         remedy: Sentence of the error messages that tells what to do.
 
     Raises:
@@ -73,7 +81,6 @@ def build(
             of the model.
         OSError: If the weights file cannot be read.
     """
-    document = documents.parse(content, ModelDocument, source, remedy)
     if document.builder not in builders:
         raise ValueError(
             f"{source}: `builder` must be one of {', '.join(builders)}. Received: "
@@ -83,7 +90,8 @@ def build(
     arguments = document.arguments
     for name, value in arguments.items():
         _check_bounds(name, value, source, remedy)
-    shapes = [shape for shape in arrays.weight_shapes(weights) if shape]  # a scalar counts draws
+    stored_shapes = _reader(weights).weight_shapes(weights)
+    shapes = [shape for shape in stored_shapes if shape]  # a scalar counts draws
     stored = sum(map(math.prod, shapes))
     try:
         inspect.signature(entry.build).bind(**arguments)
@@ -106,7 +114,7 @@ def build(
             f"{source}: `arguments` must be those of the weights in {weights.name}. Received: a "
             f"model of {fault}. {remedy}"
         )
-    arrays.load_weights(model, weights)
+    load_weights(model, weights)
     return model
 
 
@@ -117,6 +125,21 @@ def _layer_count(arguments: Mapping[str, Any]) -> int:
         + arguments.get("num_blocks", 1) * len(arguments.get("channels", ()))
         + len(arguments.get("hidden_units", ()))
     )
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Loads a weights file of either format into a model, wholly or not at all.
+
+    Raises:
+        ValueError: If the file is damaged or does not hold the weights of the model.
+        OSError: If the file cannot be read.
+    """
+    _reader(path).load_weights(model, path)
+
+
+def _reader(path: Path) -> Any:
+    """The module that reads a weights file."""
+    return tensors if path.suffix == ".safetensors" else arrays
 
 
 def _check_bounds(name: str, value: Any, source: str, remedy: str) -> None:

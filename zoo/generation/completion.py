@@ -1,32 +1,32 @@
 """Text completion with a trained language model."""
 
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 from rich.console import Console
 
 from zoo.datasets.tokenizer import VOCABULARY_BYTES, Tokenizer
-from zoo.files.runs import FinishedRun
-from zoo.generation import decoding, sampling
+from zoo.files.weights import open_saved
+from zoo.generation import sampling
 from zoo.generation.next_word import next_token, next_words
-from zoo.validation import FilePath, NewTokens, NonNegative, Seed, validated
+from zoo.validation import NewTokens, NonNegative, Seed, Source, validated
 
 _TOP_K = 40  # tokens that a text is sampled from
 
 
 class TextGenerator:
-    """Text generator that continues a prompt, or translates it with an encoder-decoder.
+    """Text generator that continues a prompt.
 
     A recipe creates the generator before its training, so that invalid arguments are rejected at
     once and not after hours.
 
     Args:
         tokenizer: Tokenizer of the model.
-        prompt: Text to continue or to translate.
+        prompt: Text to continue.
         seed: Seed of the sampled text.
-        temperature: Sampling temperature, 0 or more; 0 is greedy decoding. By default 0.8, and 0
-            for a translation.
+        temperature: Sampling temperature, 0 or more; 0 is greedy decoding.
 
     Raises:
         ValueError: If the prompt is empty or has a character that `tokenizer` cannot encode, or
@@ -39,7 +39,7 @@ class TextGenerator:
         tokenizer: Tokenizer,
         prompt: str,
         seed: Seed = 0,
-        temperature: NonNegative | None = None,
+        temperature: NonNegative = 0.8,
     ):
         self.tokenizer = tokenizer
         self.prompt = prompt.rstrip(" ")
@@ -48,42 +48,39 @@ class TextGenerator:
         self.temperature = temperature
 
     @validated
-    def print_text(
-        self, model: keras.Model, console: Console, max_new_tokens: NewTokens = 300
-    ) -> None:
-        """Prints the prompt and its continuation, or its translation, token by token.
+    def stream(self, model: keras.Model, max_new_tokens: NewTokens = 300) -> Iterator[str]:
+        """Yields the text that follows the prompt, in pieces of whole characters.
 
         Args:
-            model: Trained language model or encoder-decoder.
-            console: Console to print on.
+            model: Trained language model.
             max_new_tokens: Maximum number of generated tokens.
         """
-
-        def show(text: str) -> None:
-            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
-
-        options: dict[str, Any] = {"seed": self.seed, "top_k": _TOP_K}
-        if decoding.is_encoder_decoder(model):
-            bos = Tokenizer.BOS
-            prompts: list[Any] = [[bos]]
-            options |= {"sources": [self.ids], "stop_tokens": [bos]}
-            temperature = 0.0
-        else:
-            show(self.prompt)
-            prompts, temperature = [self.ids], 0.8
-        if self.temperature is not None:
-            temperature = self.temperature
         generated: list[int] = []
-        printed = ""
+        yielded = ""
         for (token,) in sampling.stream(
-            model, prompts, max_new_tokens, temperature=temperature, **options
-        ):
+            model, [self.ids], max_new_tokens, seed=self.seed, temperature=self.temperature,
+            top_k=_TOP_K,
+        ):  # fmt: skip
             generated.append(token)
             text = self.tokenizer.decode(np.array(generated))
             if not text.endswith("\ufffd"):  # a character may be several tokens
-                show(text[len(printed) :])
-                printed = text
-        show("\n")
+                yield text[len(yielded) :]
+                yielded = text
+
+    @validated
+    def print_text(
+        self, model: keras.Model, console: Console, max_new_tokens: NewTokens = 300
+    ) -> None:
+        """Prints the prompt and its continuation, token by token.
+
+        Args:
+            model: Trained language model.
+            console: Console to print on.
+            max_new_tokens: Maximum number of generated tokens.
+        """
+        texts = itertools.chain([self.prompt], self.stream(model, max_new_tokens), ["\n"])
+        for text in texts:
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
 
 class NextWordDemo(TextGenerator):
@@ -106,27 +103,35 @@ class NextWordDemo(TextGenerator):
         super().print_text(model, console, max_new_tokens)
 
 
+LANGUAGE_MODELS = ("gpt", "rnn_language_model", "transformer")
+
+
 @validated
-def load_run(folder: FilePath) -> tuple[keras.Model, Tokenizer]:
-    """Loads the model and the tokenizer of a finished run of a language model.
+def load_run(
+    source: Source, builders: Sequence[str] = LANGUAGE_MODELS
+) -> tuple[keras.Model, Tokenizer]:
+    """Loads a trained language model and its tokenizer.
 
     Args:
-        folder: Run directory.
+        source: Directory of a finished run, a weights folder, or the name of weights in the
+            package.
+        builders: Names of the builders that may have made the model.
 
     Raises:
-        ValueError: If the directory holds no such run, or a file of it has changed or is damaged;
-            the text names the file.
+        ValueError: If there is no such model, or a file has changed or is damaged; the text names
+            the file.
         OSError: If a file cannot be read.
     """
     recipes = ("shakespeare", "translate", "next_word")
-    run = FinishedRun(folder, recipes, ("model.json", "model.weights.h5", "vocabulary.json"))
-    content = run.read_bytes("vocabulary.json", VOCABULARY_BYTES)
-    tokenizer = Tokenizer.from_json(content, str(folder / "vocabulary.json"))
-    model = run.load_model(builders=["gpt", "rnn_language_model", "transformer"])
+    saved = open_saved(source, recipes, ("vocabulary.json",))
+    content = saved.read_bytes("vocabulary.json", VOCABULARY_BYTES)
+    path = saved.folder / "vocabulary.json"
+    tokenizer = Tokenizer.from_json(content, str(path))
+    model = saved.load_model(builders=builders)
     outputs = model.outputs[0].shape[-1]
     if len(tokenizer) != outputs:
         raise ValueError(
-            f"{folder}/vocabulary.json must have the {outputs} tokens of the model. Received: "
-            f"{len(tokenizer)} tokens. Train the run again"
+            f"{path} must have the {outputs} tokens of the model. Received: {len(tokenizer)} "
+            "tokens. Train the run again"
         )
     return model, tokenizer

@@ -17,7 +17,7 @@ import keras
 
 from zoo.models.unet import UNetLayers, check_levels, residual_parameter_count
 from zoo.registry import register
-from zoo.validation import DType, ImageShape, Levels, Name, Seed, Size, validated
+from zoo.validation import DType, ImageShape, Levels, Name, Seed, Size, Source, validated
 
 Tensor = Any
 
@@ -57,6 +57,7 @@ def autoencoder(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "autoencoder",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Convolutional autoencoder of images.
 
@@ -68,6 +69,9 @@ def autoencoder(
         seed: Seed of the initial weights.
         dtype: A dtype or dtype policy; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from images to reconstructions, (B, H, W, C) each, with pixels in

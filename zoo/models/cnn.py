@@ -24,7 +24,7 @@ import keras
 from zoo import initializers, random
 from zoo.layers.core import Conv2D, MaxPooling2D
 from zoo.registry import ImageInput, register
-from zoo.validation import DType, Name, Rate, Seed, Size
+from zoo.validation import DType, Name, Rate, Seed, Size, Source
 
 
 @register(
@@ -40,6 +40,7 @@ def cnn_48x48(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "cnn_48x48",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Convolutional network `MY_NET` of the document, with three convolutions.
 
@@ -52,6 +53,9 @@ def cnn_48x48(
             Initial weights are uniform in ±1/sqrt(fan_in), as in PyTorch.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from images, (B, 48, 48, 3) float, to logits, (B, num_classes). Pixels

@@ -32,7 +32,18 @@ from zoo.layers.transformer_block import (
     normalization,
 )
 from zoo.registry import register
-from zoo.validation import DType, Layers, Name, Positive, Rate, Seed, Size, Vocabulary, validated
+from zoo.validation import (
+    DType,
+    Layers,
+    Name,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+    Source,
+    Vocabulary,
+    validated,
+)
 
 _STDDEV = 0.02  # standard deviation of the initial weights, as in GPT-2
 
@@ -122,6 +133,7 @@ def gpt(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "gpt",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Decoder-only transformer: predicts the next token from all tokens up to each position.
 
@@ -155,6 +167,9 @@ def gpt(
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from token ids, (B, T) int, to logits, (B, T, vocabulary_size).

@@ -34,6 +34,7 @@ from zoo.validation import (
     Seed,
     Size,
     Sizes,
+    Source,
     each,
     validated,
     whole,
@@ -69,6 +70,7 @@ def mlp(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "mlp",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Multilayer perceptron: an input layer, hidden layers and an output layer.
 
@@ -85,6 +87,9 @@ def mlp(
             Initial weights are uniform in ±1/sqrt(fan_in), as in PyTorch.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from (B, *input_shape) to (B, num_classes). Pixels are normalized:

@@ -35,6 +35,7 @@ from zoo.validation import (
     Rate,
     Seed,
     Size,
+    Source,
     Vocabulary,
     each,
     validated,
@@ -105,6 +106,7 @@ def rnn_classifier(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "rnn_classifier",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Recurrent classifier of sequences by the final hidden state.
 
@@ -126,6 +128,9 @@ def rnn_classifier(
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from sequences, (B, steps, features), or from [sequences, mask], to
@@ -221,6 +226,7 @@ def rnn_language_model(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "rnn_language_model",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Recurrent language model: predicts the next token after each token.
 
@@ -238,6 +244,9 @@ def rnn_language_model(
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from token ids, (B, T) int, to logits, (B, T, vocabulary_size).

@@ -32,6 +32,7 @@ from zoo.validation import (
     Rate,
     Seed,
     Size,
+    Source,
     Timesteps,
     Vocabulary,
     validated,
@@ -84,6 +85,7 @@ def text_to_image(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "text_to_image",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Text-to-image model: predicts the noise, the image or v from a noisy image and a prompt.
 
@@ -104,6 +106,9 @@ def text_to_image(
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps),

@@ -41,6 +41,7 @@ from zoo.validation import (
     Rate,
     Seed,
     Size,
+    Source,
     TokenId,
     Vocabulary,
     validated,
@@ -145,6 +146,7 @@ def transformer(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "transformer",
+    weights: Source | None = None,
 ) -> keras.Model:
     """Encoder-decoder transformer: predicts the next target token from source and earlier tokens.
 
@@ -180,6 +182,9 @@ def transformer(
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from token ids [source (B, S), target (B, T)], int, to the logits of

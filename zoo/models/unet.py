@@ -46,6 +46,7 @@ from zoo.validation import (
     Rate,
     Seed,
     Size,
+    Source,
     Timesteps,
     validated,
 )
@@ -224,6 +225,7 @@ def unet(
     seed: Seed = 0,
     dtype: DType | None = None,
     name: Name = "unet",
+    weights: Source | None = None,
 ) -> keras.Model:
     """U-Net: predicts the noise, the image or v from a noisy image and its time step.
 
@@ -239,6 +241,9 @@ def unet(
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.
         name: Name of the model.
+        weights: Trained weights to load: a name that `zoo.list_weights` gives or the data in it,
+            such as "mnist"; a weights folder; or the directory of a finished run. The arguments
+            that are not given are then those of the trained model. By default none are loaded.
 
     Returns:
         An uncompiled model from {"image": (B, H, W, C), "time": (B,) int in [0, num_steps)} to

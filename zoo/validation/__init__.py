@@ -63,6 +63,7 @@ from zoo.validation.types import Seed as Seed
 from zoo.validation.types import Shape as Shape
 from zoo.validation.types import Size as Size
 from zoo.validation.types import Sizes as Sizes
+from zoo.validation.types import Source as Source
 from zoo.validation.types import TextList as TextList
 from zoo.validation.types import Texts as Texts
 from zoo.validation.types import Timesteps as Timesteps

@@ -63,7 +63,10 @@ def _arguments_check(function: Callable[..., Any]) -> Callable[..., tuple[Any, A
 
     def check(args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
-            return validate(*args, **kwargs)
+            valid_args, valid_kwargs = validate(*args, **kwargs)
+            # Without the defaults that pydantic adds: a builder with `weights` takes only what is
+            # given.
+            return valid_args, {name: valid_kwargs[name] for name in kwargs}
         except ValidationError as error:
             errors = error.errors(include_url=False)
         if any(e["type"] in _SIGNATURE_ERRORS for e in errors):

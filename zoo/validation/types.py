@@ -70,6 +70,11 @@ def _check_path(value: Any) -> Path:
     return Path(path)
 
 
+def _check_source(value: Any) -> str:
+    _check_path(value)
+    return str(os.fspath(value))  # "./name" is a path, "name" may be a name
+
+
 def _check_iterable(value: Any) -> Any:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError
@@ -178,6 +183,7 @@ DType = Annotated[str, Rule(f"a dtype policy, one of {', '.join(_DTYPES)}", _che
 Name = Annotated[str, Rule("a string that is not empty, without '/'", _check_name)]
 FilePath = Annotated[Path, Rule("a path", _check_path)]
 AnyPath = Annotated[str | os.PathLike[str], Rule("a path", _check_path)]
+Source = Annotated[str | Path, Rule("a name or a path", _check_source)]
 Address = Annotated[str, Rule("an address, package.module:function", _check_address)]
 JSONObject = Annotated[dict[str, Any], Rule("a dictionary that JSON can hold", _check_json)]
 Texts = Annotated[Iterable[str], Rule("an iterable of strings", _check_texts)]
