@@ -86,7 +86,7 @@ def compiled() -> keras.Model:
 
 @keras.saving.register_keras_serializable("tests")
 def triple_loss(y: Any, predicted: Any) -> Any:
-    return keras.ops.mean(3 * keras.ops.abs(y - predicted), axis=-1)
+    return keras.ops.mean(3 * keras.ops.abs(keras.ops.subtract(y, predicted)), axis=-1)
 
 
 def quantized() -> keras.Model:
