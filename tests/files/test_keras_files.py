@@ -1,6 +1,7 @@
 """`.keras` files of elsewhere: damaged, oversized, or with names that are no parts of a model."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def compiled() -> keras.Model:
 
 @keras.saving.register_keras_serializable("tests")
 def triple_loss(y: Any, predicted: Any) -> Any:
-    return keras.ops.mean(3 * keras.ops.abs(y - predicted), axis=-1)
+    return keras.ops.mean(3 * keras.ops.abs(keras.ops.subtract(y, predicted)), axis=-1)
 
 
 def quantized() -> keras.Model:
@@ -123,7 +124,7 @@ def test_load_model_takes_what_keras_saves(name: str, tmp_path: Path) -> None:
 def test_load_model_knows_the_classes_of_the_users_scope(tmp_path: Path) -> None:
     model = functional(Unregistered(name="mine"))
     model.save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match=r"Received: .*Unregistered in the layer mine. Register"):
+    with pytest.raises(ValueError, match=r"Received: .*Unregistered in the layer 'mine'. Register"):
         load_model(tmp_path / "model.keras")
     with keras.saving.custom_object_scope({"Unregistered": Unregistered}):
         loaded = load_model(tmp_path / "model.keras")
@@ -152,16 +153,23 @@ def change_config(path: Path, change: Callable[[Any], Any]) -> None:
     rewrite(path, apply)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """File of a model with a Lambda, `lambda`, and a dense layer, `dense`."""
     inputs = keras.Input((3,), name="input")
     x = layers.Lambda(keras.ops.tanh, name="lambda")(inputs)
     model = keras.Model(inputs, layers.Dense(2, name="dense")(x), name="model")
     model.compile("adam", "mse")
     model.train_on_batch(X, X[:, :2])
-    model.save(tmp_path / "model.keras")
-    return tmp_path / "model.keras"
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def path(saved: Path, tmp_path: Path) -> Path:
+    """Copy of the saved file, to be changed."""
+    return Path(shutil.copy(saved, tmp_path))
 
 
 @pytest.fixture
@@ -200,12 +208,13 @@ FORBIDDEN = {
     "keras.src.backend.tensorflow.Trainer": an_object("keras.src.backend.tensorflow", "Trainer"),
     "keras_hub.models.GPT2Backbone": an_object("keras_hub.models", "GPT2Backbone"),
     "subprocess.Popen": an_object("subprocess", "Popen", args=["true"]),
-    "'Dense', which is not registered,": {"class_name": "Dense", "config": {"units": 1}},
+    "'Dense', which is not registered": {"class_name": "Dense", "config": {"units": 1}},
     "a Python lambda": LAMBDA,
     "a Python lambda ": LAMBDA | {"module": "keras.layers", "registered_name": "zoo>Dropout"},
-    "the file secret.txt": an_object("keras.layers", "StringLookup", vocabulary="secret.txt"),
+    "the file 'secret.txt'": an_object("keras.layers", "StringLookup", vocabulary="secret.txt"),
     "x.__typespec__": {"class_name": "__typespec__", "spec_name": "A", "module": "x", "config": []},
-    "1, which is not registered,": {"class_name": 1, "config": {}},
+    "two. lines": function("two", " lines\n"),
+    "1, which is not registered": {"class_name": 1, "config": {}},
 }  # fmt: skip
 
 
@@ -222,20 +231,21 @@ def test_load_model_refuses_names_that_are_no_parts_of_a_model(
         monkeypatch.setattr("keras.src.saving.serialization_lib.in_safe_mode", lambda: False)
     with pytest.raises(ValueError, match="must name layers and other parts") as error:
         load_model(path)
-    assert f"Received: {name.strip()} in the layer lambda. Register" in str(error.value)
+    assert f"Received: {name.strip()} in the layer 'lambda'. Register" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 PLACES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "activation": (
-        lambda c, value: c["config"]["layers"][2]["config"].update(activation=value), "layer dense",
+        lambda c, value: c["config"]["layers"][2]["config"].update(activation=value),
+        "layer 'dense'",
     ),
     "argument of a call": (
         lambda c, value: c["config"]["layers"][2]["inbound_nodes"][0]["kwargs"].update(x=value),
-        "layer dense",
+        "layer 'dense'",
     ),
-    "build_config": (lambda c, value: c.update(build_config={"x": [value]}), "layer model"),
-    "loss": (lambda c, value: c["compile_config"].update(loss=[value]), "layer model"),
+    "build_config": (lambda c, value: c.update(build_config={"x": [value]}), "layer 'model'"),
+    "loss": (lambda c, value: c["compile_config"].update(loss=[value]), "layer 'model'"),
     "model": (lambda c, value: (c.clear(), c.update(value)), "the model"),
 }  # fmt: skip
 

@@ -84,7 +84,7 @@ def check(path: Path) -> None:
             _check_members(archive, path)
             damaged = archive.testzip()
             if damaged is not None:
-                raise zipfile.BadZipFile(f"a wrong checksum of {damaged}")
+                raise zipfile.BadZipFile(f"a wrong checksum of {damaged!r:.100}")
             config = archive.read(CONFIG)
             with tempfile.TemporaryDirectory() as folder:
                 weights = Path(archive.extract(WEIGHTS, folder))
@@ -93,14 +93,17 @@ def check(path: Path) -> None:
                 except ValueError as error:
                     raise ValueError(str(error).replace(str(weights), WEIGHTS)) from error
     except _DAMAGES as error:
-        received = "an empty file" if not path.stat().st_size else error
+        text = " ".join(str(error).split())  # names in the file may have several lines
+        received = text if path.stat().st_size else "an empty file"
         raise ValueError(
             f"{path} must be an undamaged `.keras` file. Received: {received}. {_REMEDY}"
         ) from error
     document = documents.parse(
         config, dict[str, JsonValue], f"{path}: {CONFIG}", _REMEDY, allow_nan=True
     )
-    for layer, name in _forbidden(document):
+    forbidden = next(_forbidden(document), None)
+    if forbidden is not None:
+        layer, name = forbidden
         raise ValueError(
             f"{path} must name layers and other parts of a model only: classes and pure functions "
             f"of Keras, and what is registered. Received: {name} in {layer}. Register what is "
@@ -141,11 +144,11 @@ def _forbidden(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if "class_name" in item and "config" in item:
                 config = item["config"]
                 if isinstance(config, dict) and isinstance(config.get("name"), str):
-                    layer = f"the layer {config['name']:.100}"
+                    layer = f"the layer {config['name']!r:.100}"
                 if not _is_allowed(item):
                     yield layer, _name(item)
                 if isinstance(config, dict) and isinstance(config.get("vocabulary"), str):
-                    yield layer, f"the file {config['vocabulary']:.100}"
+                    yield layer, f"the file {config['vocabulary']!r:.100}"
             items += ((value, layer) for value in item.values())
 
 
@@ -155,7 +158,8 @@ def _name(item: Mapping[str, Any]) -> str:
     if name == "__lambda__":
         return "a Python lambda"
     module = item.get("module")
-    return f"{module}.{name}"[:200] if module else f"{name!r:.200}, which is not registered,"
+    text = f"{module}.{name}" if module else f"{name!r}, which is not registered"
+    return " ".join(text[:200].split())
 
 
 def _is_allowed(item: Mapping[str, Any]) -> bool:
