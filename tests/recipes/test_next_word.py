@@ -116,7 +116,7 @@ def test_main_finishes_a_run_with_no_other_vocabulary(
         run(folder)
     (folder / "manifest.json").unlink()
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    text = r"vocabulary\.json must be the file that the run was begun with.* or remove it if the"
+    text = r"vocabulary\.json must be the file that the run was begun with.* or remove it, so"
     with pytest.raises(ValueError, match=text):
         run(folder)
     assert {path: path.read_bytes() for path in before} == before

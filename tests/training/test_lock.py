@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_lock_refuses_where_the_holder_has_yet_to_name_itself(tmp_path: Path, co
     with pytest.raises(BlockingIOError, match="in use by another process"):
         DirectoryLock(tmp_path).acquire()
     first.release()
+
+
+def test_lock_is_taken_on_a_full_disk(tmp_path: Path) -> None:
+    """Where the holder cannot name itself; what is written next fails by its name."""
+    lock = DirectoryLock(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        lock.acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(BlockingIOError, match="in use by another process"):
+        DirectoryLock(tmp_path).acquire()
+    lock.release()
+    assert os.listdir(tmp_path) == []
 
 
 def test_lock_opens_its_file_once_as_windows_demands(

@@ -243,7 +243,7 @@ def test_run_directory_goes_on_with_no_other_input(
     digest, other = (sha256(content).hexdigest() for content in (b"ab", b"ac"))
     text = (
         rf"vocabulary\.json must be the file that the run was begun with, of the SHA-256 {digest}"
-        rf"\. Received: {other}\..* remove it if the same command makes it again, or give another"
+        rf"\. Received: {other}\..* remove it, so that the same command makes it again"
     )
     with pytest.raises(ValueError, match=text):
         run(b"ac")

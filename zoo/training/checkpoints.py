@@ -38,7 +38,7 @@ its `inputs`, and the `order` of its examples."""
 _REMEDIES = {
     "configuration": "Give the flags that it was saved with, without config.json if that was "
     "edited; or, if it comes from another run, move it out of the folder",
-    "inputs": "Restore that file, or remove it if the same command makes it again",
+    "inputs": "Restore that file, or remove it, so that the same command makes it again",
     "order": "Give `fit` the same `Batches`, or `checkpoint` another folder",
 }
 

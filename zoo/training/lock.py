@@ -58,7 +58,8 @@ class DirectoryLock:
                 f"{self._remedy}",
             ) from error
         holder = {"process": os.getpid(), "host": socket.gethostname()}
-        (self._folder / HOLDER_FILE).write_text(json.dumps(holder))
+        with suppress(OSError):  # on a full disk, which the next file names
+            (self._folder / HOLDER_FILE).write_text(json.dumps(holder))
         self._identity = os.stat(self._folder)
 
     def release(self) -> None:

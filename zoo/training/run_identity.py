@@ -112,8 +112,8 @@ class RunIdentity:
         if recorded.get(name, digest) != digest:
             raise ValueError(
                 f"{run_dir / name} must be the file that the run was begun with, of the SHA-256 "
-                f"{recorded[name]}. Received: {digest}. Restore the file, or remove it if the same "
-                "command makes it again, or give another `--run-dir`"
+                f"{recorded[name]}. Received: {digest}. Restore the file, or remove it, so that "
+                "the same command makes it again"
             )
         self.inputs = {**recorded, name: digest}
 
