@@ -125,7 +125,7 @@ def test_main_rejects_invalid_arguments(
 def test_commands_name_the_flag_before_they_read_the_run(
     in_process: Run, command: str, flag: str, value: str, message: str
 ) -> None:
-    arguments = ["--run-dir", "none", "--prompt", "a", f"--{flag}", value]
+    arguments = ["a", "--run-dir", "none", f"--{flag}", value]
     result = in_process("zoo", command, *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: `{flag.replace('-', '_')}` {message}")

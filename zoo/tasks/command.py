@@ -14,7 +14,16 @@ from zoo.diffusion import pipeline
 from zoo.files.weights import PACKED, WeightsFolder, open_saved, packed_names, shown
 from zoo.generation.completion import TextGenerator
 from zoo.tasks import ImageClassifier, ImageSampler, NextWord, Task, TextCompletion, Translator
-from zoo.validation import check_sizes
+from zoo.validation import (
+    Beams,
+    NewTokens,
+    NonNegative,
+    Probability,
+    Seed,
+    Size,
+    Timesteps,
+    validated,
+)
 
 T = TypeVar("T", bound=Task)
 
@@ -69,11 +78,12 @@ def print_card(name: tyro.conf.Positional[str]) -> None:
     cli.console().print(table)
 
 
+@validated
 def classify(
     image: tyro.conf.Positional[Path],
     weights: str | None = None,
     run_dir: Path | None = None,
-    top: int = 5,
+    top: Size = 5,
 ) -> None:
     """Classify an image file with a model trained by the recipe mnist.
 
@@ -88,13 +98,14 @@ def classify(
         cli.console(highlight=False).print(f"{probability:6.1%}  {label}")
 
 
+@validated
 def generate(
     prompt: tyro.conf.Positional[str],
     weights: str | None = None,
     run_dir: Path | None = None,
-    tokens: int = 300,
-    temperature: float = 0.8,
-    seed: int = 0,
+    tokens: NewTokens = 300,
+    temperature: NonNegative = 0.8,
+    seed: Seed = 0,
 ) -> None:
     """Continue a text with a language model trained by the recipe shakespeare or next_word.
 
@@ -112,11 +123,12 @@ def generate(
     generator.print_text(task.model, cli.console(), tokens)
 
 
+@validated
 def predict_next_word(
     prompt: tyro.conf.Positional[str],
     weights: str | None = None,
     run_dir: Path | None = None,
-    top: int = 5,
+    top: Size = 5,
 ) -> None:
     """Print the most probable next words with a model trained by the recipe next_word.
 
@@ -131,11 +143,12 @@ def predict_next_word(
         cli.console(highlight=False).print(f"{probability:6.1%}  {word}")
 
 
+@validated
 def translate(
     sentence: tyro.conf.Positional[str],
     weights: str | None = None,
     run_dir: Path | None = None,
-    num_beams: int = 4,
+    num_beams: Beams = 4,
 ) -> None:
     """Translate an English sentence into Spanish with a model trained by the recipe translate.
 
@@ -150,17 +163,18 @@ def translate(
     cli.console(highlight=False, soft_wrap=True).print(translation)
 
 
+@validated
 def draw(
     prompt: tyro.conf.Positional[str | None] = None,
     weights: str | None = None,
     run_dir: Path | None = None,
     out: Path = Path("drawn.png"),
-    count: int = 1,
-    steps: int = 50,
-    guidance_scale: float = 3.0,
+    count: Size = 1,
+    steps: Timesteps = 50,
+    guidance_scale: NonNegative = 3.0,
     negative_prompt: str = "",
-    eta: float = 0.0,
-    seed: int = 0,
+    eta: Probability = 0.0,
+    seed: Seed = 0,
 ) -> None:
     """Sample images of a prompt with a diffusion model trained by the recipe text_to_image.
 
@@ -179,7 +193,6 @@ def draw(
         eta: 0 samples with DDIM, 1 with DDPM's steps.
         seed: Seed of the noise; the same image on every backend.
     """
-    check_sizes(count=count)
     diffusion = _load(ImageSampler, "draw", weights, run_dir).pipeline
     if (prompt is None) != (diffusion.tokenizer is None):
         raise ValueError(
