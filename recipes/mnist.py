@@ -33,17 +33,16 @@ class Config(TrainingConfig):
     """Train an image classifier; the defaults are the document's setting."""
 
     dataset: str = "mnist"
-    """mnist; the path of a folder that has a folder of images for each class, or of an .npz file
-    with x_train, y_train, x_test, y_test; idx or gtsrb, with --data-dir; or a name of TensorFlow
-    Datasets such as fashion_mnist. Without folders train and test above those of the classes, an
-    image is a test image if the SHA-256 of its file name is below 20 %. Transparency becomes white;
-    the orientation in EXIF is respected."""
+    """mnist; the path of a folder with a folder of images for each class, or of an .npz file with
+    x_train, y_train, x_test, y_test; idx or gtsrb, with --data-dir; or a name of TensorFlow
+    Datasets such as fashion_mnist. Without train/ and test/ above the folders of the classes, an
+    image is a test image if the SHA-256 of its file name is below 20 %. Transparency becomes
+    white; EXIF's orientation is respected."""
     data_dir: Path | None = None
-    """Directory of TensorFlow Datasets, by default its own; for idx, of the four files in MNIST's
-    format, as they are or with gzip; for gtsrb, of the German traffic signs as they come from
-    https://benchmark.ini.rub.de (GTSRB/Final_Training, GTSRB/Final_Test with GT-final_test.csv) or
-    from https://www.kaggle.com/datasets/meowmeowmeowmeowmeow/gtsrb-german-traffic-sign (Train.csv,
-    Test.csv)."""
+    """Directory of TensorFlow Datasets, by default its own; for idx, of four files in MNIST's
+    format; for gtsrb, of the German traffic signs, unpacked from the archives of
+    https://benchmark.ini.rub.de or from the copy on Kaggle,
+    meowmeowmeowmeowmeow/gtsrb-german-traffic-sign."""
     skip_unreadable: bool = False
     """Leave out image files that cannot be read, with a warning."""
     model: str = "cnn_48x48"

@@ -176,10 +176,10 @@ def _open(
         return name, _mnist(), tuple("0123456789")
     if name in ("idx", "gtsrb"):
         if data_dir is None:
-            contents = "MNIST's IDX files" if name == "idx" else f"GTSRB. {gtsrb.SOURCES}"
+            remedy = "Give the folder of the IDX files" if name == "idx" else gtsrb.SOURCES
             raise ValueError(
-                f"`data_dir` must be given with the data set {name}. Received: data_dir=None. Give "
-                f"the folder of {contents}"
+                f"`data_dir` must be given with the data set {name}. Received: data_dir=None. "
+                f"{remedy}"
             )
         folder = _existing(data_dir, "data_dir")
         if name == "gtsrb":
