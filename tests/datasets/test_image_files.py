@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -189,6 +190,14 @@ def test_decode_warns_with_the_number_and_first_names(tmp_path: Path) -> None:
         assert len(decode(*missing, good, skip_unreadable=True)) == 1
     with pytest.raises(ValueError, match=r"0\.png: No such file or directory\. Remove"):
         decode(missing[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in folders")
+def test_decode_waits_for_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", tmp_path):
+        with pytest.raises(ValueError, match=f"{path}: it is no regular file"):
+            decode(path)
 
 
 def test_decode_rejects_a_class_of_unreadable_files(tmp_path: Path) -> None:

@@ -246,6 +246,16 @@ def test_load_skips_unreadable_files_if_it_may(shapes: Path, tmp_path: Path) -> 
     assert len(caught) == 1
 
 
+def test_load_rejects_images_of_one_colour(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for part in ("train", "test"):
+            save(TINY, tmp_path / part / name / "1.png")
+    with pytest.raises(
+        ValueError, match=r"one level in each channel\. Received: std=\[0\.0, 0\.0, "
+    ):
+        datasets.load(tmp_path, verbose=False)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="such names do not exist there")
 def test_load_rejects_names_that_are_no_text(shapes: Path, tmp_path: Path) -> None:
     root = tmp_path / os.fsdecode(b"a\xe9")

@@ -131,6 +131,7 @@ class ImageDecoder:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    _check_regular(file.path)
                     with Image.open(file.path, formats=FORMATS) as image:
                         result = function(image)
             except Exception as error:  # the exception depends on the format and the damage
@@ -152,6 +153,12 @@ class ImageDecoder:
             more = f" and {count - 5} more" if count > 5 else ""
             files = "1 unreadable file" if count == 1 else f"{count} unreadable files"
             warnings.warn(f"{self.name} is used without {files}: {names}{more}", stacklevel=4)
+
+
+def _check_regular(path: str) -> None:
+    """Raises OSError for a folder, and for a pipe, of which the end may never come."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("it is no regular file")
 
 
 def _reason(error: Exception) -> str:

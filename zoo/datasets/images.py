@@ -189,7 +189,7 @@ def _open(
         path = _existing(name, "dataset")
         if path.is_dir():
             return path.resolve().name, *image_folder.find_images(path)
-        if path.suffix == ".npz":
+        if path.suffix == ".npz" and path.is_file():
             return path.stem, *archives.load_npz(path)
         raise ValueError(
             f"`dataset` must be a folder of class folders or an .npz file. Received: {path}, "
@@ -251,7 +251,8 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
         stds.append(round(float(np.sqrt(variance)), 4))
     if not all(stds):
         raise ValueError(
-            f"The training images must have more than one grey level. Received: std={stds}"
+            "`dataset` must have training images with more than one level in each channel. "
+            f"Received: std={stds}"
         )
     return tuple(means), tuple(stds)
 
