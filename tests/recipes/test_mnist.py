@@ -404,7 +404,7 @@ def test_main_trains_on_a_folder_of_images(
     """Three classes of 30 images in mixed sizes and modes, one of which is broken."""
     photos = pictures.shapes_folder(tmp_path / "mes photos d'été $2$", 30, pictures.MODES)
     (photos / "square" / "004.jpg").write_text("This is no image.")
-    flags = ["--dataset", str(photos), "--model", "mlp", "--batch-size", "8", "--epochs", "10"]
+    flags = ["--dataset", str(photos), "--model", "mlp", "--batch-size", "8", "--epochs", "5"]
     flags += ["--run-dir", str(tmp_path / "run")]
     refused = in_process(RECIPE, *flags)
     assert refused.returncode == 2

@@ -14,14 +14,26 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
 from zoo.datasets.classes import check_classes
 from zoo.datasets.image_files import FileParts, ImageFile
-from zoo.validation import AnyPath, validated
+from zoo.validation import MAX_COUNT, AnyPath, Rule, each, validated
 
 TEST_PERCENT = 20
+
+
+def _check_labelled(value: Any) -> tuple[int, ImageFile]:
+    label, file = value
+    if type(label) is not int or not isinstance(file, ImageFile):
+        raise TypeError
+    return label, file
+
+
+LABELLED = Rule("a pair of a label and an `ImageFile`", _check_labelled)
+LabelledFiles = Annotated[Sequence[tuple[int, ImageFile]], each(LABELLED, 0, MAX_COUNT)]
 
 
 @validated
@@ -130,9 +142,8 @@ def _hash(file: ImageFile) -> int:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(), "big")
 
 
-def in_hash_order(
-    files: Sequence[tuple[int, ImageFile]],
-) -> tuple[list[ImageFile], np.ndarray]:
+@validated
+def in_hash_order(files: LabelledFiles) -> tuple[list[ImageFile], np.ndarray]:
     """Sorts files by the SHA-256 of their names, and those of the same name by their labels.
 
     Args:
