@@ -92,10 +92,13 @@ class ImageDecoder:
         arrays = {}
         for part, (files, labels) in readable.items():
             arrays[part] = self._decode_part(files, labels, "L" if grey else "RGB")
-            for label in np.setdiff1d(parts[part][1], arrays[part][1]):
+            all_files, all_labels = parts[part]
+            lost = np.flatnonzero(~np.isin(all_labels, arrays[part][1]))
+            if len(lost):
                 raise ValueError(
                     f"`dataset` must have a readable {part} image of each class. Received: "
-                    f"{self.name}, where all those of {class_names[label]} are unreadable"
+                    f"{self.name}, where those of {class_names[all_labels[lost[0]]]} are all "
+                    f"unreadable, such as {all_files[lost[0]].path}"
                 )
         self._warn()
         return arrays
@@ -110,7 +113,7 @@ class ImageDecoder:
             if self.size is not None:
                 image = image.resize((self.size, self.size), FILTER)
             pixels = np.asarray(image).reshape(image.height, image.width, -1)
-            if not decoded:
+            if not decoded:  # the first shows the shape of all
                 images = np.empty((len(files), *pixels.shape), np.uint8)
             if pixels.shape != images.shape[1:]:
                 first, other = (f"{w} x {h} pixels" for h, w, _ in (images.shape[1:], pixels.shape))

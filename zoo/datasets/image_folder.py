@@ -57,10 +57,11 @@ def find_images(folder: AnyPath) -> tuple[FileParts, tuple[str, ...]]:
     root = Path(folder)
     if _is_divided(root):
         train, test = (_class_folders(root / part) for part in ("train", "test"))
-        for name in sorted(set(test) - set(train)):
+        unknown = sorted(set(test) - set(train))
+        if unknown:
             raise ValueError(
                 "`dataset` must have training images of each class of the test images. Received: "
-                f"{test[name]}, but no folder {name} in {root / 'train'}"
+                f"{test[unknown[0]]}, but no folder {unknown[0]} in {root / 'train'}. Add it"
             )
         class_names = sorted(train)
         parts = {
