@@ -205,7 +205,8 @@ def test_decode_rejects_a_class_of_unreadable_files(tmp_path: Path) -> None:
     decoder = ImageDecoder("drawn", skip_unreadable=True, verbose=False)
     files = [ImageFile(str(good)), ImageFile(str(tmp_path / "missing.png"))]
     with pytest.raises(
-        ValueError, match=r"a readable test image of each class.* those of dog are unr"
+        ValueError,
+        match=r"a readable test image of each class.* those of dog are all unr.*missing\.png",
     ):
         decoder.decode({"test": (files, np.array([0, 1]))}, ["cat", "dog"])
 
