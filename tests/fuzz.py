@@ -95,7 +95,9 @@ UNCHECKED = {
     "zoo.training.losses.cross_entropy",
 }
 # Dataclasses that the package itself fills.
-RECORDS = {"Activation", "Classifier", "Entry", "ImageInput", "TrainingState"}
+RECORDS = {
+    "Activation", "Classifier", "Entry", "ImageDecoder", "ImageInput", "TrainingState",
+}  # fmt: skip
 # Functions of each training step, which check their arguments by the rules alone.
 CHECKED_BY_RULES = {
     "zoo.random.bernoulli",

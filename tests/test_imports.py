@@ -56,7 +56,7 @@ ROOMS: dict[str, set[str]] = {
     "layers": {"backends", "initializers", "random", "validation"},
     "models": {"initializers", "layers", "random", "registry", "validation"},
     "training": {"backends", "files", "progress", "random", "validation"},
-    "datasets": {"backends", "files", "random", "validation"},
+    "datasets": {"backends", "files", "progress", "random", "validation"},
     "generation": {
         "backends", "datasets", "files", "layers", "progress", "random", "validation",
     },

@@ -160,6 +160,17 @@ def test_plot_perplexity_of_another_metric() -> None:
     np.testing.assert_allclose([line.get_ydata()[0] for line in axes.lines], np.exp([2.0, 2.5]))
 
 
+def test_plots_show_dollar_signs_as_they_are() -> None:
+    """Between two of them, Matplotlib sees a formula, which may not be one."""
+    names = ["$\\frac$", "$x_1$"]
+    confusion = plots.plot_confusion(np.eye(2, dtype=int), names, r"data of $\frac$")
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    mistakes = plots.plot_mistakes(images, np.array([0, 1]), -np.eye(2), 2, names)
+    curves = plots.plot_curves(history(**CURVES), title=r"$\frac$")
+    for figure in (confusion, mistakes, curves):
+        figure.savefig(io.BytesIO(), format="png")
+
+
 def test_plot_confusion_rejects_names_of_other_classes() -> None:
     text = "`class_names` must have a name for each of 2 classes. Received: 3 names"
     with pytest.raises(ValueError, match=text):

@@ -33,6 +33,7 @@ import tyro
 import zoo
 from recipes import mnist
 from tests import recipe
+from tests.datasets import pictures
 from zoo import cli
 from zoo.backends import backend
 from zoo.files.runs import load_model
@@ -418,6 +419,39 @@ def test_quick_takes_a_smaller_data_set_as_a_whole(
     assert (metrics["train_examples"], metrics["test_examples"]) == (30, 30)
     with pytest.raises(ValueError, match="`train_examples` must be at most 30, the size of mnist"):
         mnist.main(mnist.Config(model="mlp", quick=True, train_examples=31, run_dir=tmp_path / "2"))
+
+
+def test_main_trains_on_a_folder_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Run
+) -> None:
+    """Three classes of 30 images in mixed sizes and modes, one of which is broken."""
+    photos = pictures.shapes_folder(tmp_path / "mes photos d'été $2$", 30, pictures.MODES)
+    (photos / "square" / "004.jpg").write_text("This is no image.")
+    flags = ["--dataset", str(photos), "--model", "mlp", "--batch-size", "8", "--epochs", "5"]
+    flags += ["--run-dir", str(tmp_path / "run")]
+    refused = in_process(RECIPE, *flags)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert f"{photos}/square/004.jpg: cannot identify image file" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+    with monkeypatch.context() as patch:
+        recipe.interrupt_after(12, patch)
+        with pytest.warns(UserWarning, match=r"without 1 unreadable file: 004\.jpg"):
+            stopped = in_process(RECIPE, *flags, "--skip-unreadable")
+    assert stopped.returncode == 130
+    with pytest.warns(UserWarning, match=r"without 1 unreadable file: 004\.jpg"):
+        result = in_process(RECIPE, *flags, "--skip-unreadable")
+    assert result.returncode == 0
+    assert "Going on after step 12" in result.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["class_names"] == ["circle", "square", "triangle"]
+    assert metrics["dataset"] == photos.name
+    assert metrics["train_examples"] + metrics["test_examples"] == 89
+    assert metrics["test_accuracy"] > 0.8
+    for name in metrics["class_names"]:
+        assert re.search(rf"^ +{name} +[01]\.\d+ ", result.stdout, re.MULTILINE)
+    assert "is finished" in in_process(RECIPE, *flags).stdout
 
 
 def test_command_line_reports_divergence(tmp_path: Path, in_process: Run) -> None:

@@ -26,6 +26,8 @@ from zoo.validation import MAX_COUNT, Rate, Seed, Size, array, each, number, val
 
 Tensor = Any
 
+FILTER = Image.Resampling.BILINEAR  # as torchvision's `Resize`, which also averages when it shrinks
+
 
 @validated
 def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size) -> np.ndarray:
@@ -58,7 +60,7 @@ def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size
                 f"All images must have {out.shape[-1]} channels, as the first has. Received: "
                 f"shape={image.shape} at index {index}"
             )
-        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image).resize((size, size), FILTER)
         out[index] = np.asarray(resized).reshape(size, size, channels)
     assert out is not None
     return out

@@ -1,20 +1,25 @@
-"""Image data sets: MNIST, embedded in the package, and those of TensorFlow Datasets.
+"""Image data sets: MNIST, embedded in the package, files on the disk, and TensorFlow Datasets.
 
 `load` returns an `ImageDataset`:
 
     data = zoo.datasets.load("mnist", image_size=48)
+    data = zoo.datasets.load("photos/", image_size=48)  # photos/cat/1.jpg, photos/dog/2.png
+    data = zoo.datasets.load("gtsrb", image_size=48, data_dir="~/GTSRB")
     data = zoo.datasets.load("visual_domain_decathlon/gtsrb", image_size=48, data_dir="~/tfds")
 """
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zoo.datasets import archives, gtsrb, image_folder
 from zoo.datasets.augmentation import resize
 from zoo.datasets.embedded import embedded
+from zoo.datasets.image_files import ImageDecoder, ImageFile
 from zoo.validation import AnyPath, Count, NumberArray, Size, validated
 
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
@@ -88,86 +93,166 @@ def check_labels(labels: NumberArray, num_classes: Size, name: str = "labels") -
 
 @validated
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     image_size: Size | None = None,
     train_examples: Count | None = None,
     test_examples: Count | None = None,
     data_dir: AnyPath | None = None,
     allow_fewer: bool = False,
+    skip_unreadable: bool = False,
+    verbose: bool = True,
 ) -> ImageDataset:
     """Loads an image data set into memory.
 
     Args:
-        name: "mnist", or the name of a TensorFlow Datasets data set with images and labels, such as
-            "fashion_mnist" or "visual_domain_decathlon/gtsrb".
+        name: One of
+
+            - "mnist", which is part of the package;
+            - the path of a folder of class folders, with or without `train/` and `test/` above
+              them (`zoo.datasets.image_folder` says which images are test images), or of an
+              `.npz` file with `x_train`, `y_train`, `x_test`, `y_test` and, if wanted,
+              `class_names`;
+            - "idx", for MNIST's file format in `data_dir`;
+            - "gtsrb", for the German traffic signs in `data_dir`, cropped to the signs;
+            - the name of a TensorFlow Datasets data set with images and labels, such as
+              "fashion_mnist" or "visual_domain_decathlon/gtsrb".
+
+            A path exists, ends in .npz, or begins with `.`, `/` or `~`.
         image_size: Height and width of the resized images; by default images keep their size.
         train_examples: Number of training images, taken from the beginning; by default all.
         test_examples: Number of test images, taken from the beginning; by default all.
-        data_dir: Data directory of TensorFlow Datasets; by default that of the library.
+        data_dir: Folder of "idx" and "gtsrb", or the data directory of TensorFlow Datasets, by
+            default that of the library.
         allow_fewer: Whether a smaller data set than the numbers ask for is used as a whole, and no
             error.
+        skip_unreadable: Whether image files that cannot be read are left out, with a warning, and
+            no error. They count as examples.
+        verbose: Show the progress of decoding image files.
 
     Returns:
-        The images and labels with their normalization constants.
+        The images and labels with their normalization constants. `zoo.datasets.image_files` says
+        what becomes of transparency, orientation and other modes of image files.
 
     Raises:
-        ValueError: If the name is unknown or that of a data set without images and labels, a number
-            of examples exceeds the data set, or the images differ in size and `image_size` is not
-            given.
+        ValueError: If the name is unknown or that of a data set without images and labels, a path
+            does not exist, a file is damaged or holds something else, a class has no training or
+            test images, a number of examples exceeds the data set, or the images differ in size and
+            `image_size` is not given.
         ImportError: If the data set needs TensorFlow Datasets, which is not installed.
-        OSError: If the embedded data is damaged, or the data set is neither prepared nor can be
-            downloaded.
+        OSError: If the embedded data is damaged, a file cannot be read, or the data set is neither
+            prepared nor can be downloaded.
     """
     requested = {"train": train_examples, "test": test_examples}
-    if name == "mnist":
-        parts, class_names = _mnist(), tuple("0123456789")
-    else:
-        parts, class_names = _tensorflow_datasets(name, data_dir)
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    title, parts, class_names = _open(name, data_dir)
     for part, (images, labels) in parts.items():
         count = requested[part] or len(labels)
         if count > len(labels) and not allow_fewer:
             raise ValueError(
-                f"`{part}_examples` must be at most {len(labels)}, the size of {name}. "
+                f"`{part}_examples` must be at most {len(labels)}, the size of {title}. "
                 f"Received: {part}_examples={count}"
             )
-        arrays[part] = (
-            _as_array(images[:count], image_size),
-            np.asarray(labels[:count], np.int32),
-        )
+        parts[part] = images[:count], labels[:count]
+    if isinstance(parts["train"][0][0], ImageFile):
+        decoder = ImageDecoder(title, image_size, skip_unreadable, verbose)
+        arrays = decoder.decode(parts, class_names)
+    else:
+        arrays = {
+            part: (_as_array(images, image_size), np.asarray(labels, np.int32))
+            for part, (images, labels) in parts.items()
+        }
     x_train = arrays["train"][0]
     # MNIST is normalized with the constants of the document; other data sets are measured.
     mean, std = ((0.1307,), (0.3081,)) if name == "mnist" else _statistics(x_train)
     return ImageDataset(
-        name, *arrays["train"], *arrays["test"], len(class_names), mean, std, class_names
+        title, *arrays["train"], *arrays["test"], len(class_names), mean, std, class_names
     )
+
+
+def _open(
+    name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """A short name, images (or image files) and labels of each part, and the classes' names."""
+    if name == "mnist":
+        return name, _mnist(), tuple("0123456789")
+    if name in ("idx", "gtsrb"):
+        if data_dir is None:
+            remedy = "Give the folder of the IDX files" if name == "idx" else gtsrb.SOURCES
+            raise ValueError(
+                f"`data_dir` must be given with the data set {name}. Received: data_dir=None. "
+                f"{remedy}"
+            )
+        folder = _existing(data_dir, "data_dir")
+        if name == "gtsrb":
+            return name, *gtsrb.find_signs(folder)
+        return folder.resolve().name, *archives.load_idx(folder)
+    if _is_path(name):
+        path = _existing(name, "dataset")
+        if path.is_dir():
+            return path.resolve().name, *image_folder.find_images(path)
+        if path.suffix == ".npz" and path.is_file():
+            return path.stem, *archives.load_npz(path)
+        raise ValueError(
+            f"`dataset` must be a folder of class folders or an .npz file. Received: {path}, "
+            "another file"
+        )
+    return str(name), *_tensorflow_datasets(str(name), data_dir)
+
+
+def _is_path(name: str | os.PathLike[str]) -> bool:
+    """Whether the name of a data set is a path, rather than a name of TensorFlow Datasets."""
+    if not isinstance(name, str):
+        return True
+    is_marked = name.endswith(".npz") or name.startswith((".", "~")) or os.path.isabs(name)
+    return is_marked or os.path.exists(name)
+
+
+def _existing(path: str | os.PathLike[str], argument: str) -> Path:
+    """The path with its ~ expanded, if it exists."""
+    expanded = Path(os.path.expanduser(path))
+    if not expanded.exists():
+        raise ValueError(
+            f"`{argument}` must be a path that exists. Received: {argument}={path}, and there is "
+            "no such file or folder"
+        )
+    if not str(expanded).isprintable():
+        raise ValueError(
+            f"`{argument}` must be a path that can be printed. Received: {str(expanded)!r}. Rename "
+            "it, or give a link with another name"
+        )
+    return expanded
 
 
 def _as_array(images: Any, size: int | None) -> np.ndarray:
     if size is not None:
         return resize(images, size)
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"The images differ in size ({len(shapes)} shapes, {min(shapes)} to {max(shapes)}): "
-            "give `image_size`. Received: image_size=None"
-        )
-    return np.stack(list(images)).reshape(len(images), *next(iter(shapes))[:2], -1)
+    if not isinstance(images, np.ndarray):
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"The images differ in size ({len(shapes)} shapes, {min(shapes)} to "
+                f"{max(shapes)}): give `image_size`. Received: image_size=None"
+            )
+        images = np.stack(images)
+    return np.reshape(images, (*images.shape[:3], -1))
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # A histogram of the 256 grey levels gives exact sums without a float copy of the data.
+    # A histogram of the 256 grey levels gives exact sums without a float copy of the data. Its
+    # function makes a copy of 64-bit integers, so that a part of the images is counted at a time.
     levels = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[-1]):
-        histogram = np.bincount(images[..., channel].ravel(), minlength=256)
+        histogram = np.zeros(256, np.int64)
+        for first in range(0, len(images), 256):
+            histogram += np.bincount(images[first : first + 256, ..., channel].ravel(), None, 256)
         mean = float(histogram @ levels / histogram.sum())
         variance = histogram @ (levels - mean) ** 2 / histogram.sum()
         means.append(round(mean, 4))
         stds.append(round(float(np.sqrt(variance)), 4))
     if not all(stds):
         raise ValueError(
-            f"The training images must have more than one grey level. Received: std={stds}"
+            "`dataset` must have training images with more than one level in each channel. "
+            f"Received: std={stds}"
         )
     return tuple(means), tuple(stds)
 
@@ -184,15 +269,16 @@ def _tensorflow_datasets(name: str, data_dir: Any) -> tuple[dict[str, Any], tupl
         raise ImportError(
             f"The data set {name} comes from TensorFlow Datasets, which is not installed. Install "
             "it with `pip install tensorflow-datasets importlib-resources`, or use the embedded "
-            "`mnist`"
+            "`mnist`, or give the path of a folder or of an .npz file"
         ) from error
     folder = None if data_dir is None else os.path.expanduser(data_dir)
     try:
         builder = tfds.builder(name, data_dir=folder)
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise ValueError(
-            "`dataset` must be mnist or a name that TensorFlow Datasets knows or holds prepared "
-            f"in `data_dir`. Received: dataset={name}, data_dir={data_dir}"
+            "`dataset` must be mnist, idx, gtsrb, the path of a folder or of an .npz file, or a "
+            "name that TensorFlow Datasets knows or holds prepared in `data_dir`. "
+            f"Received: dataset={name}, data_dir={data_dir}"
         ) from error
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features):

@@ -43,7 +43,12 @@ def train_classifier(
     """
     assert config.classifier_model is not None
     classifier = registry.get_classifier(config.classifier_model)
-    images = datasets.load(config.dataset, classifier.images.size, data_dir=config.data_dir)
+    images = datasets.load(
+        config.dataset,
+        classifier.images.size,
+        data_dir=config.data_dir,
+        verbose=not config.quiet,
+    )
     shape = classifier.images.shape(images.x_train.shape[-1])
     arguments = {} if classifier.images.channels else {"input_shape": shape}
     network = classifier.build(num_classes=images.num_classes, seed=config.seed, **arguments)

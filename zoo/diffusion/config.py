@@ -105,7 +105,7 @@ class DiffusionConfig(TrainingConfig):
         fewer = self.quick and self.train_examples == QUICK_EXAMPLES
         return datasets.load(
             self.dataset, self.image_size, self.train_examples, data_dir=self.data_dir,
-            allow_fewer=fewer,
+            allow_fewer=fewer, verbose=not self.quiet,
         )  # fmt: skip
 
     def check(self, data: ImageDataset) -> None:

@@ -57,7 +57,7 @@ def plot_curves(
     """
     _check_history(history, metrics)
     figure = Figure(figsize=(1.9 + 3.6 * len(metrics), 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_plain(title), fontsize=11)
     epochs = [epoch + 1 for epoch in history.epoch]
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric, ylabel in zip(panels, metrics, ylabels or metrics):
@@ -140,7 +140,7 @@ def plot_confusion(
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     # The square root keeps single mistakes visible beside a diagonal near 1.
     axes.imshow(np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title=_plain(title))
     axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(classes), names)
     if classes <= 20:
@@ -168,7 +168,12 @@ def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
             f"Received: {len(class_names)} names"
         )
     names = class_names or [str(number) for number in range(classes)]
-    return [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+    return [_plain(name if len(name) <= 20 else f"{name[:19]}…") for name in names]
+
+
+def _plain(text: str) -> str:
+    """Text whose dollar signs are not taken for formulas."""
+    return text.replace("$", r"\$")
 
 
 @validated

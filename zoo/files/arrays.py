@@ -1,14 +1,14 @@
 """Files of arrays, whose headers are checked before an array is allocated.
 
-Every array must lie in the file as it is, without compression, so that the memory of the arrays is
-at most the size of the file.
+The memory of the arrays is at most the size of the file, in which every array must lie as it is,
+or at most a given multiple of it, if the caller allows compression.
 """
 
 import math
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,40 +65,56 @@ def cast_array(array: np.ndarray, dtype: str) -> np.ndarray:
     )
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(
+    path: Path,
+    names: Collection[str] | None = None,
+    kinds: str = _NUMERIC,
+    max_ratio: int = 1,
+) -> dict[str, np.ndarray]:
     """Reads the arrays of an `.npz` file that `np.savez` wrote.
 
     Args:
         path: Path of the file.
+        names: Names of the arrays to read, where the file has them; by default all.
+        kinds: Kinds of types that the arrays may have, as in `np.dtype.kind`.
+        max_ratio: Largest ratio of the arrays' size to the file's. Above 1, arrays may be
+            compressed, as by `np.savez_compressed`.
 
     Returns:
         The arrays by name.
 
     Raises:
-        ValueError: If an array is compressed, is no array of numbers, is not finite, or is not as
+        ValueError: If an array is compressed, is of another kind, is not finite, or is not as
             large as its header says; then nothing is allocated.
-        zipfile.BadZipFile: If the file is damaged.
+        zipfile.BadZipFile: If the file is damaged; that of a compressed array may be `zlib.error`.
         OSError: If the file cannot be read.
     """
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        if sum(member.file_size for member in members) > path.stat().st_size:
-            raise ValueError("its arrays are larger than the file")
+        if names is not None:
+            members = [m for m in members if m.filename.removesuffix(".npy") in names]
+        if sum(member.file_size for member in members) > max_ratio * path.stat().st_size:
+            times = "" if max_ratio == 1 else f"more than {max_ratio} times "
+            raise ValueError(f"its arrays are {times}larger than the file")
         if len({member.filename for member in members}) < len(members):
             raise ValueError("it holds an array twice")
         for member in members:
-            _check_npy(archive, member)
+            _check_npy(archive, member, kinds, may_be_compressed=max_ratio > 1)
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
+            content = {m.filename.removesuffix(".npy"): arrays[m.filename] for m in members}
     for name, array in content.items():
-        if not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds a NaN or an infinity")
     return content
 
 
-def _check_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    if member.compress_type != zipfile.ZIP_STORED:
+def _check_npy(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str, may_be_compressed: bool
+) -> None:
+    if member.compress_type != zipfile.ZIP_STORED and not (
+        may_be_compressed and member.compress_type == zipfile.ZIP_DEFLATED
+    ):
         raise ValueError(f"{member.filename} is compressed")
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
@@ -106,7 +122,7 @@ def _check_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
             raise ValueError(f"{member.filename} has a header of version {version}")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file, _LARGEST_HEADER)
         size = member.file_size - file.tell()
-    if dtype.kind not in _NUMERIC:
+    if dtype.kind not in kinds:
         raise ValueError(f"{member.filename} is of type {dtype}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{member.filename} has shape {shape}, but {size} bytes")
