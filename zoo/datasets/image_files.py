@@ -16,13 +16,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from zoo.datasets.augmentation import FILTER
 from zoo.progress import Progress
+from zoo.validation import validated
 
 T = TypeVar("T")
 
@@ -104,11 +105,11 @@ class ImageDecoder:
         return arrays
 
     def _decode_part(
-        self, files: list[ImageFile], labels: np.ndarray, mode: str
+        self, files: list[ImageFile], labels: np.ndarray, mode: Literal["L", "RGB"]
     ) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((0, 1, 1, 1), np.uint8)
         decoded: list[int] = []
-        for index, image in self._read(files, lambda image: _convert(image, mode)):
+        for index, image in self._read(files, lambda image: convert_image(image, mode)):
             image = _crop(image, files[index])
             if self.size is not None:
                 image = image.resize((self.size, self.size), FILTER)
@@ -173,8 +174,17 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Image in mode L or RGB, upright, without transparency."""
+@validated
+def convert_image(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+    """Converts an image of any mode to 8-bit grey or RGB, upright, without transparency.
+
+    Args:
+        image: Image of Pillow.
+        mode: "L" for grey, or "RGB".
+
+    Raises:
+        ValueError: If the grey levels are floating-point numbers, or do not fit in 16 bits.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its grey levels are floating-point numbers, whose range is unknown")

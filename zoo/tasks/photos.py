@@ -3,11 +3,12 @@
 import struct
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from zoo.datasets.image_files import FORMATS, convert_image
 from zoo.validation import Size, show, validated
 
 
@@ -15,8 +16,7 @@ from zoo.validation import Size, show, validated
 def read_image(image: Any, channels: Size) -> np.ndarray:
     """Reads an image of any size and mode as (H, W, channels) uint8.
 
-    A file is turned upright, as its EXIF orientation says. Transparent pixels lie on white. Of 16
-    bits the upper 8 are kept.
+    It is converted as `zoo.datasets.image_files` converts the images of a data set.
 
     Args:
         image: Path of an image file, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3)
@@ -28,29 +28,21 @@ def read_image(image: Any, channels: Size) -> np.ndarray:
             type.
         OSError: If there is no such file, or it cannot be read.
     """
+    mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
     if isinstance(image, str | Path):
-        picture = _open(Path(image))
-    elif isinstance(image, Image.Image):
-        picture = image
+        picture = _read_file(Path(image), mode)
     else:
-        picture = _from_array(image)
-    if picture.mode.startswith(("I", "F")):
-        levels = np.asarray(picture, np.float64)
-        picture = Image.fromarray(np.clip(levels / 256, 0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        above = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+        is_picture = isinstance(image, Image.Image)
+        picture = convert_image(image if is_picture else _from_array(image), mode)
     return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
-def _open(path: Path) -> Image.Image:
+def _read_file(path: Path, mode: Literal["L", "RGB"]) -> Image.Image:
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as picture:
-                picture.load()
-                return ImageOps.exif_transpose(picture)
+            with Image.open(file, formats=FORMATS) as picture:
+                return convert_image(picture, mode)
         except (
             OSError, SyntaxError, ValueError, EOFError, struct.error,
             Image.DecompressionBombError, Image.DecompressionBombWarning,
