@@ -126,7 +126,7 @@ def test_generate_rejects_invalid_arguments(
     with pytest.raises(ValueError, match="`prompt` must not be empty"):
         command_line.main(["generate", "", "--run-dir", str(folder)])
     arguments = ["KING", "--run-dir", str(folder), "--tokens", "0"]
-    with pytest.raises(ValueError, match="`max_new_tokens` must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="`tokens` must be a whole number of at least 1"):
         command_line.main(["generate", *arguments])
 
 
