@@ -76,6 +76,8 @@ def test_check_finds_a_mistyped_address_without_keras(
 INTERRUPTED = """
 import os, signal, sys, time
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks
+
 class Finder:
     def find_spec(self, name, *_):
         if name == "keras":
