@@ -43,7 +43,10 @@ def example_input(model: keras.Model, batch: int = 4) -> Any:
         limits = (getattr(x, "input_dim", getattr(x, "num_steps", None)) for x in layers)
         return generator.integers(0, min(filter(None, limits)), shape, spec.dtype)
 
-    return keras.tree.map_structure(random_input, model.input)
+    # In one order on every backend: in some, `tree` sorts the keys of a dict.
+    specs = sorted(keras.tree.flatten(model.input), key=lambda spec: spec.name)
+    inputs = {spec.name: random_input(spec) for spec in specs}
+    return keras.tree.map_structure(lambda spec: inputs[spec.name], model.input)
 
 
 def loss_of(name: str) -> keras.losses.Loss:

@@ -46,10 +46,10 @@ def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size
     out: np.ndarray | None = None
     for index, image in enumerate(images):
         image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-        channels = 1 if image.ndim == 2 else image.shape[-1]
-        if image.ndim not in (2, 3) or channels not in (1, 3) or image.dtype != np.uint8:
+        channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
+        if channels not in (1, 3) or image.dtype != np.uint8 or not image.size:
             raise ValueError(
-                "Each image must be uint8 of shape (height, width), (height, width, 1) or "
+                "`images` must be uint8, each of shape (height, width), (height, width, 1) or "
                 f"(height, width, 3). Received: shape={image.shape}, dtype={image.dtype} at index "
                 f"{index}"
             )
@@ -57,7 +57,7 @@ def resize(images: Annotated[Any, each(array("biuf"), 1, MAX_COUNT)], size: Size
             out = np.empty((len(images), size, size, channels), np.uint8)
         if out.shape[-1] != channels:
             raise ValueError(
-                f"All images must have {out.shape[-1]} channels, as the first has. Received: "
+                f"`images` must all have {out.shape[-1]} channels, as the first has. Received: "
                 f"shape={image.shape} at index {index}"
             )
         resized = Image.fromarray(image).resize((size, size), FILTER)

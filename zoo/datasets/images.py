@@ -20,7 +20,7 @@ from zoo.datasets import archives, gtsrb, image_folder
 from zoo.datasets.augmentation import resize
 from zoo.datasets.embedded import embedded
 from zoo.datasets.image_files import ImageDecoder, ImageFile
-from zoo.validation import AnyPath, Count, NumberArray, Size, validated
+from zoo.validation import AnyPath, ArgumentName, Count, NumberArray, Size, validated
 
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 
@@ -66,7 +66,7 @@ class ImageDataset:
 
 
 @validated
-def check_images(images: NumberArray, name: str = "images") -> None:
+def check_images(images: NumberArray, name: ArgumentName = "images") -> None:
     """Raises ValueError unless `images` are uint8 of shape (N, H, W, 1) or (N, H, W, 3)."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
         raise ValueError(
@@ -76,7 +76,7 @@ def check_images(images: NumberArray, name: str = "images") -> None:
 
 
 @validated
-def check_labels(labels: NumberArray, num_classes: Size, name: str = "labels") -> None:
+def check_labels(labels: NumberArray, num_classes: Size, name: ArgumentName = "labels") -> None:
     """Raises ValueError unless `labels` are integers in [0, num_classes) of shape (N,)."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(

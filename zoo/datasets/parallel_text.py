@@ -107,6 +107,11 @@ class LengthBuckets:
                 "`sources` and `targets` must be as many, one at least. "
                 f"Received: {len(sources)} sources, {len(targets)} targets"
             )
+        if not all(len(ids) for ids in (*sources, *targets)):
+            raise ValueError(
+                "`sources` and `targets` must hold sentences of one token at least. Received: an "
+                "empty sentence"
+            )
         lowest = min(int(ids.min()) for ids in (*sources, *targets))
         if lowest < 1:
             raise ValueError(

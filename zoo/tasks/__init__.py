@@ -22,7 +22,7 @@ from zoo.tasks.task import Task as Task
 from zoo.tasks.text import NextWord as NextWord
 from zoo.tasks.text import TextCompletion as TextCompletion
 from zoo.tasks.text import Translator as Translator
-from zoo.validation import Source, validated
+from zoo.validation import ArgumentName, Source, validated
 
 _TEXT_TASKS: dict[str, type[TextCompletion | Translator]] = {
     "gpt": TextCompletion,
@@ -32,7 +32,7 @@ _TEXT_TASKS: dict[str, type[TextCompletion | Translator]] = {
 
 
 @validated
-def load(source: Source, argument: str = "source") -> Task:
+def load(source: Source, argument: ArgumentName = "source") -> Task:
     """Loads a trained model as the task that it was trained for, as `zoo.load` does.
 
     Args:

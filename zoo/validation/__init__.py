@@ -32,6 +32,7 @@ from zoo.validation.types import TEXT as TEXT
 from zoo.validation.types import Activation as Activation
 from zoo.validation.types import Address as Address
 from zoo.validation.types import AnyPath as AnyPath
+from zoo.validation.types import ArgumentName as ArgumentName
 from zoo.validation.types import Arrays as Arrays
 from zoo.validation.types import Beams as Beams
 from zoo.validation.types import Blocks as Blocks

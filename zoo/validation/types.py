@@ -123,6 +123,12 @@ def _check_address(value: Any) -> str:
     return str(value)
 
 
+def _check_identifier(value: Any) -> str:
+    if not isinstance(value, str) or not value.isidentifier():
+        raise ValueError
+    return value
+
+
 def _check_json(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError
@@ -184,6 +190,7 @@ Name = Annotated[str, Rule("a string that is not empty, without '/'", _check_nam
 FilePath = Annotated[Path, Rule("a path", _check_path)]
 AnyPath = Annotated[str | os.PathLike[str], Rule("a path", _check_path)]
 Source = Annotated[str | Path, Rule("a name or a path", _check_source)]
+ArgumentName = Annotated[str, Rule("the name of an argument", _check_identifier)]
 Address = Annotated[str, Rule("an address, package.module:function", _check_address)]
 JSONObject = Annotated[dict[str, Any], Rule("a dictionary that JSON can hold", _check_json)]
 Texts = Annotated[Iterable[str], Rule("an iterable of strings", _check_texts)]

@@ -95,7 +95,13 @@ def renamed(names: Iterable[str], rename: Rename | None) -> dict[str, str]:
         if rename is None:
             return name
         if not isinstance(rename, Mapping):
-            return rename(name)
+            try:
+                return rename(name)
+            except Exception as error:  # of a function of the user's
+                raise ValueError(
+                    "`rename` must return PyTorch's name of each tensor. Received: for "
+                    f"{name}, {type(error).__name__}: {error}"
+                ) from error
         parts = name.split(".")
         for length in range(len(parts), 0, -1):  # the longest of the entries that fit
             start = ".".join(parts[:length])
