@@ -129,8 +129,8 @@ def _find_module(module_name: str, address: str) -> ModuleSpec | None:
             return None  # such as `os.path`, which only the import of `os` provides
         path = None if spec is None else list(spec.submodule_search_locations or ())
         name = f"{name}.{part}" if name else part
-        found = (finder.find_spec(name, path) for finder in sys.meta_path)
-        spec = next((candidate for candidate in found if candidate is not None), None)
+        specs = (finder.find_spec(name, path) for finder in sys.meta_path)
+        spec = next((candidate for candidate in specs if candidate is not None), None)
         if spec is None:
             raise missing_module(name, address)
     return spec

@@ -116,7 +116,7 @@ def is_validated(function: Any) -> bool:
 
 def public_callables() -> dict[str, Callable[..., Any]]:
     """Functions and classes with arguments that the modules of `zoo/` define, by address."""
-    found = {}
+    by_address = {}
     for info in pkgutil.walk_packages(zoo.__path__, "zoo."):
         if info.name.startswith(SKIPPED):
             continue
@@ -128,10 +128,10 @@ def public_callables() -> dict[str, Callable[..., Any]]:
             if inspect.isclass(value) and not issubclass(value, Exception):
                 has_arguments = "__init__" in vars(value) and inspect.signature(value).parameters
                 if has_arguments and not _is_plain_record(value):
-                    found[f"{info.name}.{name}"] = value
+                    by_address[f"{info.name}.{name}"] = value
             elif inspect.isfunction(inspect.unwrap(value)) and inspect.signature(value).parameters:
-                found[f"{info.name}.{name}"] = value
-    return found | {address: pkgutil.resolve_name(address) for address in ENTRY_POINTS}
+                by_address[f"{info.name}.{name}"] = value
+    return by_address | {address: pkgutil.resolve_name(address) for address in ENTRY_POINTS}
 
 
 def _is_plain_record(value: type) -> bool:

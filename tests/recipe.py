@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import tyro
 
+import zoo
+from benchmarks.weights import pack
 from zoo.training import StepCheckpoint
 
 
@@ -19,6 +21,26 @@ def run(recipe: Any, settings: dict[str, Any], folder: Path, **changes: Any) -> 
     with contextlib.redirect_stdout(output):
         metrics = recipe.main(recipe.Config(**{**settings, "run_dir": folder, **changes}))
     return metrics, output.getvalue()
+
+
+def assert_packed(
+    folder: Path, name: str, into: Path, metrics: dict[str, Any], also: set[str], command: str
+) -> None:
+    """Packs the weights of a finished run, and checks the card's metrics and command.
+
+    Args:
+        folder: Run directory.
+        name: Name of the weights folder.
+        into: Folder in which the weights folder is made.
+        metrics: Metrics of the run.
+        also: Names of the card's metrics besides `test_loss`.
+        command: Command of the recipe that the card must have.
+    """
+    card = pack(folder, name, "a machine", commit="1234", into=into)
+    measured = card.metrics[zoo.backends.name]
+    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert set(measured.part) == set(measured.whole) == {"test_loss", *also}
+    assert card.training.command == command
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -47,9 +47,9 @@ def test_adam_sums_the_gradients_of_an_id_that_occurs_twice() -> None:
     """The first step of Adam has the size of the learning rate, 0.1; this one has 0.131."""
     model = keras.Sequential([keras.Input((2,), dtype="int32"), layers.Embedding(2, 1)])
     model.compile(keras.optimizers.Adam(0.1), "mse")
-    before = model.layers[0].get_weights()[0][0, 0]
+    original = model.layers[0].get_weights()[0][0, 0]
     model.train_on_batch(np.array([[0, 0]]), np.ones((1, 2, 1)))
-    assert abs(model.layers[0].get_weights()[0][0, 0] - before) == pytest.approx(0.1, rel=1e-3)
+    assert abs(model.layers[0].get_weights()[0][0, 0] - original) == pytest.approx(0.1, rel=1e-3)
 
 
 @fault("tensorflow", "jax")

@@ -103,7 +103,7 @@ def test_ctrl_c_in_the_import_of_keras_ends_with_one_line(command: list[str], fo
 
 
 def test_ctrl_c_in_a_command_can_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    original_handler = signal.getsignal(signal.SIGINT)
     try:
         for handler in (signal.default_int_handler, signal.SIG_IGN):
             signal.signal(signal.SIGINT, handler)
@@ -113,7 +113,7 @@ def test_ctrl_c_in_a_command_can_be_handled(monkeypatch: pytest.MonkeyPatch) -> 
             zoo_command.restore_interrupts()
             assert signal.getsignal(signal.SIGINT) is handler
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, original_handler)
 
 
 @pytest.mark.parametrize("name", ["build", "Model", "small", "conditional", "build.attribute"])

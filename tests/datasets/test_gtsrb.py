@@ -78,10 +78,10 @@ def test_load_crops_the_signs_of_both_layouts(tmp_path: Path, make: Callable[[Pa
     assert (data.name, data.num_classes) == ("gtsrb", 43)
     assert (data.class_names[14], data.class_names[42]) == ("stop", "end of no passing, trucks")
     for part, labels in LABELS.items():
-        images, found = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
-        assert sorted(found) == sorted(labels)
+        images, loaded_labels = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+        assert sorted(loaded_labels) == sorted(labels)
         # Nothing of the noise around a sign is left.
-        expected = np.array([colour(label) for label in found])[:, None, None]
+        expected = np.array([colour(label) for label in loaded_labels])[:, None, None]
         np.testing.assert_array_equal(images, np.broadcast_to(expected, images.shape))
 
 

@@ -68,11 +68,11 @@ def test_find_images_keeps_files_in_their_part_when_others_are_added(
     shapes: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(shapes, tmp_path / "more")
-    before = names(tmp_path / "more")
+    names_at_first = names(tmp_path / "more")
     for i in range(40, 90):
         save(TINY, tmp_path / "more" / "circle" / f"{i:03d}.jpg")
-    after = names(tmp_path / "more")
-    assert all(before[part] < after[part] for part in before)
+    names_later = names(tmp_path / "more")
+    assert all(names_at_first[part] < names_later[part] for part in names_at_first)
 
 
 def test_load_takes_examples_of_all_classes_first(shapes: Path) -> None:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from rich.console import Console
 
 from zoo.datasets.images import ImageDataset
@@ -168,7 +169,9 @@ def test_plots_show_dollar_signs_as_they_are() -> None:
     mistakes = plots.plot_mistakes(images, np.array([0, 1]), -np.eye(2), 2, names)
     curves = plots.plot_curves(history(**CURVES), title=r"$\frac$")
     for figure in (confusion, mistakes, curves):
-        figure.savefig(io.BytesIO(), format="png")
+        texts = "".join(text.get_text() for text in figure.findobj(Text))
+        assert r"\$\frac\$" in texts
+        figure.savefig(io.BytesIO(), format="png")  # raises for an invalid formula
 
 
 def test_plot_confusion_rejects_names_of_other_classes() -> None:

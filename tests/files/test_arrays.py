@@ -148,7 +148,7 @@ def test_load_weights_refuses_what_keras_does_not_write(
     mlp((4,), 2, (3,), seed=1).save_weights(path)
     with h5py.File(path, "r+") as file:
         change(file)
-    before, files = model.get_weights(), digests(tmp_path)
+    original, files = model.get_weights(), digests(tmp_path)
     tracemalloc.start()
     with pytest.raises(ValueError, match=text) as caught:
         arrays.load_weights(model, path)
@@ -156,7 +156,7 @@ def test_load_weights_refuses_what_keras_does_not_write(
     tracemalloc.stop()
     assert "\n" not in str(caught.value)
     assert digests(tmp_path) == files
-    for one, two in zip(before, model.get_weights()):
+    for one, two in zip(original, model.get_weights()):
         np.testing.assert_array_equal(one, two)
 
 

@@ -98,7 +98,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 def check_refused(folder: Path, load: Callable[[Path], Any], text: str) -> None:
     """The error is one line with this text and a way out; no file has changed; it is quick."""
-    before, start = digests(folder), time.process_time()
+    original, start = digests(folder), time.process_time()
     with pytest.raises(ValueError, match=text) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def check_refused(folder: Path, load: Callable[[Path], Any], text: str) -> None:
         r"Restore the file|Remove the file|Train the (model|run) again|Write the report",
         str(caught.value),
     )
-    assert digests(folder) == before
+    assert digests(folder) == original
     assert time.process_time() - start < 2
 
 
@@ -351,7 +351,7 @@ def test_commands_end_with_status_2_and_one_line(
     folder = run_folder / name
     write_report(folder)
     (folder / file).write_bytes((folder / file).read_bytes()[:-40])
-    before = digests(folder)
+    original = digests(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr("zoo.backends.backend.keep_malloc_pages", lambda: None)
     status = cli.run(lambda: main([part.format(folder) for part in command]))
@@ -359,4 +359,4 @@ def test_commands_end_with_status_2_and_one_line(
     assert (status, output.out) == (2, "")
     assert output.err.count("\n") == 1
     assert re.match(rf"error: .*{re.escape(file)}.*(Received|changed)", output.err)
-    assert digests(folder) == before
+    assert digests(folder) == original

@@ -121,7 +121,7 @@ def load(folder: Path) -> Any:
 def test_a_flipped_bit_is_refused_by_name(run_folder: Path, name: str, file: str) -> None:
     folder = run_folder / name
     flip_bit(folder / file)
-    before = digests(folder)
+    original_digests = digests(folder)
     text = rf"{file} has changed since the run was finished: it must have the SHA-256 \w{{64}}"
     if file != "config.json":  # which decides nothing there
         with pytest.raises(ValueError, match=text):
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_refused_by_name(run_folder: Path, name: str, file: str
         text = r"config\.json must be valid JSON.*Restore the file, or give another `--run-dir`"
     with pytest.raises(ValueError, match=text):
         RunDirectory(folder, {"recipe": name, "epochs": 2}, "epochs")
-    assert digests(folder) == before
+    assert digests(folder) == original_digests
 
 
 @pytest.mark.once
@@ -140,10 +140,10 @@ def test_changes_that_fit_are_refused_by_name(run_folder: Path) -> None:
     original = folder.with_name("original")
     shutil.copytree(folder, original)
 
-    def replace(name: str, before: str, after: str) -> None:
+    def replace(name: str, original_digests: str, after: str) -> None:
         text = (folder / name).read_text()
-        assert before in text
-        (folder / name).write_text(text.replace(before, after))
+        assert original_digests in text
+        (folder / name).write_text(text.replace(original_digests, after))
 
     replace("diffusion.json", "cosine", "linear")
     with pytest.raises(ValueError, match=r"diffusion.json has changed since the run was finished"):
@@ -182,7 +182,7 @@ def test_finished_run_names_another_recipe(run_folder: Path) -> None:
     """Also one that lacks the files, and none of whose results fit: the run itself is whole."""
     with RunDirectory(run_folder / "other", {"recipe": "next_word"}) as other:
         other.write_metrics({"recipe": "next_word", "test_loss": 1.0})
-    before = digests(run_folder)
+    original_digests = digests(run_folder)
     text = (
         r"`{}` must hold a finished run of {}\. Received: .*other, a finished run of `zoo train "
         "next_word`$"
@@ -193,7 +193,7 @@ def test_finished_run_names_another_recipe(run_folder: Path) -> None:
     pipeline = text.format("run_dir", "`zoo train text_to_image` or `zoo train diffusion`")
     with pytest.raises(ValueError, match=pipeline):
         DiffusionPipeline.load(other.path)
-    assert digests(run_folder) == before
+    assert digests(run_folder) == original_digests
 
 
 @pytest.mark.once

@@ -202,12 +202,12 @@ def test_damaged_weights_are_refused_in_one_line(folder: Path, damage: str) -> N
     with pytest.raises(ValueError, match=r"model\.safetensors has changed since the weights were"):
         zoo.mlp(weights=folder)
     sign(folder, json.loads((folder / CARD).read_text()))
-    before = digests(folder)
+    original = digests(folder)
     with pytest.raises(ValueError, match=text) as caught:
         zoo.mlp(weights=folder)
     assert "model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert digests(folder) == before
+    assert digests(folder) == original
 
 
 @pytest.mark.once
@@ -215,10 +215,10 @@ def test_load_weights_leaves_the_model_as_it_was_if_the_file_is_damaged(folder: 
     path = folder / "model.safetensors"
     path.write_bytes(DAMAGES["NaN"][0](path.read_bytes()))
     model = zoo.mlp(**MLP)
-    before = model.get_weights()
+    original = model.get_weights()
     with pytest.raises(ValueError, match="a NaN or an infinity"):
         tensors.load_weights(model, path)
-    for one, two in zip(model.get_weights(), before):
+    for one, two in zip(model.get_weights(), original):
         np.testing.assert_array_equal(one, two)
 
 

@@ -125,11 +125,11 @@ def convolutional_autoencoder() -> keras.Model:
 def segmentation_network() -> keras.Model:
     image = keras.Input((16, 16, 3))
     x = layers.Conv2D(4, 3, strides=2, padding="same", name="conv")(image)
-    x = before = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm1")(x))
+    x = shortcut = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm1")(x))
     x = layers.SeparableConv2D(8, 3, padding="same", name="separable")(x)
     x = layers.BatchNormalization(name="norm2")(x)
     x = layers.MaxPooling2D(3, strides=2, padding="same", name="pool")(x)
-    residual = layers.Conv2D(8, 1, strides=2, padding="same", name="residual")(before)
+    residual = layers.Conv2D(8, 1, strides=2, padding="same", name="residual")(shortcut)
     x = layers.Conv2DTranspose(4, 3, padding="same", name="up")(
         layers.Add(name="add")([x, residual])
     )

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import zoo
-from benchmarks.weights import pack
 from recipes import next_word
 from recipes.next_word import Config
 from tests import recipe
@@ -115,11 +114,11 @@ def test_main_finishes_a_run_with_no_other_vocabulary(
     with pytest.raises(ValueError, match=text):
         run(folder)
     (folder / "manifest.json").unlink()
-    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    contents = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
     text = r"vocabulary\.json must be the file that the run was begun with.* or remove it, so"
     with pytest.raises(ValueError, match=text):
         run(folder)
-    assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.read_bytes() for path in contents} == contents
     vocabulary.unlink()
     again, _ = run(folder)
     assert again["test_loss"] == metrics["test_loss"]
@@ -132,14 +131,11 @@ def test_packed_weights_of_a_run_have_its_metrics(
     finished: tuple[Path, dict, str], tmp_path: Path
 ) -> None:
     folder, metrics, _ = finished
-    card = pack(folder, "gru-small", "a machine", commit="1234", into=tmp_path)
-    measured = card.metrics[zoo.backends.name]
-    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
-    assert set(measured.part) == set(measured.whole) == {"test_loss", "test_perplexity"}
-    assert card.training.command == (
+    command = (
         "python recipes/next_word.py --cell gru --vocabulary-size 400 --units 32 --dropout 0.1 "
         "--length 32 --epochs 2 --train-examples 640 --batch-size 16 --schedule constant"
     )
+    recipe.assert_packed(folder, "gru-small", tmp_path, metrics, {"test_perplexity"}, command)
     words = zoo.load(tmp_path / "gru-small").next_words("To be, or not to")
     assert words == zoo.load(folder).next_words("To be, or not to")
 

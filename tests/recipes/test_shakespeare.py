@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import zoo
-from benchmarks.weights import pack
 from recipes import shakespeare
 from recipes.shakespeare import Config
 from tests import recipe
@@ -103,13 +102,12 @@ def test_packed_weights_of_a_run_have_its_metrics(
     finished: tuple[Path, dict, str], tmp_path: Path
 ) -> None:
     folder, metrics, _ = finished
-    card = pack(folder, "gpt-small", "a machine", commit="1234", into=tmp_path)
-    measured = card.metrics[zoo.backends.name]
-    assert measured.whole["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
-    assert set(measured.part) == set(measured.whole) == {"test_loss", "test_bits_per_character"}
-    assert card.training.command == (
+    command = (
         "python recipes/shakespeare.py --num-layers 1 --num-heads 2 --hidden-dim 32 --length 32 "
         "--dropout 0.1 --epochs 2 --steps-per-epoch 100 --batch-size 16 --learning-rate 0.01"
+    )
+    recipe.assert_packed(
+        folder, "gpt-small", tmp_path, metrics, {"test_bits_per_character"}, command
     )
     text = zoo.load(tmp_path / "gpt-small").generate("KING", 20)
     assert text == zoo.load(folder).generate("KING", 20)

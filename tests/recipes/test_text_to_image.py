@@ -100,12 +100,12 @@ def test_text_to_image_finished_run_draws_another_prompt(
     finished: tuple[Path, dict, str], classifier: Path, tmp_path: Path
 ) -> None:
     folder, metrics, _ = finished
-    before = (folder / "prompt.png").read_bytes()
+    original = (folder / "prompt.png").read_bytes()
     repeated, output = run(folder, classifier, prompt="the digit 3", out=tmp_path / "three.png")
     assert repeated == metrics
     assert "is finished" in output
-    assert (tmp_path / "three.png").read_bytes() != before
-    assert (folder / "prompt.png").read_bytes() == before
+    assert (tmp_path / "three.png").read_bytes() != original
+    assert (folder / "prompt.png").read_bytes() == original
 
 
 def test_draw_command_draws_the_image_of_the_recipe(

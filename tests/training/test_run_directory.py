@@ -306,12 +306,12 @@ def test_run_directory_has_one_writer_and_any_readers(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError), RunDirectory(tmp_path / "run", config):
             pytest.fail("The directory of a begun run is locked as soon as it is opened")
         run.write_metrics({"test_loss": 0.5})
-        before = sorted(os.listdir(run.path))
+        entries = sorted(os.listdir(run.path))
         with RunDirectory(tmp_path / "run", config) as reader:
             assert reader.metrics == {"test_loss": 0.5}
             with pytest.raises(BlockingIOError):
                 reader.write("prompt.png", b"")
-        assert sorted(os.listdir(run.path)) == before
+        assert sorted(os.listdir(run.path)) == entries
         run.write("prompt.png", b"")
     assert sorted(os.listdir(run.path)) == [
         "config.json", "manifest.json", "metrics.json", "prompt.png",
@@ -468,7 +468,9 @@ def test_step_losses_go_on_without_those_that_the_file_has_lost(
         if damage == "missing":
             (tmp_path / "losses.csv").unlink()
         training.fit(checkpoint, epochs=2, callbacks=[losses])
-    kept = 0 if damage == "missing" else 2
-    np.testing.assert_array_equal(losses.values[:4], [*expected[:kept], *[np.nan] * (4 - kept)])
+    num_checkpoints = 0 if damage == "missing" else 2
+    np.testing.assert_array_equal(
+        losses.values[:4], [*expected[:num_checkpoints], *[np.nan] * (4 - num_checkpoints)]
+    )
     assert np.isfinite(losses.values[4:]).all()
     assert len(losses.values) == 8

@@ -43,8 +43,8 @@ def test_transfer_weights_copies_all_weights_but_those_of_a_head_of_another_widt
 )
 def test_transfer_weights_rejects_other_layers(build: Callable[[], keras.Model], text: str) -> None:
     target = zoo.mlp((4,), 3, (5,))
-    before = values(target)
+    original = values(target)
     with pytest.raises(ValueError, match=text):
         transfer_weights(target, build())
     for path, value in values(target).items():
-        np.testing.assert_array_equal(value, before[path])
+        np.testing.assert_array_equal(value, original[path])

@@ -164,7 +164,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
                 )
             if _kind(dataset.dtype) == "integers":
                 _check_range(model, dataset)
-    before = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
+    original_values = [keras.ops.convert_to_numpy(variable.value) for variable in model.variables]
     try:
         with warnings.catch_warnings(), np.errstate(over="ignore"):
             warnings.simplefilter("error", UserWarning)  # Keras skips what it does not find
@@ -175,7 +175,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
                 f"numbers outside the range of {overflowed.dtype} for {overflowed.path}"
             )
     except (KeyError, TypeError, UserWarning, ValueError) as error:  # arrays under other names
-        for variable, value in zip(model.variables, before):
+        for variable, value in zip(model.variables, original_values):
             variable.assign(value)
         text = " ".join(str(error).split())
         raise ValueError(

@@ -179,8 +179,8 @@ def _is_allowed(item: Mapping[str, Any]) -> bool:
     if module is None or module.split(".")[0] != "keras" or name in _FOREIGN:
         return False
     # Looked up, not imported: Keras has imported all of its own.
-    found = getattr(sys.modules.get(module), name, None)
-    return isinstance(found, type) and issubclass(found, _CLASSES)
+    resolved = getattr(sys.modules.get(module), name, None)
+    return isinstance(resolved, type) and issubclass(resolved, _CLASSES)
 
 
 def _is_allowed_function(name: str, module: str | None) -> bool:
@@ -188,9 +188,9 @@ def _is_allowed_function(name: str, module: str | None) -> bool:
         return True
     if module != "builtins":
         return f"{module}.{name}" in _functions()
-    found = [f"keras.{part}.{name}" for part in _BUILTINS if hasattr(getattr(keras, part), name)]
-    if found:
-        return _functions().issuperset(found)
+    resolved = [f"keras.{part}.{name}" for part in _BUILTINS if hasattr(getattr(keras, part), name)]
+    if resolved:
+        return _functions().issuperset(resolved)
     return any(key.endswith(f">{name}") for key in keras.saving.get_custom_objects())
 
 

@@ -93,15 +93,15 @@ class RotaryScaling:
 
     def scale(self, frequencies: np.ndarray) -> np.ndarray:
         """Scales frequencies in radians per token."""
-        kept = np.zeros_like(frequencies)  # share of each frequency that is not divided
+        unscaled_share = np.zeros_like(frequencies)  # share of each frequency that is not divided
         if self.type == "llama3":
             assert self.low_freq_factor is not None
             assert self.high_freq_factor is not None
             assert self.original_max_length is not None
             periods = self.original_max_length * frequencies / (2 * math.pi)
             width = self.high_freq_factor - self.low_freq_factor
-            kept = np.clip((periods - self.low_freq_factor) / width, 0.0, 1.0)
-        return frequencies * (kept + (1 - kept) / self.factor)
+            unscaled_share = np.clip((periods - self.low_freq_factor) / width, 0.0, 1.0)
+        return frequencies * (unscaled_share + (1 - unscaled_share) / self.factor)
 
 
 def _is_positive(number: Any) -> bool:

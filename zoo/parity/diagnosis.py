@@ -270,19 +270,21 @@ def _odd_one(rung: RungReport, row: Row) -> str:
         if (other.comparison, other.precision) == (row.comparison, row.precision)
         and other.status in ("agrees", "rounding", "differs")
     ]
-    here = [other for other in alike if other.status == "differs" and other.where == row.where]
-    odd = set.intersection(*({*other.between} for other in here))
+    same_place = [
+        other for other in alike if other.status == "differs" and other.where == row.where
+    ]
+    odd = set.intersection(*({*other.between} for other in same_place))
     for other in alike:
-        if other not in here and len(odd - {*other.between}) == 1 and len(here) > 1:
+        if other not in same_place and len(odd - {*other.between}) == 1 and len(same_place) > 1:
             (name,) = odd - {*other.between}
             until = f" up to {other.where}" if other.status == "differs" else ""
             pair = " and ".join(other.between)
             return f"{name} is the odd one: {pair} agree with each other{until}."
-    if len(here) > 1 and len(odd) == 1:  # the others could not be compared
+    if len(same_place) > 1 and len(odd) == 1:  # the others could not be compared
         return f"{odd.pop()} is the odd one."
     if len(row.between) == 1:
         return f"{row.between[0]} differs from what is expected."
-    if len(here) == 1:
+    if len(same_place) == 1:
         return f"{' and '.join(row.between)} differ."
     return _NO_TWO_AGREE
 

@@ -107,7 +107,7 @@ class Measurements:
         """In each mode the first layer that differs in float64, if float32 explains it."""
         names = tuple(self.done("outputs", "float64"))
         if names not in self._first:  # reading the arrays takes long
-            found = []
+            paths = []
             for mode in ("inference", "training") if len(names) > 1 else ():
                 calls = zip(*(self.results["outputs", name, "float64"][mode] for name in names))
                 arrays = [self.arrays(mode, name, "float64") for name in names]
@@ -116,9 +116,9 @@ class Measurements:
                     largest = max(distance(a, b) for a, b in combinations(outputs, 2))
                     if not largest <= FLOAT64:
                         if largest < FLOAT32 and any(call.uses_float32 for call in same):
-                            found.append(same[0].path)
+                            paths.append(same[0].path)
                         break
-            self._first[names] = found
+            self._first[names] = paths
         return self._first[names]
 
     @property

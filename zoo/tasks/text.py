@@ -13,11 +13,11 @@ from zoo.tasks.task import Task
 from zoo.validation import Beams, NewTokens, NonNegative, Seed, Size, TextList, validated
 
 
-class TextCompletion(Task):
-    """Language model that continues a text.
+class TextTask(Task):
+    """Trained model of texts.
 
     Args:
-        model: A `gpt` or an `rnn_language_model`.
+        model: A `gpt`, an `rnn_language_model` or a `transformer`.
         tokenizer: Tokenizer of the model.
         card: Card of its weights folder; None for a run.
     """
@@ -26,6 +26,10 @@ class TextCompletion(Task):
     def __init__(self, model: keras.Model, tokenizer: Tokenizer, card: Card | None = None):
         super().__init__(model, card)
         self.tokenizer = tokenizer
+
+
+class TextCompletion(TextTask):
+    """Language model that continues a text."""
 
     @validated
     def generate(
@@ -97,19 +101,8 @@ class NextWord(TextCompletion):
         return next_words(self._predict, self.tokenizer, prompt, num_words)
 
 
-class Translator(Task):
-    """Encoder-decoder that translates sentences.
-
-    Args:
-        model: A `transformer`.
-        tokenizer: Tokenizer of both languages.
-        card: Card of its weights folder; None for a run.
-    """
-
-    @validated
-    def __init__(self, model: keras.Model, tokenizer: Tokenizer, card: Card | None = None):
-        super().__init__(model, card)
-        self.tokenizer = tokenizer
+class Translator(TextTask):
+    """Encoder-decoder that translates sentences."""
 
     @validated
     def translate(

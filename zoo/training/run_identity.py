@@ -72,8 +72,8 @@ class RunIdentity:
                 has reached.
         """
         name = self.extendable
-        before = {key: value for key, value in earlier.items() if key != name}
-        if differing := ", ".join(differences(before, self.configuration)):
+        compared = {key: value for key, value in earlier.items() if key != name}
+        if differing := ", ".join(differences(compared, self.configuration)):
             if self.has_checkpoint(run_dir):
                 raise ValueError(
                     f"{run_dir / CONFIG} must be that of the checkpoints, which belong to the "

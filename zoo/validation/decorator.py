@@ -82,7 +82,7 @@ def _error_text(
     """Text of the errors of the first invalid argument."""
     location = errors[0]["loc"][0]
     of_argument = [e for e in errors if e["loc"][0] == location]
-    indices = [place for place in of_argument[0]["loc"][1:] if isinstance(place, int)]
+    indices = [part for part in of_argument[0]["loc"][1:] if isinstance(part, int)]
     rule = " or ".join(dict.fromkeys(map(_rule_text, of_argument)))
     if indices:
         rule = f"a sequence with {rule} at index {indices[0]}"

@@ -158,26 +158,26 @@ def _conversions(model: keras.Model) -> list[Conversion]:
             "`model` must be built, so that it has weights: call it once, or give it an "
             f"`keras.Input`. Received: {model.name}"
         )
-    found: list[Conversion] = []
+    all_conversions: list[Conversion] = []
     calls: dict[int, Call] = {}
     for call in trace(model):
         parts = list(conversions(call, module_name(call)))
         first = calls.setdefault(id(call.layer), call)
         if first is call:
-            found += parts
+            all_conversions += parts
         elif not np.array_equal(first.permutation(), call.permutation()):  # type: ignore[arg-type]
             raise call.error("it is called twice, with features in different orders")
-    converted = {id(variable) for part in found for variable in part.variables}
+    converted = {id(variable) for part in all_conversions for variable in part.variables}
     for variable in model.weights:
         if id(variable) not in converted:
             raise ValueError(
                 "`model` must have a counterpart in PyTorch for each weight. Received: "
                 f"{variable.path}, for which there is no conversion"
             )
-    for name, number in Counter(name for part in found for name in part.shapes).items():
+    for name, number in Counter(name for part in all_conversions for name in part.shapes).items():
         if number > 1:
             raise ValueError(
                 "`model` must have layers with different names. Received: "
                 f"{number} tensors of the name {name}"
             )
-    return found
+    return all_conversions

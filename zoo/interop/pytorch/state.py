@@ -70,8 +70,8 @@ def _unwrapped(state: Mapping[Any, Any]) -> Mapping[str, Any]:
     """The `state_dict` in a checkpoint, which may hold an optimizer, counters and other entries."""
     if not any(isinstance(value, Mapping) for value in state.values()):
         return state
-    found = [key for key, value in state.items() if _is_state_dict(value)]
-    usual = [key for key in found if key in WRAPPERS] or found
+    state_keys = [key for key, value in state.items() if _is_state_dict(value)]
+    usual = [key for key in state_keys if key in WRAPPERS] or state_keys
     if len(usual) != 1:
         raise ValueError(
             "`state` must hold one state_dict. Received: a checkpoint with the entries "
