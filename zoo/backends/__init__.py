@@ -189,6 +189,14 @@ class Backend(Protocol):
         """
         ...
 
+    def look_up(self, table: Tensor, indices: Tensor) -> Tensor:
+        """Rows of a table at indices that must lie in [0, rows), which nothing checks.
+
+        `keras.ops.take` also counts negative indices from the end, by three more operations on
+        PyTorch.
+        """
+        ...
+
     def recurrent(
         self,
         cell: str,

@@ -72,6 +72,10 @@ def check_limits(low: Any, high: Any, size: int, rule: str) -> None:
         raise ValueError(f"{rule} {int(number) if number.is_integer() else number}")
 
 
+def look_up(table: Any, indices: Tensor) -> Tensor:
+    return keras.ops.take(table, indices, axis=0)
+
+
 def dense(layer: Any, inputs: Tensor) -> Tensor:
     return keras.layers.Dense.call(layer, inputs)
 

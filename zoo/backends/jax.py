@@ -19,6 +19,7 @@ from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import host_integer as host_integer
+from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d

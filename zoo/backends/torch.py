@@ -283,6 +283,12 @@ def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
     return integers
 
 
+def look_up(table: Any, indices: Tensor) -> Tensor:
+    table, indices = map(keras.ops.convert_to_tensor, (table, indices))
+    rows = table.index_select(0, indices.reshape(-1))
+    return rows.reshape(*indices.shape, *table.shape[1:])
+
+
 # ------------------------------------------------------------------ recurrent layers
 # A loop over time in Python takes twice as long as PyTorch's fused kernels.
 

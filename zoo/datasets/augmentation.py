@@ -178,10 +178,8 @@ def _look_up(pixels: Tensor, table: np.ndarray) -> Tensor:
     pixels = ops.cast(pixels, "int32")
     columns = table.shape[1]
     if columns == 1:
-        return ops.take(table[:, 0], pixels, axis=0)
-    return ops.take(
-        table.reshape(-1), pixels * columns + ops.arange(columns, dtype="int32"), axis=0
-    )
+        return backend.look_up(table[:, 0], pixels)
+    return backend.look_up(table.reshape(-1), pixels * columns + ops.arange(columns, dtype="int32"))
 
 
 _ANGLES = 4096  # so many angles, 0.005 degrees apart for a rotation of ±10
@@ -216,7 +214,7 @@ def _rotate(images: Tensor, draws: Tensor, limit: float) -> Tensor:
             f"Rotation takes square images. Received: height={size}, width={width}; set "
             "`rotation=0`"
         )
-    affine = ops.take(_rotations(size, limit), ops.right_shift(draws, 4), axis=0)  # (B, 6)
+    affine = backend.look_up(_rotations(size, limit), ops.right_shift(draws, 4))  # (B, 6)
     a, b, c, d, e, f = (affine[:, i, None, None] for i in range(6))
     x = ops.arange(size, dtype="int32")[None, None, :]
     y = ops.arange(size, dtype="int32")[None, :, None]
@@ -229,7 +227,7 @@ def _rotate(images: Tensor, draws: Tensor, limit: float) -> Tensor:
     first = ops.arange(batch, dtype="int32")[:, None, None] * (size * size)
     index = (row * size + column + first) * inside
     pixels = ops.reshape(ops.cast(images, "int32"), (-1, channels))
-    return ops.take(pixels, index, axis=0) * inside[..., None]  # (B, S, S, C)
+    return backend.look_up(pixels, index) * inside[..., None]  # (B, S, S, C)
 
 
 def _factor(draws: Tensor, limit: float) -> Tensor:
