@@ -18,8 +18,8 @@ from zoo.backends.common import float64 as float64
 from zoo.backends.common import group_norm as group_norm
 from zoo.backends.common import host_integer as host_integer
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
-from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import look_up as look_up
+from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.common import update_loss_metric
 
