@@ -22,6 +22,7 @@ from typing import Any
 import tyro
 
 from benchmarks.accuracy import HEAD, cells
+from zoo.files.weights import PACKED, WeightsFolder, packed_names
 
 ROOT = Path(__file__).parents[1]
 SPEED_FILES = ("train_step", "pipeline", "recurrent_step", "gpt_speed", "diffusion_speed")
@@ -409,6 +410,47 @@ GPU_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+# ------------------------------------------------------------------ zoo/weights
+
+METRICS: dict[str, Callable[[float], str]] = {
+    "test_accuracy": lambda value: f"{value:.2%} correct",
+    "test_perplexity": lambda value: f"perplexity {value:.1f}",
+    "test_bits_per_character": lambda value: f"{value:.3f} bits a character",
+    "bleu": lambda value: f"BLEU {value:.1f}",
+    "chrf": lambda value: f"chrF {value:.1f}",
+    "prompt_accuracy": lambda value: f"{value:.1%} as asked",
+    "frechet_distance": lambda value: f"Fréchet distance {value:.1f}",
+    "frechet_real": lambda value: f"of real images {value:.1f}",
+}
+
+
+def weights() -> str:
+    """A row for each weights folder, with the metrics of the backend that has trained it."""
+    loading = json.loads((ROOT / "results" / "weights.json").read_text())["weights"]
+    rows = []
+    for name in packed_names():
+        card = WeightsFolder(PACKED / name).card
+        training = card.training
+        metrics = card.metrics[training.backend.partition(" ")[0]].whole
+        rows.append(
+            (
+                f"`{name}`",
+                f"{card.parameters:,}",
+                f"{sum(record.bytes for record in card.files.values()) / 1e6:.1f}",
+                ", ".join(text(metrics[key]) for key, text in METRICS.items() if key in metrics),
+                training.backend.partition(" ")[0],
+                f"{training.seconds / 60:.0f}" if training.seconds >= 90 else "1",
+                f"{loading[name]['load_seconds']:.1f}",
+                f"{loading[name]['mebibytes']:.0f}",
+            )
+        )
+    head = (
+        "weights", "parameters", "MB", "on the test data", "trained on", "minutes",
+        "loading, s", "MiB",
+    )  # fmt: skip
+    return table(head, rows)
+
+
 # ------------------------------------------------------------------ README.md
 
 
@@ -426,6 +468,7 @@ def tables() -> dict[str, str]:
         "gpt_speed": gpt_speed(),
         "diffusion_speed": diffusion_speed(),
         "gpu": gpu(),
+        "weights": weights(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
     }
 

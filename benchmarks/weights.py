@@ -2,15 +2,18 @@
 
     KERAS_BACKEND=jax python -m benchmarks.weights pack runs/mlp mlp-mnist --machine "2-core CPU"
     KERAS_BACKEND=torch python -m benchmarks.weights evaluate mlp-mnist
-    python -m benchmarks.weights train mlp-mnist --run-dir runs/again
+    python -m benchmarks.weights mlp-mnist
+    python -m benchmarks.weights measure
 
 `pack` writes the folder and the metrics of its files on the running backend. `evaluate` adds those
-of another backend, with the same computation: the card tells what differs. `train` runs the card's
-command again.
+of another backend, with the same computation: the card tells what differs. A name alone, short for
+`train`, runs the card's command again and compares the metrics. `measure` writes the size of the wheel, and the time and memory that loading takes,
+to results/weights.json; `python -m benchmarks.results` then writes the README's table.
 """
 
 import dataclasses
 import importlib
+import json
 import shlex
 import shutil
 import subprocess
@@ -37,11 +40,12 @@ from zoo.evaluation.language_model import DocumentScorer, bits_per_character, lo
 from zoo.files import documents, tensors
 from zoo.files.runs import FinishedRun
 from zoo.files.saved import describe_files
-from zoo.files.weights import CARD, PACKED, Card, WeightsFolder, open_saved, shown
+from zoo.files.weights import CARD, PACKED, Card, WeightsFolder, open_saved, packed_names, shown
 from zoo.tasks import ImageClassifier, ImageSampler, NextWord, Task, TextCompletion, Translator
 from zoo.training import Batches, CrossEntropy
 from zoo.training.losses import cross_entropy
 
+ROOT = Path(__file__).parents[1]
 # What a model's task needs besides the weights.
 COMPANIONS = ("vocabulary.json", "diffusion.json", "prompts.json", "autoencoder.json")
 DATA = {
@@ -253,19 +257,68 @@ def evaluate(
     return WeightsFolder(folder).card
 
 
-def train(name: tyro.conf.Positional[str], run_dir: Path) -> int:
-    """Run the command of a card again.
+def train(name: tyro.conf.Positional[str], run_dir: Path | None = None) -> None:
+    """Run the command of a card again, and print the metrics beside those of the card.
 
     Args:
         name: Name of the weights.
-        run_dir: Directory of the new run.
+        run_dir: Directory of the new run; by default runs/NAME.
     """
     saved = open_saved(name, argument="name")
     if not isinstance(saved, WeightsFolder):
         raise ValueError(f"`name` must be that of weights with a card. Received: name={name!r}")
+    run_dir = run_dir or Path("runs", saved.folder.name)
     _, script, *flags = shlex.split(saved.card.training.command)
-    command = [sys.executable, script, *flags, "--run-dir", str(run_dir)]
-    return subprocess.run(command, check=False).returncode
+    command = [sys.executable, str(ROOT / script), *flags, "--run-dir", str(run_dir)]
+    if status := subprocess.run(command, check=False).returncode:
+        raise ValueError(f"The recipe ended with status {status}")
+    results = FinishedRun(run_dir).read("metrics.json", dict[str, JsonValue])
+    for backend_name, metrics in saved.card.metrics.items():
+        for key, value in metrics.whole.items():
+            if key in results:
+                result = shown(float(str(results[key])))
+                print(f"{key}: {result}, in the card {shown(value)} ({backend_name})")
+
+
+PROBE = """
+import json, resource, sys, time
+import zoo
+import zoo.tasks
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+before, start = peak(), time.perf_counter()
+zoo.load(sys.argv[1])
+seconds = time.perf_counter() - start
+print(json.dumps({"load_seconds": round(seconds, 2), "mebibytes": round(peak() - before)}))
+"""
+
+
+def measure(names: list[str] | None = None, out: Path = ROOT / "results" / "weights.json") -> None:
+    """Write the size of the wheel, and what loading each weights folder takes in a new process.
+
+    Args:
+        names: Names of the weights; by default all.
+        out: File for the results.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", temporary, str(ROOT)]
+        subprocess.run([sys.executable, *build], check=True)
+        (wheel,) = Path(temporary).iterdir()
+        results: dict[str, Any] = {"wheel_bytes": wheel.stat().st_size}
+    results["backend"] = f"{backends.name} {backend.version()}"
+    results["weights"] = {}
+    for name in names or packed_names():
+        probe = subprocess.run(
+            [sys.executable, "-c", PROBE, name],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        results["weights"][name] = json.loads(probe.stdout)
+    out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def command_of(recipe: str, config: Mapping[str, Any]) -> str:
@@ -292,10 +345,13 @@ def _git(*arguments: str) -> str:
 
 def main() -> None:
     """Runs a command of this module."""
-    commands: dict[str, Any] = {"pack": pack, "evaluate": evaluate, "train": train}
-    status = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
-    if isinstance(status, int) and status:
-        raise ValueError(f"The recipe ended with status {status}")
+    commands: dict[str, Any] = {
+        "pack": pack, "evaluate": evaluate, "train": train, "measure": measure
+    }  # fmt: skip
+    arguments = sys.argv[1:]
+    if arguments[:1] and arguments[0] in packed_names():
+        arguments = ["train", *arguments]
+    tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, args=arguments)
 
 
 if __name__ == "__main__":

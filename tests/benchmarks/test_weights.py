@@ -82,6 +82,26 @@ def test_pack_refuses_float16_that_changes_a_metric(
         weights.pack(tmp_path, "mlp-small", "m", into=tmp_path)
 
 
+def test_train_runs_the_command_of_the_card_and_compares(
+    finished: tuple[Path, dict], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    card = weights.pack(finished[0], "mlp-small", "two cores", into=tmp_path, commit="1234")
+    weights.train(str(tmp_path / "mlp-small"), tmp_path / "again")
+    output = capfd.readouterr().out
+    accuracy = f"{finished[1]['test_accuracy']:.4f}"
+    assert f"test_accuracy: {accuracy}, in the card {accuracy} ({zoo.backends.name})" in output
+    again = (tmp_path / "again" / "model.weights.h5").stat().st_size
+    assert again > 4 * card.parameters
+
+
+def test_measure_writes_what_loading_takes(tmp_path: Path) -> None:
+    weights.measure(["mlp-mnist"], tmp_path / "weights.json")
+    results = json.loads((tmp_path / "weights.json").read_text())
+    assert results["wheel_bytes"] > 1e6
+    assert set(results["weights"]) == {"mlp-mnist"}
+    assert 0 < results["weights"]["mlp-mnist"]["load_seconds"] < 60
+
+
 def test_train_rejects_what_has_no_card(finished: tuple[Path, dict], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`name` must be that of weights with a card"):
         weights.train(str(finished[0]), tmp_path)
