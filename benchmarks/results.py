@@ -440,7 +440,7 @@ def weights() -> str:
                 ", ".join(text(metrics[key]) for key, text in METRICS.items() if key in metrics),
                 training.backend.partition(" ")[0],
                 f"{training.seconds / 60:.0f}" if training.seconds >= 90 else "1",
-                f"{loading[name]['load_seconds']:.1f}",
+                f"{loading[name]['load_seconds']:.2f}",
                 f"{loading[name]['mebibytes']:.0f}",
             )
         )
