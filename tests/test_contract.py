@@ -19,6 +19,10 @@ EXAMPLES = {
     for example, arguments in registry.examples(name).items()
 }
 BUILDERS = pytest.mark.parametrize("name", EXAMPLES)
+# The second examples of a builder on one backend: `zoo check` trains them on each.
+TRAINED = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.once] * ("/" in name)) for name in EXAMPLES]
+)
 # The compiled backends take seconds for a step, and `zoo check` trains every model in float64, too.
 # JAX supports float64 only if it is enabled when the process starts.
 UNCOMPILED = ["bfloat16", *(["float64"] if zoo.backends.name != "jax" else [])]
@@ -132,7 +136,7 @@ def test_builder_model_saves_and_loads(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(ops.convert_to_numpy(other(x)), expected)
 
 
-@BUILDERS
+@TRAINED
 def test_fit_trains_every_weight_with_an_incomplete_last_batch(name: str) -> None:
     model = build(name)
     x, y = example_input(model, 6), example_target(model, name, 6)
@@ -154,7 +158,7 @@ def test_builder_ignores_the_global_image_data_format(name: str) -> None:
         keras.config.set_image_data_format("channels_last")
 
 
-@BUILDERS
+@TRAINED
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_builder_supports_dtype_policies(name: str, dtype: str) -> None:
     model = build(name, dtype=dtype)
