@@ -19,6 +19,7 @@ from zoo.files import documents, tensors, weights
 from zoo.files.runs import FinishedRun
 from zoo.files.saved import describe_files
 from zoo.files.weights import CARD, PACKED, WeightsFolder
+from zoo.tasks import ImageClassifier
 
 NAMES = zoo.list_weights()
 MLP = {"input_shape": (4,), "num_classes": 3, "hidden_units": (5,), "dropout": 0.1}
@@ -29,8 +30,11 @@ def test_packed_weights_have_the_metrics_of_their_card(name: str) -> None:
     task = zoo.load(name)
     WeightsFolder(PACKED / name).verify()
     metrics = task.card.metrics[zoo.backends.name]
+    # `python -m benchmarks.weights evaluate` computes the others on the whole data, in minutes.
+    part = not isinstance(task, ImageClassifier) or task.model.count_params() > 1_000_000
+    expected = metrics.part if part else metrics.whole
     # On another processor, a sum may round otherwise.
-    assert compute_metrics(task, part=True) == pytest.approx(metrics.part, rel=1e-3)
+    assert compute_metrics(task, part) == pytest.approx(expected, rel=1e-3)
     for value in metrics.whole.values():
         assert any(weights.shown(value) == weights.shown(other) for other in metrics.whole.values())
 
