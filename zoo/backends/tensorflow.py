@@ -22,6 +22,7 @@ from zoo.backends.common import look_up as look_up
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.common import update_loss_metric
+from zoo.backends.exporting import is_exporting
 
 Tensor = Any
 
@@ -184,6 +185,8 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
+    if is_exporting():
+        return integers
     low, high = tf.reduce_min(integers), tf.reduce_max(integers)
     if tf.executing_eagerly():
         if tf.size(integers):

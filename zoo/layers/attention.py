@@ -135,7 +135,8 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
 
 def check_length(length: int | None, max_length: int, layer: str) -> None:
     """Raises ValueError for a sequence longer than `max_length`, the positions of a layer."""
-    if length is not None and length > max_length:
+    # An exported file's length is symbolic, and of another type.
+    if isinstance(length, int) and length > max_length:
         raise ValueError(
             f"A sequence must have at most `max_length` = {max_length} tokens, the positions of "
             f"the layer {layer}. Received: {length}. Truncate the sequence, or build the model "
