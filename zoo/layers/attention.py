@@ -250,7 +250,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         """
         query = self.queries(x)
         keys, values = self.keys_and_values(x if context is None else context)
-        attention_mask = None if padding_mask is None else padding_mask[:, None, None, :]
+        attention_mask = None if padding_mask is None else ops.expand_dims(padding_mask, (1, 2))
         return self.attend(query, keys, values, attention_mask, self.causal)
 
     def compute_output_shape(self, input_shape: Any, *_: Any, **__: Any) -> Any:
