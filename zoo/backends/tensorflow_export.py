@@ -1,5 +1,6 @@
 """Files that TensorFlow writes: SavedModel directories and LiteRT."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def _module(graph: Graph) -> tf.Module:
     module = tf.Module()
     module.variables_ = [variable.value for variable in graph.model.variables]
     signature = {
-        name: tf.TensorSpec([None if isinstance(s, str) else s for s in spec.shape], spec.dtype, name)
+        name: tf.TensorSpec(
+            [None if isinstance(s, str) else s for s in spec.shape], spec.dtype, name
+        )
         for name, spec in graph.inputs.items()
     }
     module.serve = tf.function(serve).get_concrete_function(**signature)
@@ -34,6 +37,9 @@ def _module(graph: Graph) -> tf.Module:
 def write_saved_model(graph: Graph, path: Path) -> None:
     module = _module(graph)
     tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+    extra = path / "assets.extra"  # the folder that the format leaves to users
+    extra.mkdir()
+    (extra / "metadata.json").write_text(json.dumps(dict(graph.metadata), indent=2), "utf-8")
 
 
 def write_litert(graph: Graph, path: Path) -> None:

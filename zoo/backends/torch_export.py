@@ -50,6 +50,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
         program(graph), dynamo=True, verbose=False, external_data=False
     )
     _rename(onnx_program.model.graph, graph)
+    onnx_program.model.metadata_props.update(graph.metadata)
     onnx_program.save(path)
 
 

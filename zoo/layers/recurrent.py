@@ -66,7 +66,9 @@ def gru_step(wx: Tensor, uh: Tensor, h: Tensor) -> tuple[Tensor]:
 def _fits(mask: Tensor, sequences: Tensor) -> bool:
     """Whether a mask is (B, T); sizes that are symbolic, in an export, are not compared."""
     steps = sequences.shape[1]
-    is_known = isinstance(steps, int | None) and all(isinstance(n, int | None) for n in mask.shape[1:])
+    is_known = isinstance(steps, int | None) and all(
+        isinstance(n, int | None) for n in mask.shape[1:]
+    )
     return tuple(mask.shape[1:]) == (steps,) if is_known else len(mask.shape) == 2
 
 
