@@ -23,7 +23,8 @@ def write_stablehlo(graph: Graph, path: Path) -> None:
         return dict(zip(graph.outputs, outputs, strict=True))
 
     limits = [f"{axis} <= {graph.limits[axis]}" for axis in graph.axes if axis in graph.limits]
-    sizes = dict(zip(graph.axes, export.symbolic_shape(",".join(graph.axes), constraints=limits)))
+    symbols = export.symbolic_shape(",".join(graph.axes), constraints=limits)
+    sizes: dict[int | str, Any] = dict(zip(graph.axes, symbols))
     signature = {
         name: jax.ShapeDtypeStruct([sizes.get(s, s) for s in spec.shape], spec.dtype)
         for name, spec in graph.inputs.items()

@@ -16,7 +16,6 @@ from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.exporting import is_exporting
 from zoo.backends.torch_capture import captured, capturing, is_capturing
-from zoo.backends.torch_scan import recurrent_scan
 from zoo.backends.torch_training import ForeachMixin as ForeachMixin
 from zoo.backends.torch_training import TrainerMixin as TrainerMixin
 from zoo.backends.torch_training import adam_update as adam_update
@@ -311,6 +310,8 @@ def recurrent(
     mask: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     if is_exporting():
+        from zoo.backends.torch_scan import recurrent_scan
+
         return recurrent_scan(cell_step, inputs, states, weights, mask)
     parameters = _parameters(cell, *weights)
     initial = [state.contiguous()[None] for state in states]
