@@ -44,15 +44,14 @@ def assert_proven(report: ExportReport, path: Path, backends: int = 3) -> None:
 @pytest.mark.parametrize(
     ("model", "format_name", "arguments"),
     [
-        ("cnn_48x48", "onnx", {"num_classes": 3}),
-        ("gpt", "onnx", {}),
         ("rnn_classifier/lstm", "onnx",
          {"units": 4, "input_shape": [None, 3], "bidirectional": True, "mask": True}),
-        ("transformer", "saved_model", {}),
+        ("transformer", "onnx", {"num_layers": 1}),
+        ("gpt", "saved_model", {"num_layers": 1}),
         ("rnn_language_model/simple_rnn", "litert", {}),
-        ("text_to_image", "litert", {}),
-        ("gpt/llama", "pt2", {}),
-        ("text_to_image", "stablehlo", {}),
+        ("gpt", "litert", {"num_layers": 1}),
+        ("gpt/llama", "pt2", {"num_layers": 1}),
+        ("unet", "stablehlo", {"channels": [8]}),
     ],
 )  # fmt: skip
 def test_export_proves_models_of_the_zoo(
@@ -100,7 +99,8 @@ def test_export_of_mobilenet_keeps_builder_and_metadata(
 ) -> None:
     model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
     path = tmp_path / "mobilenet.onnx"
-    assert_proven(export(model, path, "onnx", workers=workers), path)
+    two = workers.only("torch", "tensorflow")
+    assert_proven(export(model, path, "onnx", workers=two), path, 2)
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert metadata["model"] == model.name
     assert metadata["keras"] == keras.__version__

@@ -46,8 +46,13 @@ def write_pt2(graph: Graph, path: Path) -> None:
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
+    axes = {
+        name: {i: s for i, s in enumerate(entry.shape) if isinstance(s, str)}
+        for name, entry in graph.inputs.items()
+    }
+    # The names of the axes are all that is taken from `dynamic_shapes`: the program has its own.
     onnx_program = torch.onnx.export(
-        program(graph), dynamo=True, verbose=False, external_data=False
+        program(graph), dynamic_shapes=(axes,), dynamo=True, verbose=False, external_data=False
     )
     _rename(onnx_program.model.graph, graph)
     onnx_program.model.metadata_props.update(graph.metadata)

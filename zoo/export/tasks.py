@@ -37,14 +37,14 @@ def answer(
         model refuses it; and the seconds of a call of each timed batch.
     """
     graph = source.graph()
+    function = backend.inference_function(graph.model, graph.function)
     outputs: list[Arrays | str] = []
     for batch in batches:
         try:
-            tensors = graph.function(*map(ops.convert_to_tensor, batch))
+            tensors = function(*map(ops.convert_to_tensor, batch))
             outputs.append([np.array(ops.convert_to_numpy(tensor)) for tensor in tensors])
         except Exception as error:  # of any kind, by the backend
             outputs.append(f"{type(error).__name__}: {error}")
-    function = backend.inference_function(graph.model, graph.function)
     environment = {
         "backend_version": backend.version(),
         "keras_version": keras.__version__,
@@ -58,7 +58,7 @@ def _seconds(function: Any, batch: Arrays, calls: int = 5) -> float:
     durations = []
     for _ in range(calls + 1):
         started = time.perf_counter()
-        for output in function(*batch):
+        for output in function(*map(ops.convert_to_tensor, batch)):
             ops.convert_to_numpy(output)
         durations.append(time.perf_counter() - started)
     return min(durations[1:])
