@@ -1,6 +1,8 @@
 """Arguments that an export refuses before any work, and code that is traced for files."""
 
 import importlib.util
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from zoo.export import export, formats
 from zoo.export.formats import Format
 from zoo.export.proof import relative_distance
 from zoo.layers.recurrent import LAYERS
+from zoo.parity.report import read_json
 
 MODELS = "tests.export.models"
 
@@ -34,7 +37,7 @@ def test_export_rejects_unknown_formats(tmp_path: Path) -> None:
 def test_export_names_missing_packages(tmp_path: Path) -> None:
     if importlib.util.find_spec("jax"):
         pytest.skip("JAX is installed")
-    message = r'`format`=\'stablehlo\' needs jax, .*pip install "keras-zoo\[jax\]"'
+    message = r"Received: format='stablehlo', which needs jax\. Install with `pip install jax`, or"
     with pytest.raises(ImportError, match=message):
         export("mlp", tmp_path / "mlp", "stablehlo")
     assert not list(tmp_path.iterdir())
@@ -43,13 +46,14 @@ def test_export_names_missing_packages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
+        (3, None, r"`model` must be an instance of Model or a name or a path. Received: model=3"),
         ("mpl", None, r"`model` must be one of mlp, .*mlp-mnist.*Received: model='mpl'"),
         ("mlp-mnist", {"seed": 1}, r"`arguments` must not be given for a trained model"),
         (f"{MODELS}:fixed_batch", None, r"`model` must take batches of any size"),
     ],
 )
 def test_export_rejects_models(
-    model: str,
+    model: Any,
     arguments: dict[str, Any] | None,
     message: str,
     tmp_path: Path,
@@ -114,3 +118,40 @@ def test_relative_distance_finds_numbers_that_are_not_finite() -> None:
     assert relative_distance(np.array([1.0, np.nan]), np.array([1.0, np.nan])) == 0
     assert relative_distance(np.array([1.0, np.nan]), np.array([1.0, 2.0])) == np.inf
     assert relative_distance(np.array([2.0, 3.9]), np.array([2.0, 4.0])) == pytest.approx(0.025)
+
+
+@pytest.mark.once
+def test_export_command_refuses_before_any_work(
+    in_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "model")
+    arguments = ("export", "mlp", "--format", "pt2", "--out", out)
+    result = in_process("zoo", *arguments, "--arguments", "[1]")
+    assert result.returncode == 2
+    assert "`arguments` must be a JSON object" in result.stderr
+    result = in_process("zoo", *arguments, "--backends", "numpy")
+    assert result.returncode == 2
+    assert "`backends` must be among those installed here" in result.stderr
+    result = in_process("zoo", "export", "--help")
+    assert result.returncode == 0
+    for format_name in formats.FORMATS:
+        assert format_name in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_export_command_writes_file_and_reports(
+    in_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "files" / "mlp.pt2"
+    result = in_process(
+        "zoo", "export", "mlp-mnist", "--format", "pt2", "--out", str(path), "--backends", "torch",
+        "--json", str(tmp_path / "report.json"), "--html", str(tmp_path / "report.html"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "mlp-mnist: exported and proven" in result.stdout
+    assert [entry.name for entry in path.parent.iterdir()] == ["mlp.pt2"]
+    (report,) = read_json(tmp_path / "report.json")
+    assert report.settings["format"] == "pt2"
+    assert "<h1>Export</h1>" in (tmp_path / "report.html").read_text()

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
+
+import keras
 
 from zoo.export import formats, proof, tasks
 from zoo.export.formats import Format
@@ -16,7 +18,8 @@ from zoo.export.report import ExportReport
 from zoo.export.source import Source, describe
 from zoo.parity.report import Row, RungReport
 from zoo.parity.workers import WorkerError, Workers
-from zoo.validation import FilePath, Index, JSONObject, Positive, Rule, TextList, validated
+from zoo.validation import FilePath, Index, JSONObject, Positive, TextList, validated
+from zoo.validation import Source as NameOrPath
 
 Progress = Callable[[str], None]
 
@@ -29,12 +32,10 @@ _COMPARED = (
     "attention, which amplify the rounding; measured over the models of the zoo at most 3e-6."
 )
 
-Exportable = Annotated[Any, Rule("a model, a name, a path or an address", lambda value: value)]
-
 
 @validated
 def export(
-    model: Exportable,
+    model: keras.Model | NameOrPath,
     path: FilePath,
     format: str,
     *,
@@ -152,8 +153,10 @@ class _Export:
                     try:
                         outputs[name] = future.result()
                     except WorkerError as error:
-                        row = Row("outputs", (entry.runtime, name), "float32", "failed")
-                        output_rows.append(Row(**{**vars(row), "detail": str(error)}))
+                        between = entry.runtime, name
+                        output_rows.append(
+                            Row("outputs", between, "float32", "failed", detail=str(error))
+                        )
             if file_rows[-1].status == "agrees":
                 output_rows += proof.compare(source, entry, compared, result.outputs, outputs)
                 self._measure(result, written)

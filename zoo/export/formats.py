@@ -3,8 +3,6 @@
 import importlib.util
 from dataclasses import dataclass
 
-from zoo import backends
-
 
 @dataclass(frozen=True)
 class Format:
@@ -85,14 +83,13 @@ def get(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: format={name!r}")
     entry = FORMATS[name]
-    missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
-    extras = [entry.extra] if missing else []
-    if entry.backend not in backends.installed():
-        missing = [entry.backend, *missing]
-        extras = list(dict.fromkeys([entry.backend, *extras]))
+    needed = [entry.backend, *entry.packages]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
+        packages = " ".join(name.replace("_", "-") for name in missing)
         raise ImportError(
-            f"`format`={name!r} needs {', '.join(missing)}, which this environment lacks. Install "
-            f'with `pip install "keras-zoo[{",".join(extras)}]"`'
+            f"`format` must be one whose packages are installed. Received: format={name!r}, which "
+            f"needs {', '.join(missing)}. Install with `pip install {packages}`, or with the extra "
+            f"`{entry.extra}` of this package"
         )
     return entry
