@@ -11,7 +11,7 @@ def two_inputs() -> keras.Model:
     image = keras.Input((8, 8, 3), name="image")
     steps = keras.Input((None, 4), name="steps")
     x = keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu", name="conv")(image)
-    x = keras.layers.Concatenate()([keras.layers.Flatten()(x), GRU(6, name="gru")(steps)])
+    x = keras.layers.Concatenate()([keras.layers.Flatten()(x), keras.layers.GRU(6)(steps)])
     labels = keras.layers.Dense(3, activation="softmax", name="label")(x)
     return keras.Model([image, steps], [labels, keras.layers.Dense(1, name="score")(x)])
 

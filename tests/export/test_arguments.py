@@ -13,11 +13,11 @@ import pytest
 import zoo
 from zoo.backends import backend
 from zoo.backends.exporting import Axes, Graph, exporting, is_exporting
-from zoo.export import export, formats
+from zoo.export import ExportReport, export, formats
 from zoo.export.formats import Format
 from zoo.export.proof import relative_distance
 from zoo.layers.recurrent import LAYERS
-from zoo.parity.report import read_json
+from zoo.parity.report import Row, RungReport, read_json
 
 MODELS = "tests.export.models"
 
@@ -111,7 +111,7 @@ def test_graph_traces_with_sizes_of_their_own_within_the_limits() -> None:
     inputs = {"ids": Axes("int32", ("batch", "length")), "image": Axes("float32", ("batch", 8))}
     graph = Graph(None, lambda *_: [], inputs, ("output",), {"length": 2})
     assert graph.axes == ["batch", "length"]
-    assert [array.shape for array in graph.example()] == [(2, 2), (2, 8)]
+    assert [array.shape for array in graph.example()] == [(20, 2), (20, 8)]
 
 
 def test_relative_distance_finds_numbers_that_are_not_finite() -> None:
@@ -155,3 +155,14 @@ def test_export_command_writes_file_and_reports(
     (report,) = read_json(tmp_path / "report.json")
     assert report.settings["format"] == "pt2"
     assert "<h1>Export</h1>" in (tmp_path / "report.html").read_text()
+
+
+def test_report_of_a_proof_that_compared_nothing_is_no_proof() -> None:
+    file = RungReport(1, "file", "", (Row("export", ("torch",), "", "agrees"),))
+    refused = Row("batch 1", ("PyTorch", "torch"), "float32", "ruled out")
+    agreeing = Row("batch 3", ("PyTorch", "torch"), "float32", "agrees", 0.0, 1e-5)
+    for rows, status in (((refused,), 2), ((), 2), ((refused, agreeing), 0)):
+        rungs = file, RungReport(2, "outputs", "", rows)
+        report = ExportReport("model", {}, {}, (), rungs)
+        assert report.exit_status == status
+        assert report.proven == (status == 0)

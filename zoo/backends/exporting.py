@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+_EXAMPLE = 20  # size of the first dynamic axis while a model is traced
+
 _exporting = contextvars.ContextVar("_exporting", default=False)
 
 
@@ -70,12 +72,12 @@ class Graph:
         return list(dict.fromkeys(s for shape in shapes for s in shape if isinstance(s, str)))
 
     def example(self) -> list[np.ndarray]:
-        """Inputs to trace with: zeros, whose dynamic axes have different sizes from 2 on.
+        """Inputs to trace with: zeros, whose dynamic axes have different sizes.
 
-        A size of 1 would be taken for one that broadcasts.
+        A size of 1, also behind a convolution, would be taken for one that broadcasts.
         """
         sizes = {
-            axis: min(2 + number, self.limits.get(axis, 2 + number))
+            axis: min(_EXAMPLE + number, self.limits.get(axis, _EXAMPLE + number))
             for number, axis in enumerate(self.axes)
         }
         return [

@@ -14,6 +14,12 @@ class ExportReport(Report):
     """
 
     @property
+    def exit_status(self) -> int:
+        """Exit status of the command: 0 only if outputs were compared, and all agree."""
+        outputs = [row for row in self.rungs[-1].rows if row.status == "agrees"]
+        return super().exit_status or (0 if outputs else 2)
+
+    @property
     def proven(self) -> bool:
         """Whether the file is in its place: it ran without Keras and agrees with the model."""
         return self.agrees

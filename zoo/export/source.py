@@ -16,6 +16,7 @@ from zoo import registry
 from zoo._version import __version__
 from zoo.backends.exporting import Axes, Graph
 from zoo.files.weights import PACKED, WeightsFolder, open_saved, packed_names
+from zoo.layers import recurrent
 from zoo.layers.attention import Attention
 from zoo.parity.case import Case, build_model
 from zoo.parity.inputs import InputSpec
@@ -28,6 +29,9 @@ _ATTENTION = (
     keras.layers.Attention,
     keras.layers.AdditiveAttention,
 )
+
+
+_RECURRENT = {layer.__name__ for layer in recurrent.LAYERS.values()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +60,16 @@ class Source:
     tolerance: float
     metadata: Mapping[str, str]
 
-    def graph(self) -> Graph:
-        """Builds the model with its weights, as one function of its inputs."""
+    def graph(self, for_file: bool = False) -> Graph:
+        """Builds the model with its weights, as one function of its inputs.
+
+        Args:
+            for_file: Whether Keras' recurrent layers are replaced by those of the zoo, which can
+                be traced for any length.
+        """
         model, specs = build_model(self.case)
+        if for_file:
+            model = _with_own_recurrent_layers(model)
         with np.load(self.weights) as stored:
             model.set_weights([stored[name] for name in stored.files])
         finalize_layer_state(model)
@@ -177,6 +188,25 @@ def _origin(model: keras.Model) -> dict[str, str]:
     return {"builder": name, "arguments": json.dumps(arguments, default=operator.index)}
 
 
+def _with_own_recurrent_layers(model: keras.Model) -> keras.Model:
+    """The model with the zoo's recurrent layers, which have the weights of Keras' own."""
+    config = keras.saving.serialize_keras_object(model)
+    replaced = _replaced(config)
+    return model if replaced == config else keras.saving.deserialize_keras_object(replaced)
+
+
+def _replaced(config: Any) -> Any:
+    if isinstance(config, list | tuple):
+        return [_replaced(item) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    config = {key: _replaced(value) for key, value in config.items()}
+    if config.get("module") == "keras.layers" and config["class_name"] in _RECURRENT:
+        config |= {"module": recurrent.__name__, "registered_name": f"zoo>{config['class_name']}"}
+        config["config"] = {**config["config"], "dropout": 0.0, "recurrent_dropout": 0.0}
+    return config
+
+
 def _layers(model: keras.Model) -> list[Any]:
     return list(model._flatten_layers())
 
@@ -226,7 +256,7 @@ def _axes(model: keras.Model, specs: Any, names: list[str]) -> dict[str, Axes]:
             if count > 1:
                 model(tree.pack_sequence_as(specs, arrays), training=False)
             break
-        except Exception:
+        except Exception:  # of any kind, by the model and the backend
             if not separate:
                 raise
     return {name: Axes(spec.dtype, tuple(shape)) for name, spec, shape in zip(names, flat, named)}

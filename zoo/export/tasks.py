@@ -19,7 +19,7 @@ Arrays = list[np.ndarray]
 def write(source: Source, format_name: str, path: Path) -> None:
     """Writes the file of a model, on the backend that the format needs."""
     module = importlib.import_module(f"zoo.backends.{backends.name}_export")
-    getattr(module, f"write_{format_name}")(source.graph(), path)
+    getattr(module, f"write_{format_name}")(source.graph(for_file=True), path)
 
 
 def answer(
