@@ -109,8 +109,8 @@ def missing_attribute(
 
 
 def _addresses(arguments: Sequence[str]) -> Iterator[str]:
-    """The addresses of models in a command line `check ...`, without the values of flags."""
-    if arguments[:1] == ["check"]:
+    """The addresses of models in `check ...` and `export ...`, without the values of flags."""
+    if arguments[:1] in (["check"], ["export"]):
         for previous, argument in itertools.pairwise(arguments):
             if _ADDRESS.fullmatch(argument) and not previous.startswith("-"):
                 yield argument

@@ -79,9 +79,13 @@ ROOMS: dict[str, set[str]] = {
     "tasks": {
         "cli", "datasets", "diffusion", "files", "generation", "registry", "training", "validation",
     },
+    "export": {
+        "_version", "backends", "cli", "files", "layers", "parity", "random", "registry",
+        "training", "validation",
+    },
     "pretrained": {"files", "registry", "tasks", "validation"},
     "__init__": {"_version", "backends", "datasets", "models", "pretrained", "training"},
-    "__main__": {"cli", "parity", "registry", "summary", "tasks"},
+    "__main__": {"cli", "export", "parity", "registry", "summary", "tasks"},
 }  # fmt: skip
 
 

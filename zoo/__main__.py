@@ -1,4 +1,4 @@
-"""Command line of keras-zoo: list, show, train and use models, and compare the backends."""
+"""Command line of keras-zoo: list, show, train, use and export models, and compare the backends."""
 
 import ast
 import importlib
@@ -13,6 +13,7 @@ import tyro
 from rich.table import Table
 
 from zoo import cli, registry, summary
+from zoo.export import command as export_command
 from zoo.parity import command
 from zoo.tasks.command import COMMANDS
 
@@ -115,10 +116,13 @@ def main(arguments: Sequence[str]) -> int | None:
         **COMMANDS,
         "check": command.Check,
         "report": command.write_page,
+        "export": export_command.Export,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, args=arguments, prog="zoo", description=__doc__
     )
+    if isinstance(chosen, export_command.Export):
+        return export_command.run_export(chosen)
     return command.run_check(chosen) if isinstance(chosen, command.Check) else None
 
 

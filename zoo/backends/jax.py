@@ -21,6 +21,7 @@ from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import host_integer as host_integer
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
+from zoo.backends.exporting import is_exporting
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
@@ -216,7 +217,7 @@ def attention(
     A block omits the keys beyond its last query, and the blocks run in parallel.
     """
     length = query.shape[1]
-    if not causal or length < _QUERY_BLOCKS or device() != "cpu":
+    if not causal or is_exporting() or length < _QUERY_BLOCKS or device() != "cpu":
         return common.attention(query, keys, values, attention_mask, causal, scale)
     group = query.shape[2] // keys.shape[2]
     query = (query * scale).swapaxes(1, 2)

@@ -17,6 +17,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from zoo.backends import common
+from zoo.backends.exporting import is_exporting
 from zoo.backends.jax_winograd import chunks, winograd_conv
 
 Tensor = Any
@@ -28,6 +29,7 @@ def conv2d(layer: Any, inputs: Tensor) -> Tensor:
     kernel = jnp.asarray(layer.kernel)
     is_supported = (
         jax.default_backend() == "cpu"
+        and not is_exporting()
         and layer.data_format == "channels_last"
         and layer.padding == "same"
         and tuple(layer.strides) == (1, 1)
@@ -159,6 +161,7 @@ def _convolution(x: Tensor, kernel: Tensor, bias: Tensor, relu: bool, use_winogr
 def max_pool2d(layer: Any, inputs: Tensor) -> Tensor:
     is_supported = (
         jax.default_backend() == "cpu"
+        and not is_exporting()
         and layer.data_format == "channels_last"
         and tuple(layer.pool_size) == tuple(layer.strides) == (2, 2)
         and inputs.shape[1] % 2 == 0

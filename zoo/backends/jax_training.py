@@ -22,6 +22,7 @@ from keras.src.backend.config import is_nnx_enabled
 from keras.src.backend.jax import trainer as keras_trainer
 
 from zoo.backends import common
+from zoo.backends.exporting import is_exporting
 
 Tensor = Any
 State = tuple[list[Tensor], ...]
@@ -66,7 +67,7 @@ def _recorder(trace: Any) -> Iterator[_Recorder]:
 
 
 def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
-    if not integers.size:
+    if is_exporting() or not integers.size:
         return integers
     low, high = integers.min(), integers.max()
     if not isinstance(integers, jax.core.Tracer):

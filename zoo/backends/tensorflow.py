@@ -10,7 +10,6 @@ from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
-from zoo.backends.common import attention as attention
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
@@ -22,6 +21,8 @@ from zoo.backends.common import look_up as look_up
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.common import update_loss_metric
+from zoo.backends.exporting import is_exporting
+from zoo.backends.tensorflow_loop import recurrent_loop
 
 Tensor = Any
 
@@ -179,11 +180,29 @@ def reorder_caches(caches: Any, rows: Any) -> Any:
     return caches
 
 
+def attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    if causal and is_exporting():
+        # Keras indexes its causal mask with new axes, for which LiteRT has no operation.
+        rows, columns = (tf.range(tf.shape(x)[1]) for x in (query, keys))
+        allowed = tf.reshape(rows, [1, 1, -1, 1]) >= tf.reshape(columns, [1, 1, 1, -1])
+        attention_mask, causal = allowed, False
+    return common.attention(query, keys, values, attention_mask, causal, scale)
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
+    if is_exporting():
+        return integers
     low, high = tf.reduce_min(integers), tf.reduce_max(integers)
     if tf.executing_eagerly():
         if tf.size(integers):
@@ -213,7 +232,9 @@ def recurrent(
     kernel, recurrent_kernel, bias = map(tf.convert_to_tensor, weights)
     input_bias, recurrent_bias = tf.unstack(bias) if len(bias.shape) == 2 else (bias, 0 * bias)
     projected = tf.transpose(tf.tensordot(inputs, kernel, 1) + input_bias, [1, 0, 2])  # (T, B, k)
-    masks = () if mask is None else (tf.transpose(mask)[..., None],)  # (T, B, 1)
+    masks = () if mask is None else (tf.expand_dims(tf.transpose(mask), -1),)  # (T, B, 1)
+    if is_exporting():
+        return recurrent_loop(cell_step, projected, states, recurrent_kernel, recurrent_bias, masks)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def loop(projected: Tensor, kernel: Tensor, bias: Tensor, *states: Tensor) -> Any:

@@ -14,6 +14,7 @@ from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
+from zoo.backends.exporting import is_exporting
 from zoo.backends.torch_capture import captured, capturing, is_capturing
 from zoo.backends.torch_training import ForeachMixin as ForeachMixin
 from zoo.backends.torch_training import TrainerMixin as TrainerMixin
@@ -260,7 +261,7 @@ def _attention(
         attn_mask=attention_mask,
         is_causal=causal,
         scale=scale,
-        enable_gqa=query.shape[2] != keys.shape[1],
+        enable_gqa=bool(query.shape[2] != keys.shape[1]),
     )
     return outputs.transpose(1, 2)
 
@@ -276,8 +277,13 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
     # Keras infers shapes with tensors on the device "meta", which have no values.
-    is_symbolic = integers.device.type == "meta" or torch.compiler.is_compiling() or is_capturing()
-    if integers.numel() and not is_symbolic:
+    is_symbolic = (
+        integers.device.type == "meta"
+        or torch.compiler.is_compiling()
+        or is_capturing()
+        or is_exporting()
+    )
+    if not is_symbolic and integers.numel():
         low, high = torch.aminmax(integers)
         common.check_limits(low, high, size, rule)
     return integers
@@ -303,6 +309,10 @@ def recurrent(
     weights: tuple[Tensor, Tensor, Tensor],
     mask: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
+    if is_exporting():
+        from zoo.backends.torch_scan import recurrent_scan
+
+        return recurrent_scan(cell_step, inputs, states, weights, mask)
     parameters = _parameters(cell, *weights)
     initial = [state.contiguous()[None] for state in states]
     # has_biases, num_layers, dropout, train, bidirectional

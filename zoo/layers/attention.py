@@ -135,7 +135,8 @@ class Positions(keras.layers.Layer):  # type: ignore[misc]
 
 def check_length(length: int | None, max_length: int, layer: str) -> None:
     """Raises ValueError for a sequence longer than `max_length`, the positions of a layer."""
-    if length is not None and length > max_length:
+    # An exported file's length is symbolic, and of another type.
+    if isinstance(length, int) and length > max_length:
         raise ValueError(
             f"A sequence must have at most `max_length` = {max_length} tokens, the positions of "
             f"the layer {layer}. Received: {length}. Truncate the sequence, or build the model "
@@ -249,7 +250,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         """
         query = self.queries(x)
         keys, values = self.keys_and_values(x if context is None else context)
-        attention_mask = None if padding_mask is None else padding_mask[:, None, None, :]
+        attention_mask = None if padding_mask is None else ops.expand_dims(padding_mask, (1, 2))
         return self.attend(query, keys, values, attention_mask, self.causal)
 
     def compute_output_shape(self, input_shape: Any, *_: Any, **__: Any) -> Any:

@@ -141,7 +141,9 @@ class PaddingMask(keras.layers.Layer):  # type: ignore[misc]
         self.padding = padding
 
     def call(self, ids: Tensor) -> Tensor:
-        return ops.logical_or(ids != self.padding, ops.arange(ops.shape(ids)[1]) == 0)
+        return ops.logical_or(
+            ids != self.padding, ops.arange(ops.shape(ids)[1], dtype="int32") == 0
+        )
 
     def compute_output_spec(self, ids: Tensor) -> Any:
         return keras.KerasTensor(ids.shape, "bool")

@@ -48,7 +48,7 @@ class MaskedMean(keras.layers.Layer):  # type: ignore[misc]
     """Mean over the unmasked tokens, (B, L, dim) and a padding mask (B, L) bool to (B, dim)."""
 
     def call(self, x: Tensor, padding_mask: Tensor) -> Tensor:
-        weights = ops.cast(padding_mask, x.dtype)[..., None]
+        weights = ops.expand_dims(ops.cast(padding_mask, x.dtype), -1)
         return ops.sum(x * weights, axis=1) / ops.sum(weights, axis=1)
 
     def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:

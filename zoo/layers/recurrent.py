@@ -63,6 +63,15 @@ def gru_step(wx: Tensor, uh: Tensor, h: Tensor) -> tuple[Tensor]:
 # ------------------------------------------------------------------ layers
 
 
+def _fits(mask: Tensor, sequences: Tensor) -> bool:
+    """Whether a mask is (B, T); sizes that are symbolic, in an export, are not compared."""
+    steps = sequences.shape[1]
+    is_known = isinstance(steps, int | None) and all(
+        isinstance(n, int | None) for n in mask.shape[1:]
+    )
+    return tuple(mask.shape[1:]) == (steps,) if is_known else len(mask.shape) == 2
+
+
 class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
     """Base class of the three recurrent layers: a time loop chosen for each backend.
 
@@ -106,7 +115,7 @@ class _FusedRNN(keras.layers.RNN):  # type: ignore[misc]
         self, sequences: Tensor, initial_state: Any = None, mask: Any = None, training: bool = False
     ) -> Any:
         mask = mask[0] if isinstance(mask, list | tuple) else mask
-        if mask is not None and tuple(mask.shape[1:]) != (sequences.shape[1],):
+        if mask is not None and not _fits(mask, sequences):
             raise ValueError(
                 "`mask` must have the shape (batch, steps) of the sequences. Received: "
                 f"mask.shape={tuple(mask.shape)}, sequences.shape={tuple(sequences.shape)}"

@@ -167,7 +167,7 @@ def rotations(
     def look_up(rows: range, indices: Tensor) -> list[Tensor]:
         tables = rotary_tables(rows, dim, base, scaling, dtype)
         return [
-            ops.take(ops.convert_to_tensor(table, dtype=dtype), indices, axis=0)[:, :, None]
+            ops.expand_dims(ops.take(ops.convert_to_tensor(table, dtype=dtype), indices, axis=0), 2)
             for table in tables
         ]
 

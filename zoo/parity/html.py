@@ -18,13 +18,20 @@ PAIR_COLOURS = ("#009988", "#AA4499", "#332288")
 _SMALLEST = 1e-18  # position of a distance of 0 on a logarithmic axis
 
 
-def page(reports: Sequence[Report]) -> str:
-    """Renders reports as an HTML page."""
+def page(reports: Sequence[Report], heading: str = "Cross-backend check") -> str:
+    """Renders reports as an HTML page.
+
+    Args:
+        reports: The reports.
+        heading: Heading of the page.
+    """
     source = resources.files("zoo.parity").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = reporting.format_number
     return environment.from_string(source).render(
-        reports=[(report, _plots(report)) for report in reports], most_severe=reporting.most_severe
+        reports=[(report, _plots(report)) for report in reports],
+        most_severe=reporting.most_severe,
+        heading=heading,
     )
 
 

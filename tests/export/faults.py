@@ -1,0 +1,54 @@
+"""Faulty exports: each writes a file with one fault, in place of `zoo.export.tasks.write`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from zoo.backends import torch_export
+from zoo.backends.exporting import Axes, Graph
+from zoo.export.source import Source
+
+
+def _with_size(graph: Graph, axis: str, size: int) -> Graph:
+    """The graph with a fixed size in place of a dynamic axis."""
+    inputs = {
+        name: Axes(entry.dtype, tuple(size if s == axis else s for s in entry.shape))
+        for name, entry in graph.inputs.items()
+    }
+    return dataclasses.replace(graph, inputs=inputs)
+
+
+def time_frozen(source: Source, format_name: str, path: Path) -> None:
+    torch_export.write_onnx(_with_size(source.graph(), "length", 5), path)
+
+
+def batch_frozen(source: Source, format_name: str, path: Path) -> None:
+    torch_export.write_onnx(_with_size(source.graph(), "batch", 1), path)
+
+
+def bias_in_wrong_gate(source: Source, format_name: str, path: Path) -> None:
+    graph = source.graph()
+    bias = graph.model.get_layer("gru").cell.bias
+    bias.assign(np.roll(ops.convert_to_numpy(bias), bias.shape[1] // 3, axis=1))
+    torch_export.write_onnx(graph, path)
+
+
+def channels_swapped(source: Source, format_name: str, path: Path) -> None:
+    graph = source.graph()
+
+    def function(images: Any) -> list[Any]:
+        channels_first = ops.reshape(images, (-1, 3, 6, 6))
+        return graph.function(ops.transpose(channels_first, (0, 2, 3, 1)))
+
+    torch_export.write_onnx(dataclasses.replace(graph, function=function), path)
+
+
+def other_seed(source: Source, format_name: str, path: Path) -> None:
+    graph = source.graph()
+    generator = np.random.default_rng(1)
+    weights = [generator.normal(size=w.shape) for w in graph.model.get_weights()]
+    graph.model.set_weights(weights)
+    torch_export.write_onnx(graph, path)
