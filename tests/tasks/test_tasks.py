@@ -117,7 +117,7 @@ def test_class_names_of_a_run_are_the_labels(tmp_path: Path) -> None:
 @pytest.mark.once
 def test_load_names_what_there_is(tmp_path: Path) -> None:
     assert "mlp-mnist" in zoo.list_weights()
-    text = r"`source` must be one of .*mlp-mnist, a weights folder, .* Received: source='lenet'"
+    text = r"`source` must be one of .*mlp-mnist.*, a weights folder, .* Received: source='lenet'"
     with pytest.raises(ValueError, match=text):
         zoo.load("lenet")
     with pytest.raises(ValueError, match=r"must hold a finished run .*has no metrics\.json"):
