@@ -179,8 +179,9 @@ class WeightsFolder(SavedModel):
 
 
 def shown(metric: float) -> str:
-    """A metric with the digits that are shown: four decimals, or above 1 four digits."""
-    return f"{metric:.4f}" if abs(metric) < 1 else f"{metric:.4g}"
+    """A metric with the digits that are shown: one decimal from 10 on, three from 1 on, or four."""
+    decimals = 4 if abs(metric) < 1 else 3 if abs(metric) < 10 else 1
+    return f"{metric:.{decimals}f}"
 
 
 def packed_names() -> list[str]:
