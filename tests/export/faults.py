@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from zoo.backends import torch_export
 from zoo.backends.exporting import Axes, Graph
 from zoo.export.source import Source
+
+
+def _write_onnx(graph: Graph, path: Path) -> None:
+    from zoo.backends import torch_export  # in a worker with PyTorch
+
+    torch_export.write_onnx(graph, path)
 
 
 def _with_size(graph: Graph, axis: str, size: int) -> Graph:
@@ -22,18 +27,18 @@ def _with_size(graph: Graph, axis: str, size: int) -> Graph:
 
 
 def time_frozen(source: Source, format_name: str, path: Path) -> None:
-    torch_export.write_onnx(_with_size(source.graph(), "length", 5), path)
+    _write_onnx(_with_size(source.graph(), "length", 5), path)
 
 
 def batch_frozen(source: Source, format_name: str, path: Path) -> None:
-    torch_export.write_onnx(_with_size(source.graph(), "batch", 1), path)
+    _write_onnx(_with_size(source.graph(), "batch", 1), path)
 
 
 def bias_in_wrong_gate(source: Source, format_name: str, path: Path) -> None:
     graph = source.graph()
     bias = graph.model.get_layer("gru").cell.bias
     bias.assign(np.roll(ops.convert_to_numpy(bias), bias.shape[1] // 3, axis=1))
-    torch_export.write_onnx(graph, path)
+    _write_onnx(graph, path)
 
 
 def channels_swapped(source: Source, format_name: str, path: Path) -> None:
@@ -43,7 +48,7 @@ def channels_swapped(source: Source, format_name: str, path: Path) -> None:
         channels_first = ops.reshape(images, (-1, 3, 6, 6))
         return graph.function(ops.transpose(channels_first, (0, 2, 3, 1)))
 
-    torch_export.write_onnx(dataclasses.replace(graph, function=function), path)
+    _write_onnx(dataclasses.replace(graph, function=function), path)
 
 
 def other_seed(source: Source, format_name: str, path: Path) -> None:
@@ -51,4 +56,4 @@ def other_seed(source: Source, format_name: str, path: Path) -> None:
     generator = np.random.default_rng(1)
     weights = [generator.normal(size=w.shape) for w in graph.model.get_weights()]
     graph.model.set_weights(weights)
-    torch_export.write_onnx(graph, path)
+    _write_onnx(graph, path)
