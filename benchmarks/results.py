@@ -436,7 +436,7 @@ def weights() -> str:
             (
                 f"`{name}`",
                 f"{card.parameters:,}",
-                f"{sum(record.bytes for record in card.files.values()) / 1e6:.1f}",
+                f"{sum(record.bytes for record in card.files.values()) / 1e6:.2g}",
                 ", ".join(text(metrics[key]) for key, text in METRICS.items() if key in metrics),
                 training.backend.partition(" ")[0],
                 f"{training.seconds / 60:.0f}" if training.seconds >= 90 else "1",
