@@ -13,7 +13,8 @@ from recipes import mnist
 from tests import recipe
 from zoo.files.weights import CARD, WeightsFolder
 
-pytestmark = pytest.mark.once
+# Once, and not in PyTorch's environment, whose tests end last.
+pytestmark = pytest.mark.skipif(zoo.backends.name != "jax", reason="tested on JAX")
 
 SETTINGS = {"model": "mlp", "train_examples": 640, "epochs": 1, "schedule": "cosine"}
 
