@@ -55,7 +55,7 @@ class Config(DiffusionConfig):
     """Number of transformer blocks in the text encoder."""
     text_dim: Size = 64
     """Width of a token's vector in the text encoder."""
-    guidance_scale: NonNegative = 3.0
+    guidance_scale: NonNegative = 2.0
     """Weight of the prompt: 0 ignores it, 1 is the weight of training, above 1 strengthens it."""
     prompt: str | None = None
     """Prompt of the image drawn at the end, such as "a handwritten seven"."""

@@ -123,7 +123,7 @@ class DiffusionPipeline:
         self,
         prompts: TextList | Size,
         steps: Timesteps = 50,
-        guidance_scale: NonNegative = 3.0,
+        guidance_scale: NonNegative = 2.0,
         seed: Seed = 0,
         eta: Probability = 0.0,
         negative_prompt: str = "",

@@ -153,7 +153,7 @@ class Sampler:
         count: Size,
         prompts: TokenRows | None = None,
         negative_prompts: TokenRows | None = None,
-        guidance_scale: NonNegative = 3.0,
+        guidance_scale: NonNegative = 2.0,
         seed: Seed = 0,
         steps: Timesteps = 50,
         eta: Probability = 0.0,

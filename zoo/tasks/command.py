@@ -171,7 +171,7 @@ def draw(
     out: Path = Path("drawn.png"),
     count: Size = 1,
     steps: Timesteps = 50,
-    guidance_scale: NonNegative = 3.0,
+    guidance_scale: NonNegative = 2.0,
     negative_prompt: str = "",
     eta: Probability = 0.0,
     seed: Seed = 0,
@@ -247,4 +247,4 @@ def _load(kind: type[T], command: str, weights: str | None, run_dir: Path | None
 
 
 def _format(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {shown(value)}" for name, value in metrics.items())
+    return ", ".join(f"{name} {shown(name, value)}" for name, value in metrics.items())
