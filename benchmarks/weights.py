@@ -246,10 +246,10 @@ def evaluate(
         "part": compute_metrics(task, True, classifier),
     }
     for key, value in metrics["whole"].items():
-        if expected and key in expected and shown(expected[key]) != shown(value):
+        if expected and key in expected and shown(key, expected[key]) != shown(key, value):
             raise ValueError(
                 f"`storage_dtype` must leave the metrics as they are. Received: float16, with "
-                f"{key}={shown(value)} instead of {shown(expected[key])}. Store float32"
+                f"{key}={shown(key, value)} instead of {shown(key, expected[key])}. Store float32"
             )
     content = WeightsFolder(folder).card.model_dump()
     content["metrics"] = dict(sorted({**content["metrics"], backends.name: metrics}.items()))
@@ -277,8 +277,8 @@ def train(name: tyro.conf.Positional[str], run_dir: Path | None = None) -> None:
     for backend_name, metrics in saved.card.metrics.items():
         for key, value in metrics.whole.items():
             if key in results:
-                result = shown(float(str(results[key])))
-                print(f"{key}: {result}, in the card {shown(value)} ({backend_name})")
+                result = shown(key, float(str(results[key])))
+                print(f"{key}: {result}, in the card {shown(key, value)} ({backend_name})")
 
 
 PROBE = """

@@ -178,10 +178,13 @@ class WeightsFolder(SavedModel):
         return model
 
 
-def shown(metric: float) -> str:
-    """A metric with the digits that are shown: one decimal from 10 on, three from 1 on, or four."""
+def shown(name: str, metric: float) -> str:
+    """A metric with the digits that are shown: one decimal from 10 on, three from 1 on, or four.
+
+    A ratio of two samples' diversities has two.
+    """
     decimals = 4 if abs(metric) < 1 else 3 if abs(metric) < 10 else 1
-    return f"{metric:.{decimals}f}"
+    return f"{metric:.{2 if name == 'intra_class_diversity' else decimals}f}"
 
 
 def packed_names() -> list[str]:
