@@ -1,24 +1,34 @@
 """Console command `zoo`: what comes before Keras is imported, which takes seconds.
 
+    zoo list
     zoo check mymodels:build_model
 
-A mistyped address of a model is found at once, and Ctrl-C ends the import with one line. The
-command is a module outside the package, because importing `zoo` imports Keras. So does
-`python -m zoo`.
+Lists and help texts are printed without it, from `zoo/data/catalogue.json`, which
+`python -m benchmarks.results` writes. A mistyped address of a model is found at once, and Ctrl-C
+ends the import with one line. The command is a module outside the package, because importing `zoo`
+imports Keras. So does `python -m zoo`.
 """
 
 from __future__ import annotations
 
 import ast
 import itertools
+import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CATALOGUE = Path(__file__).parent / "zoo" / "data" / "catalogue.json"
+
+_HELP: tuple[list[str], ...] = ([], ["-h"], ["--help"])
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 # With one of these, a module may have attributes that its source does not show.
 _DYNAMIC = {"*", "__getattr__", "exec", "globals", "setattr", "vars"}
@@ -34,7 +44,9 @@ def entry_point() -> int:
 
 
 def _prepare() -> None:
-    """Checks addresses, and lets Ctrl-C end the import of Keras with one line."""
+    """Answers what needs no Keras, checks addresses, and lets Ctrl-C end the import with a line."""
+    if print_from_catalogue(sys.argv[1:]):
+        sys.exit(0)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
     _check_addresses()
@@ -50,6 +62,48 @@ def restore_interrupts() -> None:
     """Makes Ctrl-C raise KeyboardInterrupt again, once all is imported."""
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def print_from_catalogue(arguments: Sequence[str]) -> bool:
+    """Prints the commands, the models or the recipes if that is what the arguments ask for.
+
+    Returns:
+        Whether they do.
+    """
+    command, *rest = arguments or ["--help"]
+    if [command] in _HELP:
+        _print_table(("command", ""), "commands", "zoo COMMAND [--help]")
+    elif command == "train" and rest in _HELP[1:]:
+        _print_table(("recipe", ""), "recipes", "zoo train RECIPE [flags]")
+    elif command == "list" and not rest:
+        head = "model", "parameters by default", "in general", "section", "recipe"
+        _print_table(head, "models")
+    else:
+        return False
+    return True
+
+
+def _print_table(head: Sequence[str], part: str, title: str | None = None) -> None:
+    from rich.table import Table
+
+    rows = json.loads(CATALOGUE.read_text("utf-8"))[part]
+    table = Table(*head, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def console(**options: Any) -> Console:
+    """A console on standard output that prints text as it is; in a pipe or file, 160 columns wide.
+
+    Args:
+        **options: Further options of Rich's `Console`.
+    """
+    from rich.console import Console
+
+    options |= {"markup": False, "emoji": False}  # a path may look like markup
+    terminal = Console(**options)
+    return terminal if terminal.is_terminal else Console(width=160, **options)
 
 
 def _check_addresses() -> None:

@@ -9,7 +9,8 @@
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
 results/accuracy.json is the output of benchmarks/accuracy.py, and results/gpu-NAME.json that of
-benchmarks/gpu.py. Without a machine only the tables are written.
+benchmarks/gpu.py. Without a machine only the tables are written, and zoo/data/catalogue.json, which
+`zoo list` and `zoo --help` print.
 """
 
 import csv
@@ -21,7 +22,9 @@ from typing import Any
 
 import tyro
 
+import zoo_command
 from benchmarks.accuracy import HEAD, cells
+from zoo.__main__ import catalogue
 from zoo.files.weights import PACKED, WeightsFolder, packed_names
 
 ROOT = Path(__file__).parents[1]
@@ -487,6 +490,9 @@ def main(config: Config) -> None:
         update(config.machine, config)
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text()))
+    zoo_command.CATALOGUE.write_text(
+        json.dumps(catalogue(), indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line `zoo`: commands, help texts and error messages."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,20 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.__main__ import main, recipes
+import zoo_command
+from zoo.__main__ import catalogue, main, recipes
 
 pytestmark = pytest.mark.once
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("[a-z]*.py"))
+
+
+def test_catalogue_is_that_of_the_code() -> None:
+    assert json.loads(zoo_command.CATALOGUE.read_text("utf-8")) == json.loads(
+        json.dumps(catalogue())
+    )
 
 
 def test_list_prints_every_model(in_process: Run) -> None:

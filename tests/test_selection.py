@@ -40,7 +40,7 @@ def test_import_zoo_takes_an_installed_backend_if_none_is_named(tmp_path: Path) 
         assert "keras-zoo runs on" not in again.stderr
 
 
-@pytest.mark.parametrize("command", [["-c", "import zoo"], ["-m", "zoo", "list"]])
+@pytest.mark.parametrize("command", [["-c", "import zoo"], ["-m", "zoo", "weights"]])
 def test_unknown_backend_ends_with_one_line(tmp_path: Path, command: list[str]) -> None:
     result = run_python(*command, home=tmp_path, choice="theano")
     assert result.returncode == 1
@@ -55,7 +55,7 @@ def test_unknown_backend_ends_with_one_line(tmp_path: Path, command: list[str]) 
 def test_missing_backend_ends_with_one_line(tmp_path: Path, name: str) -> None:
     if name in selection.installed():
         pytest.skip(f"{name} is installed")
-    result = run_python("-m", "zoo", "list", home=tmp_path, choice=name)
+    result = run_python("-m", "zoo", "weights", home=tmp_path, choice=name)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: The backend {name} is not installed. Installed here: ")
     assert f"`pip install {name}`" in result.stderr
@@ -120,7 +120,7 @@ def test_invalid_configuration_of_keras_ends_with_one_line(
     path = tmp_path / "keras.json"
     path.write_text(settings)
     for choice in ("", zoo.backends.name):
-        result = run_python("-m", "zoo", "list", home=tmp_path, choice=choice)
+        result = run_python("-m", "zoo", "weights", home=tmp_path, choice=choice)
         assert result.returncode == 1
         assert result.stderr.startswith(f"error: Keras' configuration {path} {rule}")
         assert result.stderr.endswith(". Correct the file or remove it\n")

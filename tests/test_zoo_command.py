@@ -1,6 +1,7 @@
 """Tests of the console command: a mistyped address is found before Keras is imported."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,33 @@ def test_check_finds_a_mistyped_address_without_keras(
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [COMMAND, ["-m", "zoo"]], ids=["zoo", "python -m zoo"])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "check Compare models on the installed backends."),
+        (("--help",), "check Compare models on the installed backends."),
+        (("list",), "cnn_48x48 9,547,360 9,530,944 + 513·num_classes"),
+        (("train", "--help"), "translate Trains a transformer to translate English verses"),
+    ],
+)
+def test_lists_and_help_are_printed_without_keras(
+    command: list[str], arguments: tuple[str, ...], line: str, folder: Path
+) -> None:
+    (folder / "sitecustomize.py").write_text(WATCHED)
+    root = str(Path(zoo_command.__file__).parent)
+    result = subprocess.run(
+        [sys.executable, *command, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), root])},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert line in re.sub("[ │]+", " ", result.stdout)
+    assert result.stdout.endswith("False\n")
+
+
 INTERRUPTED = """
 import os, signal, sys, time
 
@@ -94,7 +122,7 @@ def test_ctrl_c_in_the_import_of_keras_ends_with_one_line(command: list[str], fo
     (folder / "sitecustomize.py").write_text(INTERRUPTED)
     root = str(Path(zoo_command.__file__).parent)
     result = subprocess.run(
-        [sys.executable, *command, "list"],
+        [sys.executable, *command, "show", "mlp"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), root])},
         capture_output=True,
         text=True,
@@ -107,7 +135,7 @@ def test_ctrl_c_in_a_command_can_be_handled(monkeypatch: pytest.MonkeyPatch) -> 
     try:
         for handler in (signal.default_int_handler, signal.SIG_IGN):
             signal.signal(signal.SIGINT, handler)
-            monkeypatch.setattr(sys, "argv", ["zoo", "list"])
+            monkeypatch.setattr(sys, "argv", ["zoo", "weights"])
             zoo_command._prepare()
             assert (signal.getsignal(signal.SIGINT) is handler) == (handler is signal.SIG_IGN)
             zoo_command.restore_interrupts()

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,19 +13,11 @@ import keras
 import tyro
 from rich.table import Table
 
+import zoo_command
 from zoo import cli, registry, summary
 from zoo.export import command as export_command
 from zoo.parity import command
 from zoo.tasks.command import COMMANDS
-
-
-def list_models() -> None:
-    """Print every model with its parameter count, document section and recipe."""
-    table = Table("model", "parameters by default", "in general", "section", "recipe")
-    for name, entry in registry.models.items():
-        count, formula = f"{entry.parameter_count():,}", entry.parameter_formula
-        table.add_row(name, count, formula, entry.section, entry.recipe)
-    cli.console().print(table)
 
 
 def show(name: tyro.conf.Positional[str]) -> None:
@@ -80,18 +73,12 @@ def recipes() -> dict[str, str]:
 
 
 def run_recipe(name: str, arguments: Sequence[str]) -> int | None:
-    """Runs a recipe with its flags; `--help` in place of a name lists the recipes.
+    """Runs a recipe with its flags.
 
     Raises:
         ValueError: If there is no such recipe. The text lists all names.
     """
     known = recipes()
-    if name in ("-h", "--help"):
-        table = Table("recipe", "", title="zoo train RECIPE [flags]", title_justify="left")
-        for row in known.items():
-            table.add_row(*row)
-        cli.console().print(table)
-        return None
     if name not in known:
         raise ValueError(f"`recipe` must be one of {', '.join(known)}. Received: recipe={name}")
     recipe: Any = importlib.import_module(f"zoo.recipes.{name}")
@@ -100,26 +87,52 @@ def run_recipe(name: str, arguments: Sequence[str]) -> int | None:
     return status if isinstance(status, int) else None
 
 
+def list_models() -> None:
+    """Print every model with its parameter count, document section and recipe."""
+    zoo_command.print_from_catalogue(["list"])
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "list": list_models,
+    "show": show,
+    "train": train,
+    **COMMANDS,
+    "check": command.Check,
+    "report": command.write_page,
+    "export": export_command.Export,
+}
+
+
+def catalogue() -> dict[str, list[tuple[str, ...]]]:
+    """The lines of `zoo --help`, `zoo list` and `zoo train --help`, printed without Keras."""
+    return {
+        "commands": [(name, _summary(function)) for name, function in _COMMANDS.items()],
+        "models": [
+            (name, f"{entry.parameter_count():,}", entry.parameter_formula, entry.section,
+             entry.recipe)
+            for name, entry in registry.models.items()
+        ],
+        "recipes": list(recipes().items()),
+    }  # fmt: skip
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return str(inspect.getdoc(function)).partition("\n")[0]
+
+
 def main(arguments: Sequence[str]) -> int | None:
     """Runs a command; `show NAME` and `train NAME` pass the other arguments on."""
-    command_name, *rest = arguments or [""]
+    if zoo_command.print_from_catalogue(arguments):
+        return None
+    command_name, *rest = arguments
     if command_name == "show" and rest and not rest[0].startswith("-"):
         name, *rest = rest
         show_model(tyro.cli(registry.get(name).build, args=rest, prog=f"zoo show {name}"))
         return None
     if command_name == "train" and rest:
         return run_recipe(rest[0], rest[1:])
-    commands: dict[str, Callable[..., Any]] = {
-        "list": list_models,
-        "show": show,
-        "train": train,
-        **COMMANDS,
-        "check": command.Check,
-        "report": command.write_page,
-        "export": export_command.Export,
-    }
     chosen = tyro.extras.subcommand_cli_from_dict(
-        commands, args=arguments, prog="zoo", description=__doc__
+        _COMMANDS, args=arguments, prog="zoo", description=__doc__
     )
     if isinstance(chosen, export_command.Export):
         return export_command.run_export(chosen)

@@ -11,6 +11,7 @@ from zoo import backends
 from zoo.backends import backend
 from zoo.backends.selection import hidden_startup_lines
 from zoo.training import Diverged, Interrupted
+from zoo_command import console as console
 
 
 def run(command: Callable[[], Any]) -> int:
@@ -42,17 +43,6 @@ def run(command: Callable[[], Any]) -> int:
     except (ValueError, ImportError) as error:
         return _complain(str(error), 2)
     return status if isinstance(status, int) else 0
-
-
-def console(**options: Any) -> Console:
-    """A console on standard output that prints text as it is; in a pipe or file, 160 columns wide.
-
-    Args:
-        **options: Further options of Rich's `Console`.
-    """
-    options |= {"markup": False, "emoji": False}  # a path may look like markup
-    terminal = Console(**options)
-    return terminal if terminal.is_terminal else Console(width=160, **options)
 
 
 def recipe_console(quiet: bool) -> Console:
