@@ -101,9 +101,8 @@ class Training:
             epochs=epochs,
             validation_data=self.validation,
             callbacks=list(callbacks),
-            verbose=0,
             checkpoint=checkpoint,
-            **options,
+            **{"verbose": 0, **options},
         )
         return Outcome(self.trainer.network.get_weights(), history, checkpoint.state)
 

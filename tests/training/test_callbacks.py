@@ -90,6 +90,16 @@ def test_step_checkpoint_resumes_to_same_bits_after_ctrl_c(
     training.fit(tmp_path).assert_equal(whole)
 
 
+def test_resumed_epoch_is_printed_as_one_of_all(
+    training: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(training, tmp_path, 6)
+    capsys.readouterr()
+    training.fit(tmp_path, verbose=2)
+    epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
+    assert epochs == ["Epoch 2/3", "Epoch 3/3"]
+
+
 def test_step_checkpoint_resumes_to_same_bits_in_new_trainer(
     training: Training, whole: Outcome, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
 
     Args:
         state: State of the training, as `StepCheckpoint` restores and updates it.
+        epochs: Number of all epochs.
         callbacks: Callbacks of the training. Those that compare epochs are shown the earlier ones:
             `EarlyStopping`, `ReduceLROnPlateau`, and `ModelCheckpoint` with `save_best_only`.
 
@@ -87,9 +88,15 @@ class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
     """
 
     @validated
-    def __init__(self, state: TrainingState, callbacks: Sequence[keras.callbacks.Callback] = ()):
+    def __init__(
+        self,
+        state: TrainingState,
+        epochs: Count,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ):
         super().__init__()
         self._state = state
+        self._epochs = epochs
         self._comparing: list[Any] = [c for c in callbacks if isinstance(c, _COMPARING)]
         if any(getattr(callback, "restore_best_weights", False) for callback in self._comparing):
             raise ValueError(
@@ -98,6 +105,12 @@ class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
                 "before. Load those that `ModelCheckpoint(path, save_best_only=True)` saves. "
                 "Received: restore_best_weights=True"
             )
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        # All callbacks share the dictionary. The rest of an epoch that was begun is a `fit` of its
+        # own; these print the number of all epochs.
+        params["epochs"] = self._epochs
+        super().set_params(params)
 
     def on_train_begin(self, logs: Any = None) -> None:
         rows = self._state.history

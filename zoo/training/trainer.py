@@ -150,7 +150,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
         with checkpoint.locked():
             state = checkpoint.restore(self, {**stream.order, "steps_per_epoch": int(steps)})
-            history = ContinuedHistory(state, callbacks)
+            history = ContinuedHistory(state, epochs, callbacks)
             options["callbacks"] = [*callbacks, history, checkpoint]
             with checkpoint.interruptible():
                 epoch, begun = divmod(state.step, steps)
