@@ -184,7 +184,7 @@ async function load() {
   } catch (error) {
     return fail(`The model \`${MODEL}\` could not be loaded. ${error.message}`);
   }
-  say("A neural network in your browser recognises it.");
+  say("A neural network in your browser reads it.");
   update();
 }
 
