@@ -55,7 +55,9 @@ DATA = {
     "eng-spa": ("28,652 verses for training, four books for the metrics", "public domain"),
 }
 CLASSIFIER = "cnn_48x48-mnist"  # for the metrics of samples
-SAMPLES = {"whole": 1000, "part": 20}
+SAMPLES = 1000
+# What the tests compute, in seconds, of the models whose metrics take minutes.
+PART = {"images": 300, "tokens": 3000, "pairs": 8, "samples": 20, "steps": 20, "real": 200}
 TEXT_DATA = {"shakespeare": "shakespeare", "next_word": "shakespeare", "translate": "eng-spa"}
 
 
@@ -63,9 +65,9 @@ TEXT_DATA = {"shakespeare": "shakespeare", "next_word": "shakespeare", "translat
 
 
 def metrics_of_classifier(task: ImageClassifier, part: bool) -> dict[str, float]:
-    """Loss and accuracy on the test images, or on the first 1,000."""
+    """Loss and accuracy on the test images, or on the first of them."""
     assert task.card is not None
-    name, count = task.card.data.name, 1000 if part else None
+    name, count = task.card.data.name, PART["images"] if part else None
     data = datasets.load(name, task.size, train_examples=1, test_examples=count)
     probabilities = task.probabilities(data.x_test)
     loss, accuracy = classification.loss_and_accuracy(np.log(probabilities), data.y_test)
@@ -73,18 +75,18 @@ def metrics_of_classifier(task: ImageClassifier, part: bool) -> dict[str, float]
 
 
 def metrics_of_next_word(task: NextWord, part: bool) -> dict[str, float]:
-    """Loss and perplexity on the test works, or on the first 5,000 tokens."""
+    """Loss and perplexity on the test works, or on their first tokens."""
     ids = np.asarray(shakespeare.encode_split(task.tokenizer)["test"])
-    loss = DocumentScorer(task.model).evaluate(ids[: 5000 if part else None])
+    loss = DocumentScorer(task.model).evaluate(ids[: PART["tokens"] if part else None])
     return loss_and_perplexity("test", loss)
 
 
 def metrics_of_completion(task: TextCompletion, part: bool) -> dict[str, float]:
-    """Loss in nats a token and bits a character on the test text, or its first 10,000 tokens."""
+    """Loss in nats a token and bits a character on the test text, or its first tokens."""
     assert task.card is not None
     scheme = "first_90" if "--split first_90" in task.card.training.command else "works"
     ids = np.asarray(shakespeare.encode_split(task.tokenizer, scheme=scheme)["test"])
-    ids = ids[: 10_000 if part else None]
+    ids = ids[: PART["tokens"] if part else None]
     trainer = Trainer(task.model)
     trainer.compile(loss=CrossEntropy())
     windows = TokenWindows(ids, int(task.card.arguments["max_length"]))  # type: ignore[arg-type]
@@ -96,11 +98,11 @@ def metrics_of_completion(task: TextCompletion, part: bool) -> dict[str, float]:
 
 
 def metrics_of_translation(task: Translator, part: bool) -> dict[str, float]:
-    """Loss in nats a token, BLEU and chrF on the test verses, or on 16 of them."""
+    """Loss in nats a token, BLEU and chrF on the test verses, or on a few of them."""
     assert task.card is not None
     pairs = parallel_text.split("test")
     if part:
-        pairs = [pairs[int(index)] for index in np.linspace(0, len(pairs) - 1, 16)]
+        pairs = [pairs[int(index)] for index in np.linspace(0, len(pairs) - 1, PART["pairs"])]
     context = int(task.card.arguments["max_length"])  # type: ignore[arg-type]
     buckets = LengthBuckets(*parallel_text.encoded(pairs, task.tokenizer), 1024, context)
     trainer = Trainer(task.model)
@@ -113,15 +115,16 @@ def metrics_of_translation(task: Translator, part: bool) -> dict[str, float]:
 
 
 def metrics_of_samples(task: ImageSampler, part: bool, classifier: str) -> dict[str, float]:
-    """The metrics of 1,000 samples in 50 steps, or of 20 beside 200 test images."""
+    """The metrics of 1,000 samples in 50 steps, or of a few in fewer beside a few test images."""
     assert task.card is not None
     tokenizer = task.pipeline.tokenizer
-    classes = np.arange(SAMPLES["part" if part else "whole"]) % 10
+    classes = np.arange(PART["samples"] if part else SAMPLES) % 10
+    options = {"steps": PART["steps"]} if part else {}
     prompts: Any = len(classes)
     if tokenizer is not None:
         prompts = ClassPrompts(tokenizer, prompts_by_class()).prompts_for(classes)
-    images = to_uint8(task.sample(prompts, verbose=not part))
-    real = 200 if part else None
+    images = to_uint8(task.sample(prompts, verbose=not part, **options))
+    real = PART["real"] if part else None
     data = datasets.load(task.card.data.name, images.shape[1], test_examples=real)
     extractor = FeatureExtractor.load(classifier, data)
     scores = evaluate_samples(extractor, images, None if tokenizer is None else classes, data)

@@ -258,7 +258,7 @@ def test_packed_weights_of_runs_sample_as_they_do(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights, "SAMPLES", {"whole": 30, "part": 20})
+    monkeypatch.setattr(weights, "SAMPLES", 30)
     load = datasets.load
     few = {"train_examples": 400, "test_examples": 400}
     monkeypatch.setattr(datasets, "load", lambda *args, **_: load(*args, **few))
