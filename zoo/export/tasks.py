@@ -11,7 +11,10 @@ from keras import ops
 
 from zoo import backends
 from zoo.backends import backend
+from zoo.diffusion.pipeline import DiffusionSpec
+from zoo.diffusion.sampler import Sampler
 from zoo.export.source import Source
+from zoo.generation.sampling import generate
 
 Arrays = list[np.ndarray]
 
@@ -62,3 +65,20 @@ def _seconds(function: Any, batch: Arrays, calls: int = 5) -> float:
             ops.convert_to_numpy(output)
         durations.append(time.perf_counter() - started)
     return min(durations[1:])
+
+
+def tokens(
+    source: Source, prompts: list[list[int]], sources: list[list[int]] | None, count: int
+) -> list[list[int]]:
+    """Generates greedy tokens with a language model."""
+    model, _ = source.load_model()
+    rows = generate(model, prompts, count, temperature=0.0, sources=sources)
+    return [row.tolist() for row in rows]
+
+
+def images(
+    source: Source, spec: DiffusionSpec, prompts: np.ndarray, settings: dict[str, Any]
+) -> np.ndarray:
+    """Samples images with a `text_to_image` model, for token ids of prompts."""
+    model, _ = source.load_model()
+    return Sampler(model, spec.make_diffusion()).sample(len(prompts), prompts, **settings)
