@@ -1,10 +1,11 @@
 """Proof of files together: what they generate, without Keras, is what the package generates."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from zoo.diffusion.sampler import noise
 from zoo.export import proof, tasks
 from zoo.export.source import Source
 from zoo.parity.report import Row
-from zoo.parity.workers import WorkerError, Workers
+from zoo.parity.workers import Worker, WorkerError, Workers
 
 Rows = list[list[int]]
 
@@ -29,40 +30,44 @@ _GUIDANCE_SCALE = 3.0
 _IMAGE_TOLERANCE = 1e-3
 
 
-class Chain(Protocol):
+@dataclass(frozen=True)
+class Chain(ABC):
     """Generation by all files of a model.
 
     Attributes:
-        content: What the directory's `generation.json` says of the generation.
-        reason: What is compared, and its tolerance.
-    """
-
-    content: Mapping[str, Any]
-    reason: str
-
-    def prepare(self, folder: Path) -> dict[str, Any]:
-        """Writes inputs to a folder; returns the request for `generation_runtime`."""
-
-    def expected(self, call: Any) -> Any:
-        """What a backend's worker generates."""
-
-    def rows(self, runtime: str, folder: Path, result: Any, answers: Any) -> Iterator[Row]:
-        """Compares what the files generated with each backend."""
-
-
-@dataclass(frozen=True)
-class TokenChain:
-    """Greedy tokens of a language model after prompts of unequal lengths.
-
-    Attributes:
         source: The model.
-        content: As for `Chain`.
-        prompts: Token ids of the prompts.
-        sources: Token ids of the sources of a `transformer`, else None.
+        content: What `generation.json` says of the files and of the generation.
+        reason: What is compared, and with which tolerance.
     """
 
     source: Source
     content: Mapping[str, Any]
+    reason: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, folder: Path) -> dict[str, Any]:
+        """Writes inputs to a folder; returns the request for `generation_runtime`."""
+
+    @abstractmethod
+    def expected(self, worker: Worker) -> Any:
+        """What a backend's worker generates."""
+
+    @abstractmethod
+    def compare(
+        self, runtime: str, folder: Path, result: Any, answers: Mapping[str, Any]
+    ) -> Iterator[Row]:
+        """Compares what the files generated with each backend."""
+
+
+@dataclass(frozen=True)
+class TokenChain(Chain):
+    """Greedy tokens of a language model after prompts of unequal lengths.
+
+    Attributes:
+        prompts: Token ids of the prompts.
+        sources: Token ids of the sources of a `transformer`, else None.
+    """
+
     prompts: Rows
     sources: Rows | None
     reason = (
@@ -92,15 +97,18 @@ class TokenChain:
         """Number of tokens; of an encoder-decoder, at most those that fit its context."""
         if self.sources is None:
             return _NEW_TOKENS
-        return min(_NEW_TOKENS, self.content["context"] + 1 - max(map(len, self.prompts)))
+        context: int = self.content["context"]
+        return min(_NEW_TOKENS, context + 1 - max(map(len, self.prompts)))
 
     def prepare(self, folder: Path) -> dict[str, Any]:
         return {"prompts": self.prompts, "sources": self.sources, "new_tokens": self.new_tokens}
 
-    def expected(self, call: Any) -> Any:
-        return call(tasks.tokens, self.source, self.prompts, self.sources, self.new_tokens)
+    def expected(self, worker: Worker) -> Any:
+        return worker(tasks.tokens, self.source, self.prompts, self.sources, self.new_tokens)
 
-    def rows(self, runtime: str, folder: Path, result: Any, answers: Any) -> Iterator[Row]:
+    def compare(
+        self, runtime: str, folder: Path, result: Any, answers: Mapping[str, Any]
+    ) -> Iterator[Row]:
         for name, expected in answers.items():
             fault = first_difference(
                 result["tokens"], expected, result["leads"], 2 * self.source.tolerance
@@ -130,19 +138,15 @@ def _token_ids(seed: int, name: str, lengths: Sequence[int], longest: int, size:
 
 
 @dataclass(frozen=True)
-class ImageChain:
+class ImageChain(Chain):
     """Images of a `text_to_image` model, by DDIM with guidance.
 
     Attributes:
-        source: The model.
-        content: As for `Chain`.
         spec: Forward process and prediction that the model was trained with.
         vocabulary: Number of tokens of the prompts.
         seed: Seed of prompts and noise.
     """
 
-    source: Source
-    content: Mapping[str, Any]
     spec: DiffusionSpec
     vocabulary: int
     seed: int
@@ -168,11 +172,13 @@ class ImageChain:
         prompts = self.prompts.tolist()
         return {"prompts": prompts, "steps": self.steps, "guidance_scale": _GUIDANCE_SCALE}
 
-    def expected(self, call: Any) -> Any:
+    def expected(self, worker: Worker) -> Any:
         settings = {"seed": self.seed, "steps": self.steps, "guidance_scale": _GUIDANCE_SCALE}
-        return call(tasks.images, self.source, self.spec, self.prompts, settings)
+        return worker(tasks.images, self.source, self.spec, self.prompts, settings)
 
-    def rows(self, runtime: str, folder: Path, result: Any, answers: Any) -> Iterator[Row]:
+    def compare(
+        self, runtime: str, folder: Path, result: Any, answers: Mapping[str, Any]
+    ) -> Iterator[Row]:
         images = np.load(folder / "images.npy")
         for name, expected in answers.items():
             distance = proof.relative_distance(images, expected)
@@ -205,7 +211,7 @@ def prove(
             answers[name] = chain.expected(workers[name, "float32"])
         except WorkerError as error:
             rows.append(Row("generation", (runtime, name), "float32", "failed", detail=str(error)))
-    return [*rows, *chain.rows(runtime, folder, result, answers)]
+    return [*rows, *chain.compare(runtime, folder, result, answers)]
 
 
 def write_content(chain: Chain, directory: Path) -> None:

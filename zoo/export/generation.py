@@ -111,10 +111,9 @@ def export_generation(
         for name, part in generator.parts.items():
             part_folder = folder / f"proof-{name}"
             part_folder.mkdir()
-            job = Job(
-                part, entry, directory / _file_name(name, entry), workers, part_folder,
-                lambda line, name=name: report_progress(f"{name}: {line}"),
-            )  # fmt: skip
+            report_progress(name)
+            file = directory / _file_name(name, entry)
+            job = Job(part, entry, file, workers, part_folder, report_progress)
             reports[name] = job.execute(seed, time_limit)
             if not reports[name].proven:
                 break

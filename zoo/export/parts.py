@@ -55,7 +55,7 @@ def _decode(decoder: KVCacheDecoder, inputs: Mapping[str, Tensor]) -> dict[str, 
             outputs |= {f"source_{name}": tensor for name, tensor in zip(pair, context)}
     elif "past_source_mask" in inputs:
         contexts = [tuple(inputs[f"past_source_{name}"] for name in pair) for pair in names]
-        encoded_sources = inputs["past_source_mask"][:, None, None], contexts
+        encoded_sources = ops.expand_dims(inputs["past_source_mask"], (1, 2)), contexts
     caches = [tuple(inputs.get(f"past_{name}") for name in pair) for pair in names]
     past = caches[0][0]
     start = 0 if past is None else ops.shape(past)[2]

@@ -298,7 +298,8 @@ class KVCacheDecoder:
         """Padding mask of the sources, (B, 1, 1, S), and each block's keys and values of them."""
         assert self._encoder is not None
         memory, padding_mask = self._encoder(ops.convert_to_tensor(ids), training=False)
-        return padding_mask[:, None, None], [block.context_cache(memory) for block in self.blocks]
+        padding_mask = ops.expand_dims(padding_mask, (1, 2))
+        return padding_mask, [block.context_cache(memory) for block in self.blocks]
 
     def _step(self, arrays: Any, caches: Any) -> tuple[Tensor, Any]:
         *arrays, encoded_sources = arrays
