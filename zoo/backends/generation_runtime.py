@@ -1,8 +1,9 @@
 """Generates with exported files, without Keras: `python -P generation_runtime.py FOLDER`.
 
 FOLDER/request.json names the directory of the files, which `generation.json` there describes, and
-the prompts. The tokens go to FOLDER/result.json, images to FOLDER/images.npy. Like `file_runtime`,
-whose functions load the files, the program imports nothing of this package.
+the prompts. Tokens and their logits go to FOLDER/tokens.npy and FOLDER/logits.npy, images to
+FOLDER/images.npy. Like `file_runtime`, whose functions load the files, the program imports nothing
+of this package.
 """
 
 import itertools
@@ -35,8 +36,8 @@ def load(directory: Path, content: Mapping[str, Any]) -> Graphs:
 
 def generate(
     graphs: Graphs, content: Mapping[str, Any], request: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Greedy tokens after each prompt, and the leads of their logits, relative to the scale."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy tokens after each prompt, (B, N), and the logits of each, (B, N, V)."""
     context = content["context"]
     rows = [list(prompt) for prompt in request["prompts"]]
 
@@ -54,24 +55,21 @@ def generate(
     def past(outputs: Arrays) -> Arrays:
         return {"logits": outputs.pop("logits")} | {f"past_{k}": x for k, x in outputs.items()}
 
-    tokens, leads = [], []
+    tokens, all_logits = [], []
     state = prefill()
     while True:
-        logits = state.pop("logits")
-        best = logits.argmax(-1)
-        second, first = np.partition(logits, -2, axis=-1)[:, -2:].T
-        tokens.append(best.tolist())
-        leads.append(((first - second) / np.abs(logits).max(-1)).tolist())
+        all_logits.append(state.pop("logits"))
+        tokens.append(all_logits[-1].argmax(-1).astype(np.int32))
         if len(tokens) == request["new_tokens"]:
-            return {"tokens": np.transpose(tokens).tolist(), "leads": np.transpose(leads).tolist()}
-        for row, token in zip(rows, tokens[-1]):
+            return np.stack(tokens, 1), np.stack(all_logits, 1)
+        for row, token in zip(rows, tokens[-1].tolist()):
             row.append(token)
         if max(map(len, rows)) > context:  # it is full: again with its later half
             half = max(context // 2, 1)
             rows = [row[-half:] if len(row) > context else row for row in rows]
             state = prefill()
         else:
-            state |= past(graphs["step"](state | {"ids": best.astype(np.int32)[:, None]}))
+            state |= past(graphs["step"](state | {"ids": tokens[-1][:, None]}))
 
 
 def draw(
@@ -109,13 +107,13 @@ def main(folder: Path) -> None:
     directory = Path(request["directory"])
     content = json.loads((directory / "generation.json").read_text("utf-8"))
     graphs = load(directory, content)
-    result: dict[str, Any] = {}
     if "prefill" in graphs:
-        result = generate(graphs, content, request)
+        tokens, logits = generate(graphs, content, request)
+        np.save(folder / "tokens.npy", tokens)
+        np.save(folder / "logits.npy", logits)
     else:
         noise = np.load(folder / "noise.npy")
         np.save(folder / "images.npy", draw(graphs, content, request, noise))
-    (folder / "result.json").write_text(json.dumps(result), "utf-8")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from zoo.diffusion.prompts import BOS, empty_prompts
 from zoo.diffusion.sampler import noise
 from zoo.export import proof, tasks
 from zoo.export.source import Source
-from zoo.parity.report import Row
+from zoo.export.tasks import Rows
+from zoo.parity.report import Row, Status
 from zoo.parity.workers import Worker, WorkerError, Workers
-
-Rows = list[list[int]]
 
 _PROMPT_LENGTHS = (5, 1, 3)
 _SOURCE_LENGTHS = (4, 7, 2)
@@ -49,14 +48,12 @@ class Chain(ABC):
         """Writes inputs to a folder; returns the request for `generation_runtime`."""
 
     @abstractmethod
-    def expected(self, worker: Worker) -> Any:
-        """What a backend's worker generates."""
+    def expected(self, worker: Worker, folder: Path) -> Any:
+        """What a backend's worker generates; the folder has what the files generated."""
 
     @abstractmethod
-    def compare(
-        self, runtime: str, folder: Path, result: Any, answers: Mapping[str, Any]
-    ) -> Iterator[Row]:
-        """Compares what the files generated with each backend."""
+    def compare(self, between: tuple[str, str], folder: Path, expected: Any) -> Iterator[Row]:
+        """Compares what the files generated with what a backend did."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,8 @@ class TokenChain(Chain):
     prompts: Rows
     sources: Rows | None
     reason = (
-        "The same greedy tokens. They may differ from where the two largest logits are as near "
-        "as the tolerance of the outputs."
+        "The same greedy tokens, unless two logits are as near as the tolerance, and the same "
+        "logits of each token that the files generate."
     )
 
     @classmethod
@@ -103,31 +100,43 @@ class TokenChain(Chain):
     def prepare(self, folder: Path) -> dict[str, Any]:
         return {"prompts": self.prompts, "sources": self.sources, "new_tokens": self.new_tokens}
 
-    def expected(self, worker: Worker) -> Any:
-        return worker(tasks.tokens, self.source, self.prompts, self.sources, self.new_tokens)
+    def expected(self, worker: Worker, folder: Path) -> Any:
+        tokens = np.load(folder / "tokens.npy")
+        return worker(tasks.tokens, self.source, self.prompts, self.sources, tokens)
 
-    def compare(
-        self, runtime: str, folder: Path, result: Any, answers: Mapping[str, Any]
-    ) -> Iterator[Row]:
-        for name, expected in answers.items():
-            fault = first_difference(
-                result["tokens"], expected, result["leads"], 2 * self.source.tolerance
-            )
-            detail = fault or f"{self.new_tokens} tokens after each of {len(expected)} prompts"
-            status: Any = "differs" if fault else "agrees"
-            yield Row("greedy tokens", (runtime, name), "float32", status, detail=detail)
+    def compare(self, between: tuple[str, str], folder: Path, expected: Any) -> Iterator[Row]:
+        tokens, logits = (np.load(folder / f"{name}.npy") for name in ("tokens", "logits"))
+        expected_tokens, expected_logits = expected
+        tolerance = self.source.tolerance
+        distance = proof.relative_distance(logits, expected_logits)
+        status: Status = "agrees" if distance <= tolerance else "differs"
+        yield Row("logits", between, "float32", status, distance, tolerance)
+        fault = first_difference(tokens, expected_tokens, expected_logits, tolerance)
+        detail = fault or f"{tokens.shape[1]} tokens after each of {len(tokens)} prompts"
+        status = "differs" if fault else "agrees"
+        yield Row("greedy tokens", between, "float32", status, detail=detail)
 
 
-def first_difference(actual: Rows, expected: Rows, leads: Any, tolerance: float) -> str:
-    """The first token that differs though its logit leads by more than a tolerance, in words."""
-    for number, (row, wanted, lead) in enumerate(zip(actual, expected, leads, strict=True), 1):
-        pairs = zip(row, wanted, strict=True)
-        index = next((i for i, (x, y) in enumerate(pairs) if x != y), None)
-        if index is not None and lead[index] > tolerance:
-            return (
-                f"Token {index + 1} after prompt {number} must be {wanted[index]}. Received: "
-                f"{row[index]}"
-            )
+def first_difference(
+    actual: np.ndarray, expected: np.ndarray, logits: np.ndarray, tolerance: float
+) -> str:
+    """The first token that differs without a tie, in words; empty if there is none.
+
+    Args:
+        actual: Tokens after each prompt, (B, N).
+        expected: Expected tokens, (B, N).
+        logits: Logits of each actual token, (B, N, V).
+        tolerance: Difference of two logits that is a tie, relative to the scale.
+    """
+    for row in range(len(actual)):
+        for index in np.flatnonzero(actual[row] != expected[row])[:1]:  # what follows may differ
+            received, wanted = actual[row, index], expected[row, index]
+            difference = abs(logits[row, index, wanted] - logits[row, index, received])
+            if difference > tolerance * np.abs(logits[row, index]).max():
+                return (
+                    f"Token {index + 1} after prompt {row + 1} must be {wanted}. Received: "
+                    f"{received}"
+                )
     return ""
 
 
@@ -172,19 +181,14 @@ class ImageChain(Chain):
         prompts = self.prompts.tolist()
         return {"prompts": prompts, "steps": self.steps, "guidance_scale": _GUIDANCE_SCALE}
 
-    def expected(self, worker: Worker) -> Any:
+    def expected(self, worker: Worker, folder: Path) -> Any:
         settings = {"seed": self.seed, "steps": self.steps, "guidance_scale": _GUIDANCE_SCALE}
         return worker(tasks.images, self.source, self.spec, self.prompts, settings)
 
-    def compare(
-        self, runtime: str, folder: Path, result: Any, answers: Mapping[str, Any]
-    ) -> Iterator[Row]:
-        images = np.load(folder / "images.npy")
-        for name, expected in answers.items():
-            distance = proof.relative_distance(images, expected)
-            status: Any = "agrees" if distance <= _IMAGE_TOLERANCE else "differs"
-            between = runtime, name
-            yield Row("images", between, "float32", status, distance, _IMAGE_TOLERANCE)
+    def compare(self, between: tuple[str, str], folder: Path, expected: Any) -> Iterator[Row]:
+        distance = proof.relative_distance(np.load(folder / "images.npy"), expected)
+        status: Status = "agrees" if distance <= _IMAGE_TOLERANCE else "differs"
+        yield Row("images", between, "float32", status, distance, _IMAGE_TOLERANCE)
 
 
 def prove(
@@ -202,16 +206,19 @@ def prove(
     """
     request = {"directory": str(directory), **chain.prepare(folder)}
     try:
-        result = proof.run_alone(generation_runtime.__file__, request, folder, time_limit)
+        proof.run_alone(generation_runtime.__file__, request, folder, time_limit)
     except RuntimeError as error:
         return [Row("generation", (runtime,), "", "differs", detail=str(error))]
-    rows, answers = [], {}
+    rows: list[Row] = []
     for name in workers.names:
+        between = runtime, name
         try:
-            answers[name] = chain.expected(workers[name, "float32"])
+            expected = chain.expected(workers[name, "float32"], folder)
         except WorkerError as error:
-            rows.append(Row("generation", (runtime, name), "float32", "failed", detail=str(error)))
-    return [*rows, *chain.compare(runtime, folder, result, answers)]
+            rows.append(Row("generation", between, "float32", "failed", detail=str(error)))
+        else:
+            rows += chain.compare(between, folder, expected)
+    return rows
 
 
 def write_content(chain: Chain, directory: Path) -> None:

@@ -76,7 +76,7 @@ def run_export(config: Export) -> int:
     if inputs and config.generation:
         raise ValueError(
             "`input` must not be given with `generation`, whose models define their inputs. "
-            f"Received: input={' '.join(config.input[0])}"
+            f"Received: input={config.input[0]}"
         )
     function: Callable[..., ExportReport] = export_generation if config.generation else export
     console = cli.console()

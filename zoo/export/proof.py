@@ -111,7 +111,8 @@ def run_file(
         "compared": len(compared),
         "timed": len(timed),
     }
-    result = run_alone(file_runtime.__file__, request, folder, time_limit)
+    run_alone(file_runtime.__file__, request, folder, time_limit)
+    result = json.loads((folder / "result.json").read_text("utf-8"))
     outputs: list[Arrays | str] = []
     for number in range(len(compared)):
         if (error := result["errors"].get(str(number))) is not None:
@@ -123,10 +124,8 @@ def run_file(
     return FileResult(result["runtime"], result["load_seconds"], call_seconds, outputs)
 
 
-def run_alone(
-    program: str, request: Mapping[str, Any], folder: Path, time_limit: float
-) -> dict[str, Any]:
-    """Runs a program of `zoo.backends` on a folder, in a fresh process, and returns its result.
+def run_alone(program: str, request: Mapping[str, Any], folder: Path, time_limit: float) -> None:
+    """Runs a program of `zoo.backends` on a folder with a request, in a fresh process.
 
     Raises:
         RuntimeError: If the program fails. The text has the last lines of the error.
@@ -145,8 +144,6 @@ def run_alone(
     if process.returncode:
         lines = process.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
         raise RuntimeError("\n".join([f"Exit status {process.returncode}", *lines]))
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
-    return result
 
 
 def compare(

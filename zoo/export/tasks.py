@@ -14,9 +14,10 @@ from zoo.backends import backend
 from zoo.diffusion.pipeline import DiffusionSpec
 from zoo.diffusion.sampler import Sampler
 from zoo.export.source import Source
-from zoo.generation.sampling import generate
+from zoo.generation.sampling import generate, prepare_generation
 
 Arrays = list[np.ndarray]
+Rows = list[list[int]]
 
 
 def write(source: Source, format_name: str, path: Path) -> None:
@@ -68,12 +69,27 @@ def _seconds(function: Any, batch: Arrays, calls: int = 5) -> float:
 
 
 def tokens(
-    source: Source, prompts: list[list[int]], sources: list[list[int]] | None, count: int
-) -> list[list[int]]:
-    """Generates greedy tokens with a language model."""
+    source: Source, prompts: Rows, sources: Rows | None, given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes with a language model.
+
+    Args:
+        source: The model.
+        prompts: Token ids of the prompts.
+        sources: Token ids of the sources of a `transformer`, else None.
+        given: Tokens after each prompt, (B, N).
+
+    Returns:
+        Greedy tokens after each prompt, (B, N), and the logits of each given token, (B, N, V).
+    """
     model, _ = source.load_model()
-    rows = generate(model, prompts, count, temperature=0.0, sources=sources)
-    return [row.tolist() for row in rows]
+    _, count = given.shape
+    greedy = generate(model, prompts, count, temperature=0.0, sources=sources)
+    decoder, arrays, _ = prepare_generation(model, prompts, sources, count)
+    logits = [ops.convert_to_numpy(decoder.prefill(arrays[0], count, arrays[1]))]
+    for index in range(count - 1):
+        logits.append(ops.convert_to_numpy(decoder.decode(given[:, index : index + 1])))
+    return np.stack(greedy), np.stack(logits, axis=1)
 
 
 def images(
