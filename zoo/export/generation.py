@@ -95,6 +95,10 @@ def export_generation(
     """
     entry = formats.get(format)
     check_path(path)
+    if path.is_file():
+        raise ValueError(
+            f"`path` must be a directory or not be there. Received: path={str(path)!r}, a file"
+        )
     started = time.perf_counter()
     report_progress = progress or (lambda _: None)
     with contextlib.ExitStack() as stack:

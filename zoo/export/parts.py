@@ -79,7 +79,7 @@ def decoding_parts(source: Source) -> dict[str, Source]:
         source: A `gpt` or a `transformer`.
 
     Raises:
-        ValueError: If the model does not compute in float32.
+        ValueError: If the model does not compute in float32, or its context is a single token.
     """
     model, _ = source.load_model()
     blocks = KVCacheDecoder(model).blocks
@@ -87,6 +87,8 @@ def decoding_parts(source: Source) -> dict[str, Source]:
     if dtype != "float32":
         raise ValueError(f"`model` must compute in float32. Received: {model.name} with {dtype}")
     context = max_length(model)
+    if context < 2:  # a step follows at least one token
+        raise ValueError(f"`model` must have a context of at least 2 tokens. Received: {context}")
     vocabulary = int(model.output.shape[-1])
     caches = [f"{kind}_{i}" for i in range(1, len(blocks) + 1) for kind in ("keys", "values")]
 
