@@ -22,7 +22,7 @@ from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
 from zoo.diffusion.prompts import WordTokenizer
 from zoo.export import FORMATS, ExportReport, export_generation, generation
-from zoo.export.chain import first_difference
+from zoo.export.generation_proof import first_difference
 from zoo.generation.sampling import generate
 from zoo.parity import Workers
 from zoo.parity.report import read_json
@@ -267,6 +267,7 @@ def test_files_that_generate_something_else_are_refused(
     ("model", "message"),
     [
         ("mlp", r"`model` must be a gpt, a transformer, or trained weights.*Received: model='mlp'"),
+        ("unet", r"`model` must be a gpt, a transformer, or .*Received: model='unet'"),
         ("rnn_language_model", r"`model` must be a gpt, a transformer, or .*rnn_language_model"),
         ("text_to_image", r"`model` must be .*which have its noise schedule.*text_to_image"),
         ("nothing", r"`model` must be one of mlp, .*Received: model='nothing'"),

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ from typing import Any
 import keras
 
 from zoo.diffusion.pipeline import DiffusionPipeline
-from zoo.export import chain, formats
-from zoo.export.chain import Chain, ImageChain, TokenChain
+from zoo.export import formats, generation_proof
 from zoo.export.export import Job, Progress, check_path
 from zoo.export.formats import Format
+from zoo.export.generation_proof import GenerationProof, ImageProof, TokenProof
 from zoo.export.parts import decoding_parts, diffusion_parts, source_vocabulary
 from zoo.export.report import ExportReport
 from zoo.export.source import Source, describe, find_saved
 from zoo.files.saved import SavedModel
 from zoo.files.weights import CARD
-from zoo.generation.decoding import is_encoder_decoder, max_length
+from zoo.generation.decoding import check_language_model, is_encoder_decoder, max_length
 from zoo.layers.transformer_block import TransformerBlock
-from zoo.parity.report import RungReport
+from zoo.parity.report import Row, RungReport
 from zoo.parity.workers import Workers
 from zoo.validation import FilePath, Index, JSONObject, Positive, TextList, validated
 from zoo.validation import Source as NameOrPath
@@ -38,12 +38,12 @@ class _Generator:
 
     Attributes:
         parts: Source of each file.
-        chain: Generation by the files together.
+        proof: Proof of the files together.
         files: Content of further files by name.
     """
 
     parts: Mapping[str, Source]
-    chain: Chain
+    proof: GenerationProof
     files: Mapping[str, bytes]
 
 
@@ -113,46 +113,59 @@ def export_generation(
         directory.mkdir()
         reports: dict[str, ExportReport] = {}
         for name, part in generator.parts.items():
+            report_progress(name)
             part_folder = folder / f"proof-{name}"
             part_folder.mkdir()
-            report_progress(name)
             file = directory / _file_name(name, entry)
             job = Job(part, entry, file, workers, part_folder, report_progress)
             reports[name] = job.execute(seed, time_limit)
             if not reports[name].proven:
                 break
-        rungs = [
-            (f"{name}: {rung.title}", rung) for name in reports for rung in reports[name].rungs
-        ]
+        rows = None
         if all(report.proven for report in reports.values()):
+            report_progress("generation")
             for name, content in generator.files.items():
                 (directory / name).write_bytes(content)
-            chain.write_content(generator.chain, directory)
-            report_progress("generation")
-            rows = chain.prove(
-                generator.chain, entry.runtime, directory, folder, workers, time_limit
+            generation_proof.write_content(generator.proof, directory)
+            rows = generation_proof.prove(
+                generator.proof, entry.runtime, directory, folder, workers, time_limit
             )
-            rungs.append(("generation", RungReport(0, "", generator.chain.reason, tuple(rows))))
-        last = list(reports.values())[-1]
-        report = ExportReport(
-            model=generator.chain.source.name,
-            environments=last.environments,
-            settings={
-                "format": entry.name, "seed": seed,
-                "files": {name: dict(report.settings) for name, report in reports.items()},
-            },
-            notes=tuple(f"{name}: {x}" for name in reports for x in reports[name].notes),
-            rungs=tuple(
-                RungReport(number, title, rung.reason, rung.rows)
-                for number, (title, rung) in enumerate(rungs, 1)
-            ),
-            seconds=round(time.perf_counter() - started, 1),
-        )  # fmt: skip
+        seconds = round(time.perf_counter() - started, 1)
+        report = _merged(generator, entry, seed, reports, rows, seconds)
         if report.proven:
             if path.is_dir():
                 path.rmdir()  # it is empty
             os.replace(directory, path)
         return report
+
+
+def _merged(
+    generator: _Generator,
+    entry: Format,
+    seed: int,
+    reports: Mapping[str, ExportReport],
+    rows: Sequence[Row] | None,
+    seconds: float,
+) -> ExportReport:
+    """One report of all files and, if all are proven, of the generation."""
+    rungs = [
+        (f"{name}: {rung.title}", rung.reason, rung.rows)
+        for name, report in reports.items()
+        for rung in report.rungs
+    ]
+    if rows is not None:
+        rungs.append(("generation", generator.proof.reason, tuple(rows)))
+    return ExportReport(
+        model=generator.proof.source.name,
+        environments=next(reversed(reports.values())).environments,
+        settings={
+            "format": entry.name, "seed": seed,
+            "files": {name: dict(report.settings) for name, report in reports.items()},
+        },
+        notes=tuple(f"{name}: {note}" for name in reports for note in reports[name].notes),
+        rungs=tuple(RungReport(number, *rung) for number, rung in enumerate(rungs, 1)),
+        seconds=seconds,
+    )  # fmt: skip
 
 
 def _file_name(part: str, entry: Format) -> str:
@@ -173,8 +186,7 @@ def _describe(
         return _diffusion(saved, arguments, tolerance, seed, entry, folder)
     source = describe(model, arguments, None, tolerance, folder)
     built, _ = source.load_model()
-    has_blocks = any(isinstance(layer, TransformerBlock) for layer in built.layers)
-    if not has_blocks or len(built.outputs[0].shape) != 3:
+    if not _is_transformer(built):
         raise ValueError(
             "`model` must be a gpt, a transformer, or trained weights or a finished run of a "
             f"text_to_image model, which have its noise schedule. Received: model={source.name!r}"
@@ -187,10 +199,18 @@ def _describe(
     if is_encoder_decoder(built):
         content["padding"] = built.get_layer("source_mask").padding
         vocabulary_of_sources = source_vocabulary(built)
-    tokens = TokenChain.of(
+    tokens = TokenProof.of(
         source, content, int(built.output.shape[-1]), vocabulary_of_sources, seed
     )
     return _Generator(parts, tokens, files)
+
+
+def _is_transformer(model: keras.Model) -> bool:
+    try:
+        check_language_model(model)
+    except ValueError:
+        return False
+    return any(isinstance(layer, TransformerBlock) for layer in model.layers)
 
 
 def _diffusion(
@@ -218,7 +238,7 @@ def _diffusion(
         "signal": schedule.signal.tolist(),
         "sigma": schedule.sigma.tolist(),
     }
-    images = ImageChain(source, content, pipeline.spec, len(pipeline.tokenizer), seed)
+    images = ImageProof(source, content, pipeline.spec, len(pipeline.tokenizer), seed)
     return _Generator(parts, images, _saved_files(saved, PROMPTS))
 
 

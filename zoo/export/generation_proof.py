@@ -30,8 +30,8 @@ _IMAGE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Chain(ABC):
-    """Generation by all files of a model.
+class GenerationProof(ABC):
+    """Generation by all files of a model, and by the model on each backend.
 
     Attributes:
         source: The model.
@@ -57,7 +57,7 @@ class Chain(ABC):
 
 
 @dataclass(frozen=True)
-class TokenChain(Chain):
+class TokenProof(GenerationProof):
     """Greedy tokens of a language model after prompts of unequal lengths.
 
     Attributes:
@@ -80,7 +80,7 @@ class TokenChain(Chain):
         vocabulary: int,
         source_vocabulary: int | None,
         seed: int,
-    ) -> "TokenChain":
+    ) -> "TokenProof":
         """Draws prompts and, for a model with a vocabulary of sources, sources."""
         context = content["context"]
         prompts = _token_ids(seed, "prompts", _PROMPT_LENGTHS, context, vocabulary)
@@ -147,7 +147,7 @@ def _token_ids(seed: int, name: str, lengths: Sequence[int], longest: int, size:
 
 
 @dataclass(frozen=True)
-class ImageChain(Chain):
+class ImageProof(GenerationProof):
     """Images of a `text_to_image` model, by DDIM with guidance.
 
     Attributes:
@@ -192,19 +192,24 @@ class ImageChain(Chain):
 
 
 def prove(
-    chain: Chain, runtime: str, directory: Path, folder: Path, workers: Workers, time_limit: float
+    generation: GenerationProof,
+    runtime: str,
+    directory: Path,
+    folder: Path,
+    workers: Workers,
+    time_limit: float,
 ) -> list[Row]:
     """Generates with the files of a directory and on each backend, and compares the results.
 
     Args:
-        chain: The generation.
+        generation: The generation.
         runtime: Name of the library that runs the files.
         directory: Directory of the files, with `generation.json`.
         folder: Empty folder for what the processes exchange.
         workers: Workers of the backends.
         time_limit: Time limit of the process without Keras, in seconds.
     """
-    request = {"directory": str(directory), **chain.prepare(folder)}
+    request = {"directory": str(directory), **generation.prepare(folder)}
     try:
         proof.run_alone(generation_runtime.__file__, request, folder, time_limit)
     except RuntimeError as error:
@@ -213,15 +218,15 @@ def prove(
     for name in workers.names:
         between = runtime, name
         try:
-            expected = chain.expected(workers[name, "float32"], folder)
+            expected = generation.expected(workers[name, "float32"], folder)
         except WorkerError as error:
             rows.append(Row("generation", between, "float32", "failed", detail=str(error)))
         else:
-            rows += chain.compare(between, folder, expected)
+            rows += generation.compare(between, folder, expected)
     return rows
 
 
-def write_content(chain: Chain, directory: Path) -> None:
+def write_content(generation: GenerationProof, directory: Path) -> None:
     """Writes `generation.json`."""
-    text = json.dumps(dict(chain.content), indent=1) + "\n"
+    text = json.dumps(dict(generation.content), indent=1) + "\n"
     (directory / "generation.json").write_text(text, "utf-8")
