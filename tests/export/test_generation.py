@@ -249,6 +249,7 @@ def test_generation_in_other_formats(
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_files_that_generate_something_else_are_refused(
     workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

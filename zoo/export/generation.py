@@ -157,7 +157,9 @@ def _merged(
         rungs.append(("generation", generator.proof.reason, tuple(rows)))
     return ExportReport(
         model=generator.proof.source.name,
-        environments=next(reversed(reports.values())).environments,
+        environments=dict(
+            pair for report in reports.values() for pair in report.environments.items()
+        ),
         settings={
             "format": entry.name, "seed": seed,
             "files": {name: dict(report.settings) for name, report in reports.items()},
