@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from zoo.backends.exporting import Axes, Graph
+from zoo.export.parts import DecodingSource, decoding_parts
 from zoo.export.source import Source
 
 
@@ -57,3 +58,20 @@ def other_seed(source: Source, format_name: str, path: Path) -> None:
     weights = [generator.normal(size=w.shape) for w in graph.model.get_weights()]
     graph.model.set_weights(weights)
     _write_onnx(graph, path)
+
+
+class OneTokenForgotten(DecodingSource):
+    """A part of a language model for which the first token is padding, in the file as in Keras."""
+
+    def graph(self, for_file: bool = False) -> Graph:
+        graph = super().graph(for_file)
+
+        def function(ids: Any, padding: Any, *past: Any) -> list[Any]:
+            return graph.function(ids, padding + 1, *past)
+
+        return dataclasses.replace(graph, function=function)
+
+
+def step_forgets(source: Source) -> dict[str, Source]:
+    parts = decoding_parts(source)
+    return parts | {"step": OneTokenForgotten(**vars(parts["step"]))}

@@ -1,7 +1,7 @@
 """Exports of models on several backends, and faulty files, which the proof must refuse."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,6 @@ from zoo.parity.report import read_json, write_json
 MODELS = "tests.export.models"
 
 pytestmark = pytest.mark.parity
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with Workers() as pool:
-        yield pool
 
 
 @pytest.fixture

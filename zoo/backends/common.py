@@ -161,8 +161,8 @@ def attention(
 def cached_attention(
     query: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor, scale: float
 ) -> Tensor:
-    batch, length, heads, head_dim = query.shape
-    kv_heads, capacity = keys.shape[1:3]
+    batch, length, heads, head_dim = ops.shape(query)
+    _, kv_heads, capacity, _ = ops.shape(keys)
     group = heads // kv_heads
     query = ops.reshape(query * scale, (batch, length, kv_heads, group, head_dim))
     # The queries that share keys are rows of one product: (B, kv_heads, group·T, head_dim).

@@ -1,6 +1,7 @@
 """Command line of the export: `zoo export`."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,8 @@ import tyro
 
 from zoo import cli
 from zoo.export.export import export
+from zoo.export.generation import export_generation
+from zoo.export.report import ExportReport
 from zoo.parity import html
 from zoo.parity.inputs import InputSpec
 from zoo.parity.report import write_json
@@ -28,7 +31,10 @@ class Export:
     format: Literal["onnx", "saved_model", "litert", "pt2", "stablehlo"]
     """Format of the file."""
     out: Path
-    """File, or directory of a SavedModel."""
+    """File, or directory of a SavedModel or of the files of --generation."""
+    generation: bool = False
+    """Write a gpt, a transformer or a trained text_to_image model as the files that generate, to
+    the directory --out: prefill and step with caches, or text encoder and U-Net."""
     arguments: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """Keyword arguments of the function that builds the model, such as '{"num_classes": 10}'."""
     input: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -66,19 +72,26 @@ def run_export(config: Export) -> int:
             f"Received: arguments={config.arguments}"
         )
     specs = [InputSpec.parse(text)[1] for text in config.input]
+    inputs = {"inputs": specs if len(specs) > 1 else specs[0]} if specs else {}
+    if inputs and config.generation:
+        raise ValueError(
+            "`input` must not be given with `generation`, whose models define their inputs. "
+            f"Received: input={config.input[0]}"
+        )
+    function: Callable[..., ExportReport] = export_generation if config.generation else export
     console = cli.console()
     with console.status(config.model) as status:
-        report = export(
+        report = function(
             config.model,
             config.out,
             config.format,
             arguments=arguments or None,
-            inputs=(specs if len(specs) > 1 else specs[0]) if specs else None,
             backends=config.backends.split(",") if config.backends is not None else None,
             tolerance=config.tolerance,
             seed=config.seed,
             time_limit=config.time_limit,
             progress=status.update,
+            **inputs,
         )
     console.print(report)
     line = f"{report.model}: {report.verdict} ({report.seconds:.0f} s)"

@@ -79,7 +79,7 @@ def export(
         OSError: If the file cannot be written.
     """
     entry = formats.get(format)
-    _check_path(path)
+    check_path(path)
     with contextlib.ExitStack() as stack:
         if workers is None:
             workers = stack.enter_context(Workers(backends, time_limit, 1))
@@ -87,11 +87,12 @@ def export(
         # Beside the path, so that the proven file is moved at once.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".zoo-", dir=path.parent))
         source = describe(model, arguments, inputs, tolerance, Path(folder))
-        job = _Export(source, entry, path, workers, Path(folder), progress or (lambda _: None))
+        job = Job(source, entry, path, workers, Path(folder), progress or (lambda _: None))
         return job.execute(seed, time_limit)
 
 
-def _check_path(path: Path) -> None:
+def check_path(path: Path) -> None:
+    """Raises ValueError for a directory that holds files, which no export replaces."""
     if path.is_dir() and any(path.iterdir()):
         raise ValueError(
             "`path` must not be a directory that holds files. Received: "
@@ -99,7 +100,7 @@ def _check_path(path: Path) -> None:
         )
 
 
-class _Export:
+class Job:
     """One export: tasks of the workers, the proof, and the report."""
 
     def __init__(

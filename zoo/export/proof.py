@@ -111,20 +111,7 @@ def run_file(
         "compared": len(compared),
         "timed": len(timed),
     }
-    (folder / "request.json").write_text(json.dumps(request), "utf-8")
-    try:
-        process = subprocess.run(
-            # -P: the folder of the file has modules with the names of the backends.
-            [sys.executable, "-P", file_runtime.__file__, str(folder)],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            capture_output=True,
-            timeout=time_limit,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"No result within {time_limit:g} s") from None
-    if process.returncode:
-        lines = process.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        raise RuntimeError("\n".join([f"Exit status {process.returncode}", *lines]))
+    run_alone(file_runtime.__file__, request, folder, time_limit)
     result = json.loads((folder / "result.json").read_text("utf-8"))
     outputs: list[Arrays | str] = []
     for number in range(len(compared)):
@@ -135,6 +122,28 @@ def run_file(
             outputs.append([arrays[name] for name in arrays.files])
     call_seconds = dict(zip(TIMED, result["call_seconds"], strict=True))
     return FileResult(result["runtime"], result["load_seconds"], call_seconds, outputs)
+
+
+def run_alone(program: str, request: Mapping[str, Any], folder: Path, time_limit: float) -> None:
+    """Runs a program of `zoo.backends` on a folder with a request, in a fresh process.
+
+    Raises:
+        RuntimeError: If the program fails. The text has the last lines of the error.
+    """
+    (folder / "request.json").write_text(json.dumps(request), "utf-8")
+    try:
+        process = subprocess.run(
+            # -P: the folder of the program has modules with the names of the backends.
+            [sys.executable, "-P", program, str(folder)],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            capture_output=True,
+            timeout=time_limit,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"No result within {time_limit:g} s") from None
+    if process.returncode:
+        lines = process.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        raise RuntimeError("\n".join([f"Exit status {process.returncode}", *lines]))
 
 
 def compare(

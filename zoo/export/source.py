@@ -15,6 +15,7 @@ from keras import ops, tree
 from zoo import registry
 from zoo._version import __version__
 from zoo.backends.exporting import Axes, Graph
+from zoo.files.saved import SavedModel
 from zoo.files.weights import PACKED, WeightsFolder, open_saved, packed_names
 from zoo.layers import recurrent
 from zoo.layers.attention import Attention
@@ -67,18 +68,23 @@ class Source:
             for_file: Whether Keras' recurrent layers are replaced by those of the zoo, which can
                 be traced for any length.
         """
-        model, specs = build_model(self.case)
-        if for_file:
-            model = _with_own_recurrent_layers(model)
-        with np.load(self.weights) as stored:
-            model.set_weights([stored[name] for name in stored.files])
-        finalize_layer_state(model)
+        model, specs = self.load_model(for_file)
 
         def function(*tensors: Any) -> list[Any]:
             outputs = model(tree.pack_sequence_as(specs, list(tensors)), training=False)
             return tree.flatten(outputs)  # type: ignore[no-any-return]
 
         return Graph(model, function, self.axes, self.outputs, self.limits, self.metadata)
+
+    def load_model(self, for_file: bool = False) -> tuple[keras.Model, Any]:
+        """Builds the model with its weights, and an `InputSpec` of each of its inputs."""
+        model, specs = build_model(self.case)
+        if for_file:
+            model = _with_own_recurrent_layers(model)
+        with np.load(self.weights) as stored:
+            model.set_weights([stored[name] for name in stored.files])
+        finalize_layer_state(model)
+        return model, specs
 
 
 def describe(
@@ -147,25 +153,35 @@ def _find(
     if isinstance(model, keras.Model):
         return Case(lambda: model, name=model.name, inputs=inputs), {}
     text = str(model)
-    if ":" in text and not Path(text).exists():
+    saved = find_saved(text)
+    if saved is None:
         return Case.of(text, arguments, inputs=inputs), {}
-    if text.partition("/")[0] in registry.models:
-        return Case.of(text, arguments, inputs=inputs), {}
+    if arguments:
+        raise ValueError(
+            "`arguments` must not be given for a trained model, whose arguments are saved with "
+            f"it. Received: model={text!r}, arguments={dict(arguments)}"
+        )
+    card = saved.card.model_dump_json() if isinstance(saved, WeightsFolder) else None
+    case = Case(saved.load_model, name=Path(text).name, inputs=inputs)
+    return case, {} if card is None else {"card": card}
+
+
+def find_saved(text: str) -> SavedModel | None:
+    """Opens trained weights or a finished run; None for the name or the address of a builder.
+
+    Raises:
+        ValueError: If there is no such model, or what is saved is damaged.
+    """
+    is_address = ":" in text and not Path(text).exists()
+    if is_address or text.partition("/")[0] in registry.models:
+        return None
     if text not in packed_names() and not Path(text).exists():
         raise ValueError(
             f"`model` must be one of {', '.join(registry.models)}; trained weights, one of "
             f"{', '.join(packed_names())}; a weights folder; the directory of a finished run; or "
             f"package.module:function. Received: model={text!r}"
         )
-    if arguments:
-        raise ValueError(
-            "`arguments` must not be given for a trained model, whose arguments are saved with "
-            f"it. Received: model={text!r}, arguments={dict(arguments)}"
-        )
-    saved = open_saved(PACKED / text if text in packed_names() else text, argument="model")
-    card = saved.card.model_dump_json() if isinstance(saved, WeightsFolder) else None
-    case = Case(saved.load_model, name=Path(text).name, inputs=inputs)
-    return case, {} if card is None else {"card": card}
+    return open_saved(PACKED / text if text in packed_names() else text, argument="model")
 
 
 def _rebuild(model: keras.Model, folder: Path) -> Callable[[], keras.Model]:

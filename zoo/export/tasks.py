@@ -11,9 +11,13 @@ from keras import ops
 
 from zoo import backends
 from zoo.backends import backend
+from zoo.diffusion.pipeline import DiffusionSpec
+from zoo.diffusion.sampler import Sampler
 from zoo.export.source import Source
+from zoo.generation.sampling import generate, prepare_generation
 
 Arrays = list[np.ndarray]
+Rows = list[list[int]]
 
 
 def write(source: Source, format_name: str, path: Path) -> None:
@@ -62,3 +66,35 @@ def _seconds(function: Any, batch: Arrays, calls: int = 5) -> float:
             ops.convert_to_numpy(output)
         durations.append(time.perf_counter() - started)
     return min(durations[1:])
+
+
+def tokens(
+    source: Source, prompts: Rows, sources: Rows | None, given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes with a language model.
+
+    Args:
+        source: The model.
+        prompts: Token ids of the prompts.
+        sources: Token ids of the sources of a `transformer`, else None.
+        given: Tokens after each prompt, (B, N).
+
+    Returns:
+        Greedy tokens after each prompt, (B, N), and the logits of each given token, (B, N, V).
+    """
+    model, _ = source.load_model()
+    _, count = given.shape
+    greedy = generate(model, prompts, count, temperature=0.0, sources=sources)
+    decoder, arrays, _ = prepare_generation(model, prompts, sources, count)
+    logits = [ops.convert_to_numpy(decoder.prefill(arrays[0], count, arrays[1]))]
+    for index in range(count - 1):
+        logits.append(ops.convert_to_numpy(decoder.decode(given[:, index : index + 1])))
+    return np.stack(greedy), np.stack(logits, axis=1)
+
+
+def images(
+    source: Source, spec: DiffusionSpec, prompts: np.ndarray, settings: dict[str, Any]
+) -> np.ndarray:
+    """Samples images with a `text_to_image` model, for token ids of prompts."""
+    model, _ = source.load_model()
+    return Sampler(model, spec.make_diffusion()).sample(len(prompts), prompts, **settings)

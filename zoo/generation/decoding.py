@@ -5,8 +5,9 @@ of the previous tokens; an encoder-decoder also caches those of the encoder's ou
 """
 
 import copy
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
@@ -214,12 +215,12 @@ class KVCacheDecoder:
             if not isinstance(layer, keras.layers.InputLayer | random.Dropout)
             and not layer.name.startswith(("encoder", "source"))
         ]
-        self._blocks = [layer for layer in self._layers if isinstance(layer, TransformerBlock)]
+        self.blocks = [layer for layer in self._layers if isinstance(layer, TransformerBlock)]
         self._tied = not isinstance(self._layers[-1], keras.layers.Dense)
         self._max_length = max_length(model)
         self._compiled_step = backend.decode_function(model, self._step)
         self._encoder = _encoder(model) if is_encoder_decoder(model) else None
-        self._encode = backend.inference_function(model, self._encode_sources)
+        self._encode = backend.inference_function(model, self.encode)
         self._contexts: Any = ()  # mask, keys and values of the sources
         self._caches: Any = ()
         self._padding = np.zeros(0, np.int32)
@@ -265,7 +266,7 @@ class KVCacheDecoder:
         self._rows = [list(prompt) for prompt in prompts]
         self._padding = (width - lengths).astype(np.int32)
         self._index = 0
-        specs = (block.cache_spec(len(ids), capacity) for block in self._blocks)
+        specs = (block.cache_spec(len(ids), capacity) for block in self.blocks)
         self._caches = [(backend.create_cache(*s), backend.create_cache(*s)) for s in specs]
         return self._logits(ids)
 
@@ -293,27 +294,42 @@ class KVCacheDecoder:
         self._index += ids.shape[1]
         return logits
 
-    def _encode_sources(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
+    def encode(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
         """Padding mask of the sources, (B, 1, 1, S), and each block's keys and values of them."""
         assert self._encoder is not None
         memory, padding_mask = self._encoder(ops.convert_to_tensor(ids), training=False)
-        return padding_mask[:, None, None], [block.context_cache(memory) for block in self._blocks]
+        padding_mask = ops.expand_dims(padding_mask, (1, 2))
+        return padding_mask, [block.context_cache(memory) for block in self.blocks]
 
     def _step(self, arrays: Any, caches: Any) -> tuple[Tensor, Any]:
         *arrays, encoded_sources = arrays
-        context_mask, contexts = encoded_sources or (None, [None] * len(self._blocks))
         ids, start, padding = (ops.convert_to_tensor(array) for array in arrays)
-        queries = start + ops.arange(ids.shape[1], dtype="int32")  # cache indices, (T,)
+        tokens = ids, start, padding, encoded_sources
+        update_cache = functools.partial(backend.update_cache, start=start)
+        return self.apply(tokens, caches, caches[0][0].shape[2], update_cache)
+
+    def apply(
+        self, tokens: Any, caches: Any, capacity: Any, update_cache: Callable[[Any, Tensor], Tensor]
+    ) -> tuple[Tensor, Any]:
+        """Computes the logits after the next tokens, (B, V), and the caches with these tokens.
+
+        Args:
+            tokens: Ids of the next tokens, (B, T); cache index of the first; number of cache
+                indices of padding before each prompt, (B,); results of `encode`, or ().
+            caches: Keys and values of each block, as `update_cache` takes them.
+            capacity: Number of cache indices after the update.
+            update_cache: As for `TransformerBlock.call_with_cache`.
+        """
+        ids, start, padding, encoded_sources = tokens
+        context_mask, contexts = encoded_sources or (None, [None] * len(self.blocks))
+        queries = start + ops.arange(ops.shape(ids)[1], dtype="int32")  # cache indices, (T,)
         positions = ops.maximum(queries[None] - padding[:, None], 0)  # (B, T)
-        keys = ops.arange(caches[0][0].shape[2], dtype="int32")  # cache indices, (capacity,)
+        keys = ops.arange(capacity, dtype="int32")  # cache indices, (capacity,)
         # Neither later tokens nor padding is attended to. A query always attends to itself, because
         # the softmax of a padding position needs one key.
         attention_mask = (keys <= queries[:, None])[None] & (keys >= padding[:, None])[:, None]
         attention_mask = attention_mask | (keys == queries[:, None])[None]
         attention_mask = attention_mask[:, None]  # (B, 1, T, capacity)
-
-        def update_cache(cache: Tensor, new: Tensor) -> Tensor:
-            return backend.update_cache(cache, new, start)
 
         embedding, *layers = self._layers
         x = embedding.embed_unchecked(ids)
@@ -324,16 +340,11 @@ class KVCacheDecoder:
             elif isinstance(layer, TransformerBlock):
                 number = len(new_caches)
                 x, cache = layer.call_with_cache(
-                    x,
-                    caches[number],
-                    update_cache,
-                    attention_mask,
-                    positions,
-                    contexts[number],
-                    context_mask,
-                )
+                    x, caches[number], update_cache, attention_mask, positions,
+                    contexts[number], context_mask,
+                )  # fmt: skip
                 new_caches.append(cache)
-                if layer is self._blocks[-1]:
+                if layer is self.blocks[-1]:
                     x = x[:, -1:]  # only the last token's logits are used
             else:
                 x = layer(x)
