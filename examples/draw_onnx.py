@@ -90,7 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("directory", type=Path, help="what `zoo export --generation` wrote")
     parser.add_argument("prompt", help="text that the image is to show")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps (%(default)s)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
     parser.add_argument("--out", type=Path, default="image.png", help="file (%(default)s)")
     options = vars(parser.parse_args())
