@@ -128,7 +128,7 @@ class Tokenizer:
 
     def to_json(self) -> bytes:
         """JSON content of a file for `load` or `tokenizers.Tokenizer.from_file`."""
-        return f"{self._tokenizer.to_str(pretty=True)}\n".encode()
+        return f"{self._tokenizer.to_str()}\n".encode()
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
