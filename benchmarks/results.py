@@ -122,14 +122,15 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def accuracy() -> str:
     head = (
-        "model", "training images", "epochs", "backend", "test accuracy", "test loss", "images/s",
-        "seconds", "machine",
+        "model", "data", "training images", "epochs", "backend", "test accuracy", "test loss",
+        "images/s", "seconds", "machine",
     )  # fmt: skip
     return table(
         head,
         (
             (
                 run["model"],
+                run["dataset"],
                 f"{run['train_examples']:,}",
                 str(run["epochs"]),
                 run["backend"],
@@ -422,14 +423,15 @@ METRICS: dict[str, Callable[[float], str]] = {
     "bleu": lambda value: f"BLEU {value:.1f}",
     "chrf": lambda value: f"chrF {value:.1f}",
     "prompt_accuracy": lambda value: f"{value:.1%} as asked",
-    "frechet_distance": lambda value: f"Fréchet distance {value:.1f}",
-    "frechet_real": lambda value: f"of real images {value:.1f}",
+    "frechet_distance": lambda value: f"Fréchet distance {value:.0f}",
+    "frechet_real": lambda value: f"of real images {value:.0f}",
 }
 
 
 def weights() -> str:
     """A row for each weights folder, with the metrics of the backend that has trained it."""
-    loading = json.loads((ROOT / "results" / "weights.json").read_text())["weights"]
+    measured = json.loads((ROOT / "results" / "weights.json").read_text())
+    loading, backend = measured["weights"], measured["backend"]
     rows = []
     for name in packed_names():
         card = WeightsFolder(PACKED / name).card
@@ -451,7 +453,30 @@ def weights() -> str:
         "weights", "parameters", "MB", "on the test data", "trained on", "minutes",
         "loading, s", "MiB",
     )  # fmt: skip
-    return table(head, rows)
+    sizes = (
+        f"(Loading is measured on {backend} after the imports, in a process of its own; MiB is "
+        "what it adds to the process' largest memory. The wheel has "
+        f"{measured['wheel_bytes'] / 1e6:.0f} MB. `python -m benchmarks.weights measure` writes "
+        "these figures.)"
+    )
+    return f"{table(head, rows)}\n\n{sizes}"
+
+
+def commands() -> str:
+    """What the commands with trained weights print, and their seconds on each backend."""
+    results = json.loads((ROOT / "results" / "commands.json").read_text())
+    lines = []
+    for command, by_backend in results.items():
+        outputs = {result["output"].rstrip() for result in by_backend.values()}
+        lines += [f"$ {command}", outputs.pop(), ""]
+        if outputs:
+            raise SystemExit(f"{command} must print the same on all backends. Received: {outputs}")
+    rows = [
+        (f"`{command}`", *(f"{by_backend[name]['seconds']:.1f}" for name in by_backend))
+        for command, by_backend in results.items()
+    ]
+    head = ("seconds, with the import of Keras", *next(iter(results.values())))
+    return "\n".join(["```", *lines[:-1], "```", "", table(head, rows)])
 
 
 # ------------------------------------------------------------------ README.md
@@ -472,6 +497,7 @@ def tables() -> dict[str, str]:
         "diffusion_speed": diffusion_speed(),
         "gpu": gpu(),
         "weights": weights(),
+        "commands": commands(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
     }
 
