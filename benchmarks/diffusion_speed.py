@@ -41,7 +41,7 @@ class Config:
     """Number of images to sample."""
     sampling_steps: int = 50
     """Number of sampling steps from noise to an image."""
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     """Weight of the prompt."""
     only: tuple[str, ...] = BACKENDS
     """Backends that take part, beside plain PyTorch."""

@@ -286,7 +286,7 @@ class Trainer:
 
 @torch.no_grad()
 def sample(
-    model: TextToImage, prompt: Tensor, noise: Tensor, steps: int = 50, guidance_scale: float = 3.0
+    model: TextToImage, prompt: Tensor, noise: Tensor, steps: int = 50, guidance_scale: float = 2.0
 ) -> Tensor:
     """Samples images with DDIM and classifier-free guidance.
 
