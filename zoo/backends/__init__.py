@@ -258,6 +258,48 @@ class Backend(Protocol):
         """
         ...
 
+    def join_cluster(self, addresses: Sequence[str], rank: int, local_rank: int) -> None:
+        """Makes this process a worker of a cluster, before the backend computes anything.
+
+        From then on the functions above work on the cluster: `as_dataset` reads the rows of each
+        batch that this worker has, the first of `len(addresses)` parts that differ by at most one
+        row. The loss of a training step is that of the whole batch, divided by the sum of weights
+        that a single process would divide by; gradients, metrics and the outputs of `predict` are
+        those of the whole batch as well, on every worker. A part may have no rows.
+
+        Args:
+            addresses: An address HOST:PORT of each worker, by rank. Nobody listens there yet.
+            rank: Number of this worker.
+            local_rank: Number of the device of its machine that this worker uses.
+
+        Raises:
+            ConnectionError: If the workers do not connect within a time limit.
+        """
+        ...
+
+    def leave_cluster(self) -> None:
+        """Ends the connections of this worker; must not wait long if another worker has died."""
+        ...
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Returns what worker 0 gives, on every worker, which must all call it.
+
+        Raises:
+            ConnectionError: If a worker has died.
+        """
+        ...
+
+    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+        """Assigns the values that worker 0 has to the Keras variables of every worker."""
+        ...
+
+    def check_distributed(self, trainer: Any) -> None:
+        """Raises ValueError if a `zoo.Trainer` has a layer that workers would train differently.
+
+        Such as a batch normalization whose statistics are those of one worker's rows.
+        """
+        ...
+
     @property
     def ForeachMixin(self) -> type:
         """Base class of optimizers that updates all weights in a few calls, where faster."""

@@ -3,7 +3,7 @@
 import ctypes
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -272,3 +272,41 @@ def host_integer(number: Tensor) -> Any:
 def preprocessing_function(layer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, which the training step compiles."""
     return function
+
+
+def worker_rows(size: int, num_workers: int, rank: int) -> tuple[int, int]:
+    """First row of a batch that a worker computes, and the row after its last.
+
+    Parts differ by at most one row, the larger ones come first. A part may be empty.
+
+    Args:
+        size: Number of rows of the batch.
+        num_workers: Number of workers.
+        rank: Number of the worker.
+    """
+    least, larger = divmod(size, num_workers)
+    start = rank * least + min(rank, larger)
+    return start, start + least + (rank < larger)
+
+
+_NO_CLUSTERS = "Training on several devices is not offered on this backend yet"
+
+
+def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
+    raise NotImplementedError(_NO_CLUSTERS)
+
+
+def leave_cluster() -> None:
+    raise NotImplementedError(_NO_CLUSTERS)
+
+
+def broadcast(content: bytes) -> bytes:
+    raise NotImplementedError(_NO_CLUSTERS)
+
+
+def broadcast_variables(variables: Sequence[Any]) -> None:
+    raise NotImplementedError(_NO_CLUSTERS)
+
+
+def check_distributed(trainer: Any) -> None:
+    raise NotImplementedError(_NO_CLUSTERS)

@@ -16,9 +16,14 @@ from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import TrainerMixin as TrainerMixin
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import as_dataset as as_dataset
+from zoo.backends.common import broadcast as broadcast
+from zoo.backends.common import broadcast_variables as broadcast_variables
 from zoo.backends.common import cached_attention as cached_attention
+from zoo.backends.common import check_distributed as check_distributed
 from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import host_integer as host_integer
+from zoo.backends.common import join_cluster as join_cluster
+from zoo.backends.common import leave_cluster as leave_cluster
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.exporting import is_exporting

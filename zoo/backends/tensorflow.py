@@ -10,13 +10,18 @@ from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
+from zoo.backends.common import broadcast as broadcast
+from zoo.backends.common import broadcast_variables as broadcast_variables
 from zoo.backends.common import cached_attention as cached_attention
+from zoo.backends.common import check_distributed as check_distributed
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import group_norm as group_norm
 from zoo.backends.common import host_integer as host_integer
+from zoo.backends.common import join_cluster as join_cluster
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
+from zoo.backends.common import leave_cluster as leave_cluster
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
