@@ -64,8 +64,8 @@ def distributed(
 
     Raises:
         ValueError: If an argument is invalid, or does not fit the cluster in the environment.
-        ConnectionError: If the workers do not find each other, or a worker is lost in training.
-        SystemExit: In the launcher, when the workers have ended.
+        ConnectionError: If the workers do not find each other.
+        SystemExit: In the launcher, when the workers have ended; in a worker, if another is lost.
     """
     cluster = Cluster.from_environment()
     num_workers = devices * num_nodes
@@ -86,7 +86,11 @@ def distributed(
     if _LAUNCHER in os.environ:
         _end_with_launcher(int(os.environ[_LAUNCHER]))
     with joined(cluster):
-        yield cluster
+        try:
+            yield cluster
+        except ConnectionResetError as error:
+            _print(f"error: {error}")
+            raise SystemExit(LOST) from error  # the launcher starts again
 
 
 @validated
