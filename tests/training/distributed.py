@@ -39,12 +39,15 @@ EPOCHS = 2
 STEPS = 3  # of an epoch; the last batch has two examples, fewer than three workers
 EXAMPLES, BATCH = 12, 5
 TEST_EXAMPLES, TEST_BATCH = 7, 3
+# The gradient of an attention's key bias is 0; Adam's usual epsilon would turn its rounding errors
+# into steps.
+EPSILON = 1e-5
 
 _NUMBERS = np.random.default_rng(0)
 IMAGES = _NUMBERS.integers(0, 256, (EXAMPLES, 8, 8, 1), dtype=np.uint8)
 LABELS = np.arange(EXAMPLES, dtype=np.int32) % 3
-WEIGHTS = np.linspace(0, 1, EXAMPLES, dtype=np.float32)
 IDS = _NUMBERS.integers(1, 11, (EXAMPLES, 7), dtype=np.int32)
+WEIGHTS = _NUMBERS.random((EXAMPLES, 6), np.float32)  # of the targets
 PROMPTS = _NUMBERS.integers(1, 9, (3, 2, 4), dtype=np.int32)  # of the classes
 
 
@@ -86,7 +89,7 @@ def cnn() -> Setup:
 
 
 def lstm() -> Setup:
-    """Examples with weights, which Keras' own loss does not divide by."""
+    """Targets with weights, which Keras' own loss does not divide by."""
     trainer = Trainer(zoo.rnn_language_model(11, "lstm", 4, 6, dropout=0.3))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile(Adam(1e-2, global_clipnorm=0.5), loss, weighted_metrics=["accuracy"])
@@ -97,7 +100,8 @@ def lstm() -> Setup:
 
 def gpt() -> Setup:
     trainer = Trainer(zoo.gpt(11, 6, 1, 2, 8, dropout=0.3))
-    trainer.compile(AdamW(1e-2, global_clipnorm=0.5), CrossEntropy(), metrics=["accuracy"])
+    optimizer = AdamW(1e-2, global_clipnorm=0.5, epsilon=EPSILON)
+    trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     batches = Batches((IDS[:, :-1], IDS[:, 1:]), BATCH, seed=3)
     test = Batches((IDS[:TEST_EXAMPLES, :-1], IDS[:TEST_EXAMPLES, 1:]), TEST_BATCH)
     return Setup(trainer, batches, test)
@@ -106,10 +110,10 @@ def gpt() -> Setup:
 def text_to_image() -> Setup:
     """Noise, time steps and prompts of each image, of which some are dropped."""
     network = zoo.text_to_image(
-        9, 4, hidden_dim=8, input_shape=(8, 8, 1), channels=(8, 16), num_steps=20, dropout=0.3
+        9, 4, hidden_dim=8, input_shape=(8, 8, 1), channels=(8,), num_steps=20, dropout=0.3
     )  # fmt: skip
     trainer = DiffusionTrainer(network, GaussianDiffusion(cosine(20)), 0, PROMPTS)
-    trainer.compile(Adam(1e-2, global_clipnorm=0.5))
+    trainer.compile(Adam(1e-2, global_clipnorm=0.5, epsilon=EPSILON))
     examples = {"image": IMAGES, "label": LABELS}
     held_out = held_out_examples(IMAGES[:TEST_EXAMPLES], 20, PROMPTS[LABELS[:TEST_EXAMPLES], 0])
     return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(held_out, TEST_BATCH))
@@ -204,16 +208,61 @@ def interrupted(folder: Path) -> dict[str, np.ndarray]:
     return train(gpt(), folder / "checkpoints", interrupt)
 
 
+class _AddsLoss(keras.layers.Layer):
+    def call(self, inputs: Any) -> Any:
+        self.add_loss(keras.ops.mean(inputs))
+        return inputs
+
+
+class _Largest(keras.metrics.Metric):
+    def __init__(self) -> None:
+        super().__init__(name="largest")
+        self.largest = self.add_variable((), "zeros", aggregation="only_first_replica", name="it")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.largest.assign(keras.ops.maximum(self.largest, keras.ops.max(y_pred)))
+
+    def result(self) -> Any:
+        return self.largest
+
+
+def refused(folder: Path) -> dict[str, np.ndarray]:
+    """Texts of the errors of trainings that cannot be split among workers, by name."""
+    x, y = IDS[:, :6].astype(np.float32), LABELS.astype(np.float32)[:, None]
+    batches = Batches((x, y), BATCH, seed=0)
+
+    def error(layer: Any, data: Any, loss: Any = "mean_squared_error", metrics: Any = None) -> Any:
+        network = keras.Sequential([keras.Input((6,)), layer, keras.layers.Dense(1)])
+        trainer = Trainer(network)
+        trainer.compile("sgd", loss, metrics=metrics)
+        try:
+            trainer.fit(data, verbose=0)
+        except ValueError as error:
+            return np.array(str(error))
+        return np.array("")
+
+    return {
+        "arrays": error(keras.layers.Dense(2), x),
+        "order": error(keras.layers.Dense(2), Batches((x, y), BATCH)),
+        "statistics": error(keras.layers.BatchNormalization(), batches),
+        "own loss": error(_AddsLoss(), batches),
+        "scalar": error(keras.layers.Dense(2), batches, lambda y, p: keras.ops.mean(y - p)),
+        "metric": error(keras.layers.Dense(2), batches, metrics=[_Largest()]),
+    }
+
+
 def run(folder: Path, names: list[str]) -> None:
     with distributed() as place:
         for name in names:
             if name in TRAININGS:
                 results = train(TRAININGS[name]())
             else:
-                results = {"killed": killed, "interrupted": interrupted}[name](folder)
+                results = FAULTS[name](folder)
             rank = 0 if place is None else place.rank
             np.savez(folder / f"{name}-{rank}.npz", allow_pickle=False, **results)
 
+
+FAULTS = {"killed": killed, "interrupted": interrupted, "refused": refused}
 
 if __name__ == "__main__":
     sys.exit(cli.run(lambda: run(Path(sys.argv[1]), sys.argv[2:])))

@@ -1,5 +1,6 @@
 """Tests of several devices: the workers' losses and weights are those of one process."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 from tests.training import distributed
 from tests.training.distributed import TRAININGS
+from zoo import backends
 from zoo.training import launcher
 from zoo.training.launcher import launch
 from zoo.training.rendezvous import free_port
@@ -45,7 +47,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, st
     status of the launcher, and what it has written."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        names = "killed", "lstm", "text_to_image", "unequal", "interrupted"
+        names = "killed", "lstm", "text_to_image", "unequal", "refused", "interrupted"
         lines: list[str] = []
         patch.setattr(launcher, "_print", lines.append)
         status = launch(command(folder, *names), devices=2)
@@ -126,6 +128,28 @@ def test_workers_begin_with_the_weights_of_the_first(
     first, second = (read(two_workers[0] / f"unequal-{rank}.npz") for rank in range(2))
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+REFUSED = {
+    "arrays": r"`x` must be `zoo.training.Batches` with a `seed` where several devices train",
+    "order": r"`x` must be `zoo.training.Batches` with a `seed` where several devices train",
+}
+if backends.name == "torch":
+    REFUSED |= {
+        "statistics": "must not train a batch normalization on PyTorch.* the layer batch_norm",
+        "own loss": "A layer must not add a loss of its own .* Received: the layer _adds_loss",
+        "scalar": "A loss must return a value for each example .* Received: a scalar",
+        "metric": "variables of a metric must be sums .* of the metric largest with aggregation=",
+    }
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_trainings_that_cannot_be_split_are_refused(
+    name: str, two_workers: tuple[Path, int, str]
+) -> None:
+    for rank in range(2):
+        error = str(read(two_workers[0] / f"refused-{rank}.npz")[name])
+        assert re.search(REFUSED[name], error)
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm", "gpt", "text_to_image"])

@@ -58,7 +58,7 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
             world_size=len(addresses),
             timeout=_TIMEOUT,
         )
-    cluster_losses.use_global_divisors(lambda divisor: sum_over_workers([divisor])[0], _counts)
+    cluster_losses.use_global_divisors(_global_divisor, _counts)
 
 
 def leave_cluster() -> None:
@@ -132,6 +132,11 @@ def sum_over_workers(tensors: Sequence[Tensor]) -> list[Tensor]:
             for index, part in zip(bucket, parts):
                 sums[index] = part.view(tensors[index].shape)
     return sums
+
+
+def _global_divisor(divisor: Tensor) -> Tensor:
+    # Keras infers shapes with tensors on the device "meta", which have no values.
+    return divisor if divisor.device.type == "meta" else sum_over_workers([divisor])[0]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -5,13 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import keras
 import numpy as np
 
+from zoo import random
 from zoo.backends import backend
 from zoo.training import cluster
 from zoo.training.batches import Batches
@@ -203,12 +204,10 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             backend.broadcast_variables([*self.variables, *self.optimizer.variables])
             finalize_layer_state(self)
 
-    def part_of_batch(self, start: Any, count: Any, total: Any) -> AbstractContextManager[None]:
-        """Context manager in which the inputs are rows `start` to `start + count` of a batch.
-
-        The backends' steps enter it to draw the numbers of these rows.
-        """
-        return nullcontext()
+    @staticmethod
+    def part_of_batch(start: Any, count: Any, total: Any) -> AbstractContextManager[None]:
+        """Context manager of a step that computes a part of a batch: see `zoo.random.rows`."""
+        return random.rows(start, count, total)
 
     def _separate_averages(self) -> None:
         """Copies weights that `fit` has replaced by their averages in the optimizer.
