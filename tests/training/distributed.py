@@ -254,10 +254,7 @@ def refused(folder: Path) -> dict[str, np.ndarray]:
 def run(folder: Path, names: list[str]) -> None:
     with distributed() as place:
         for name in names:
-            if name in TRAININGS:
-                results = train(TRAININGS[name]())
-            else:
-                results = FAULTS[name](folder)
+            results = train(TRAININGS[name]()) if name in TRAININGS else FAULTS[name](folder)
             rank = 0 if place is None else place.rank
             np.savez(folder / f"{name}-{rank}.npz", allow_pickle=False, **results)
 

@@ -152,7 +152,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                 )
             backend.check_distributed(self)
             if not cluster.is_first():
-                callbacks = keras.tree.flatten(options.get("callbacks"))
+                callbacks = keras.tree.flatten(options.get("callbacks") or [])
                 options["callbacks"] = [c for c in callbacks if not isinstance(c, _WRITERS)]
         options["validation_data"] = self._as_dataset(options.get("validation_data"))
         if checkpoint is None:
