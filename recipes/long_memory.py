@@ -30,7 +30,8 @@ from zoo.evaluation import gradients, plots
 from zoo.layers.recurrent import chrono_initialize
 from zoo.training import Adam, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
-from zoo.training.run_directory import RunDirectory, environment
+from zoo.training.run_directory import RunDirectory
+from zoo.training.run_identity import environment
 from zoo.validation import Count, Positive, Size, each, validated, whole
 
 CELLS = "simple_rnn", "lstm", "gru"

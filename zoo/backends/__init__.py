@@ -285,7 +285,8 @@ class Backend(Protocol):
         """Returns what worker 0 gives, on every worker, which must all call it.
 
         Raises:
-            ConnectionError: If a worker has died.
+            ConnectionResetError: If another worker has ended, as every function that works on the
+                cluster does, such as a training step.
         """
         ...
 

@@ -16,6 +16,11 @@ from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.exporting import is_exporting
 from zoo.backends.torch_capture import captured, capturing, is_capturing
+from zoo.backends.torch_cluster import broadcast as broadcast
+from zoo.backends.torch_cluster import broadcast_variables as broadcast_variables
+from zoo.backends.torch_cluster import check_distributed as check_distributed
+from zoo.backends.torch_cluster import join_cluster as join_cluster
+from zoo.backends.torch_cluster import leave_cluster as leave_cluster
 from zoo.backends.torch_training import ForeachMixin as ForeachMixin
 from zoo.backends.torch_training import TrainerMixin as TrainerMixin
 from zoo.backends.torch_training import adam_update as adam_update

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,11 @@ import keras
 import numpy as np
 
 from zoo.backends import backend
+from zoo.training import cluster
 from zoo.training.batches import Batches
-from zoo.training.callbacks import ContinuedHistory, StepCheckpoint
+from zoo.training.callbacks import StepCheckpoint
+from zoo.training.checkpoints import finalize_layer_state
+from zoo.training.history import ContinuedHistory
 from zoo.validation import MAX_COUNT, Rule, number, validated, whole
 
 Tensor = Any
@@ -129,8 +133,17 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         class_weight = options.get("class_weight")
         if isinstance(stream, Batches):
             backend.create_variables(self, stream[0])
+        if cluster.current() is not None:
+            if not shuffled:
+                raise ValueError(
+                    "`x` must be `zoo.training.Batches` with a `seed` where several devices train, "
+                    "so that each reads its rows of the same batches. Received: x of type "
+                    f"{type(stream)}"
+                )
+            backend.check_distributed(self)
         options["validation_data"] = self._as_dataset(options.get("validation_data"))
         if checkpoint is None:
+            self._take_first_workers_state()
             history = super().fit(**{**options, "x": self._as_dataset(stream, class_weight)})
             self._separate_averages()
             return history
@@ -150,6 +163,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
         with checkpoint.locked():
             state = checkpoint.restore(self, {**stream.order, "steps_per_epoch": int(steps)})
+            self._take_first_workers_state()
             history = ContinuedHistory(state, epochs, callbacks)
             options["callbacks"] = [*callbacks, history, checkpoint]
             with checkpoint.interruptible():
@@ -166,6 +180,23 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                     self.optimizer.finalize_variable_values(self.trainable_variables)
         self._separate_averages()
         return history
+
+    def _take_first_workers_state(self) -> None:
+        """Gives every worker of a cluster the variables of worker 0, which a checkpoint may hold.
+
+        A network that draws its initial weights from a backend's own generator has others on each.
+        """
+        if cluster.current() is not None:
+            self.optimizer.build(self.trainable_variables)
+            backend.broadcast_variables([*self.variables, *self.optimizer.variables])
+            finalize_layer_state(self)
+
+    def part_of_batch(self, start: Any, count: Any, total: Any) -> AbstractContextManager[None]:
+        """Context manager in which the inputs are rows `start` to `start + count` of a batch.
+
+        The backends' steps enter it to draw the numbers of these rows.
+        """
+        return nullcontext()
 
     def _separate_averages(self) -> None:
         """Copies weights that `fit` has replaced by their averages in the optimizer.
