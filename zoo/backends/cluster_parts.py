@@ -1,12 +1,13 @@
 """Parts of batches: the rows that each worker of a cluster reads and computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 Tensor = Any
@@ -58,9 +59,20 @@ class Part:
     """
 
     data: Any
-    start: Any
-    count: Any
-    total: Any
+    start: int | Tensor
+    count: int | Tensor
+    total: int | Tensor
+
+    @property
+    def rows(self) -> Any:
+        """Number of rows of the data: `count`, but at least 1."""
+        return ops.shape(keras.tree.flatten(self.data)[0])[0]
+
+    def counted(self, x: Tensor) -> Tensor:
+        """The tensor, or zeros if its rows only stand in for missing ones."""
+        if isinstance(self.count, int):
+            return x if self.count else ops.zeros_like(x)
+        return ops.where(self.count > 0, x, ops.zeros_like(x))
 
 
 def span(total: int, rank: int) -> tuple[int, int]:
@@ -143,7 +155,17 @@ class _Parts:
             yield Part(tensors, part.start, part.count, part.total)
 
 
-# ------------------------------------------------------------------ the part being computed
+def assign_from_first(variables: Sequence[Any], broadcast: Callable[[bytes], bytes]) -> None:
+    """Assigns the values of worker 0 to Keras variables, by a function that sends its bytes."""
+    arrays = [ops.convert_to_numpy(variable) for variable in variables]
+    content, offset = broadcast(b"".join(array.tobytes() for array in arrays)), 0
+    for variable, array in zip(variables, arrays):
+        values = np.frombuffer(content, array.dtype, array.size, offset)
+        variable.assign(values.reshape(array.shape))
+        offset += array.nbytes
+
+
+# ------------------------------------------------------------------ a step
 
 _part: Part | None = None
 
@@ -157,3 +179,65 @@ def computing(part: Part) -> Iterator[None]:
         yield
     finally:
         _part = None
+
+
+def current() -> Part | None:
+    """The part that is being computed, or None."""
+    return _part
+
+
+def metric_shares(trainer: Any, part: Part, values: Sequence[Tensor]) -> list[Tensor]:
+    """What a worker's rows add to the metrics of the whole batch.
+
+    Args:
+        trainer: The trainer with the metrics.
+        part: The worker's rows.
+        values: Values of the metrics' variables after an update that began with zeros.
+    """
+    # The mean of each of several losses weighs a share by the worker's rows, not by all.
+    means = {id(metric.total) for metric in getattr(trainer._compile_loss, "metrics", ())}
+    factor = ops.cast(part.total, "float32") / ops.cast(part.rows, "float32")
+    return [
+        part.counted(value * ops.cast(factor, value.dtype) if id(variable) in means else value)
+        for variable, value in zip(trainer.metrics_variables, values)
+    ]
+
+
+def check_distributed(trainer: Any) -> None:
+    """Raises ValueError for layers and metrics whose results would be those of one worker."""
+    for layer in trainer._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            raise ValueError(
+                "Several devices must not train a batch normalization, since each would compute "
+                f"the statistics of its own rows. Received: the layer {layer.name}. Use "
+                "`GroupNormalization` or `LayerNormalization`, or freeze the layer"
+            )
+    for metric in trainer.metrics:
+        for variable in metric.variables:
+            if variable.aggregation != "sum":
+                raise ValueError(
+                    "The variables of a metric must be sums over the examples where several "
+                    f"devices train. Received: {variable.path} of the metric {metric.name} with "
+                    f"aggregation={variable.aggregation!r}. Use another metric"
+                )
+
+
+LAYER_LOSS = (
+    "A layer must not add a loss of its own where several devices train, since its mean over all "
+    "rows is not known. Add the loss to that of `compile`"
+)
+
+
+def check_losses(trainer: Any) -> None:
+    """Raises ValueError if a layer has added a loss of its own in the step."""
+    for layer in trainer._flatten_layers():
+        if layer._get_own_losses():
+            raise ValueError(f"{LAYER_LOSS}. Received: the layer {layer.name}")
+
+
+class SharedPenalties:
+    """Base class of trainers in which each worker has its share of the penalties of the weights."""
+
+    def _aggregate_additional_loss(self: Any, loss: Tensor) -> Tensor:
+        loss = super()._aggregate_additional_loss(loss)  # type: ignore[misc]
+        return loss if _place is None else loss / _place.num_workers

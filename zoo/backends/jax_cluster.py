@@ -20,10 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.backends import cluster_losses, common
 from zoo.backends.cluster_parts import (
+    LAYER_LOSS,
     Part,
+    SharedPenalties,
+    WorkerBatchesAdapter,
+    assign_from_first,
     computing,
+    current,
     is_joined,
     leave_place,
+    metric_shares,
     own_part,
     place,
     spans,
@@ -36,6 +42,9 @@ Tensor = Any
 _CONNECT = 30  # seconds until all workers must be connected
 _HEARTBEAT = 10  # seconds after which a silent worker counts as dead, which ends the others
 _SHUTDOWN = 3  # seconds that a worker waits for the others when it leaves
+
+
+jax.tree_util.register_dataclass(Part, ["data"], ["start", "count", "total"])
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,14 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
         jax.jit(partial(jax.tree.map, lambda x: x.sum(0)), out_shardings=replicated),
         jax.jit(lambda x: x, out_shardings=replicated),
     )
+    cluster_losses.use_global_divisors(lambda own: _divisors.total(own))
     take_place(rank, len(addresses))
 
 
 def leave_cluster() -> None:
     global _workers
     _workers = None
+    cluster_losses.use_own_divisors()
     leave_place()
     jax.distributed.shutdown()
 
@@ -141,6 +152,17 @@ def broadcast(content: bytes) -> bytes:
 
 
 # ------------------------------------------------------------------ steps
+
+
+def broadcast_variables(variables: Sequence[Any]) -> None:
+    assign_from_first(variables, broadcast)
+
+
+def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
+    if not is_joined():
+        return batches
+    common.create_variables(trainer, batches[0])  # Keras cannot do so from the part of a batch
+    return WorkerBatchesAdapter(batches, class_weight)
 
 
 @partial(
@@ -275,7 +297,7 @@ class _PredictStep(CheckedStep):
         return gather_rows(outputs, part), (state[0], non_trainable)
 
 
-class TrainerMixin:
+class TrainerMixin(SharedPenalties):
     """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
 
     _made_in_cluster = False
@@ -308,6 +330,16 @@ class TrainerMixin:
             self.train_function = self.test_function = self.predict_function = None
         return bool(self._made_in_cluster)
 
+    def stateless_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        results = super().stateless_call(*args, **kwargs)  # type: ignore[misc]
+        if current() is not None:
+            penalties = [v for v in self.trainable_variables if v.regularizer is not None]
+            if len(results[2]) > len(penalties):
+                raise ValueError(
+                    f"{LAYER_LOSS}. Received: {len(results[2]) - len(penalties)} losses"
+                )
+        return results
+
     # -------------------------------------------------------------- shares of a worker
 
     def _share_of_training(self: Any, state: State, part: Part) -> Any:
@@ -333,7 +365,7 @@ class TrainerMixin:
         """The worker's share of the loss, scaled and as it is, and what it adds to the metrics."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         sums = [jnp.zeros_like(value) for value in metrics]
-        with computing(part), self.part_of_batch(part.start, max(part.count, 1), part.total):
+        with computing(part), self.part_of_batch(part.start, part.rows, part.total):
             scaled, (loss, outputs, non_trainable, sums) = self.compute_loss_and_updates(
                 trainable, non_trainable, sums, x, y, sample_weight, **options
             )
@@ -341,9 +373,7 @@ class TrainerMixin:
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self.compute_metrics(x, y, outputs, sample_weight)
         sums = [scope.get_current_value(variable) for variable in self.metrics_variables]
-        if not part.count:
-            sums = [jnp.zeros_like(value) for value in sums]
-        return scaled, (loss, sums, non_trainable)
+        return scaled, (loss, metric_shares(self, part, sums), non_trainable)
 
     def _apply_training(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
         trainable, (optimizer, metrics) = state
@@ -367,8 +397,3 @@ class TrainerMixin:
             common.update_loss_metric(self, loss, total)
             logs = self.get_metrics_result()
         return logs, [scope.get_current_value(variable) for variable in self.metrics_variables]
-
-    def _aggregate_additional_loss(self: Any, loss: Tensor) -> Tensor:
-        """Each worker has its share of the penalties of the weights."""
-        loss = super()._aggregate_additional_loss(loss)  # type: ignore[misc]
-        return loss / place().num_workers if is_joined() else loss
