@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from zoo import Trainer, backends, cli, rnn_classifier
@@ -172,4 +171,4 @@ def train_all(config: Config, run: RunDirectory, console: Console) -> dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

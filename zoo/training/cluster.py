@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 from zoo.backends import backend
@@ -196,6 +197,9 @@ def _read_tf_config(variables: _Variables) -> Cluster:
     )
 
 
+LAUNCHED = "ZOO_LAUNCHED"
+"""Variable with the time at which the launcher was started, in seconds since 1970."""
+
 # By the variable that shows who has started the worker.
 _READERS: dict[str, Callable[[_Variables], Cluster]] = {
     "ZOO_NUM_WORKERS": _read_own,
@@ -217,6 +221,15 @@ def current() -> Cluster | None:
 def is_first() -> bool:
     """Whether this process writes the files: worker 0, or a process without a cluster."""
     return _joined is None or _joined.rank == 0
+
+
+def launched() -> datetime | None:
+    """When the launcher was started; None if there is none.
+
+    Workers that it starts again after a crash go on in the run directory of this time.
+    """
+    seconds = os.environ.get(LAUNCHED)
+    return datetime.fromtimestamp(float(seconds)) if _joined is not None and seconds else None
 
 
 def from_first(make: Callable[[], Any]) -> Any:

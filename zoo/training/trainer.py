@@ -66,6 +66,15 @@ Preprocessing = Annotated[
 _NO_PIXELS = keras.layers.Normalization, keras.layers.Rescaling, keras.layers.Embedding
 
 
+# Callbacks that worker 0 of a cluster alone has.
+_WRITERS = (
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.TensorBoard,
+)
+
+
 @keras.saving.register_keras_serializable("zoo")
 class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-defined]
     """A `keras.Model` that preprocesses its inputs within the compiled step.
@@ -141,6 +150,9 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                     f"{type(stream)}"
                 )
             backend.check_distributed(self)
+            if not cluster.is_first():
+                callbacks = keras.tree.flatten(options.get("callbacks"))
+                options["callbacks"] = [c for c in callbacks if not isinstance(c, _WRITERS)]
         options["validation_data"] = self._as_dataset(options.get("validation_data"))
         if checkpoint is None:
             self._take_first_workers_state()

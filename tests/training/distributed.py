@@ -1,0 +1,224 @@
+"""Trainings of small networks, for one process or the workers of a cluster.
+
+    python tests/training/distributed.py FOLDER NAME...
+
+Each worker writes the results of every training to FOLDER/NAME-RANK.npz.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import zoo
+from zoo import cli, random
+from zoo.datasets.augmentation import ImageAugmentation
+from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
+from zoo.diffusion.losses import DiffusionTrainer, held_out_examples
+from zoo.diffusion.noise_schedule import cosine
+from zoo.initializers import FanInUniform
+from zoo.training import (
+    Adam,
+    AdamW,
+    Batches,
+    CrossEntropy,
+    StepCheckpoint,
+    Trainer,
+    cluster,
+    distributed,
+)
+
+EPOCHS = 2
+STEPS = 3  # of an epoch; the last batch has two examples, fewer than three workers
+EXAMPLES, BATCH = 12, 5
+TEST_EXAMPLES, TEST_BATCH = 7, 3
+
+_NUMBERS = np.random.default_rng(0)
+IMAGES = _NUMBERS.integers(0, 256, (EXAMPLES, 8, 8, 1), dtype=np.uint8)
+LABELS = np.arange(EXAMPLES, dtype=np.int32) % 3
+WEIGHTS = np.linspace(0, 1, EXAMPLES, dtype=np.float32)
+IDS = _NUMBERS.integers(1, 11, (EXAMPLES, 7), dtype=np.int32)
+PROMPTS = _NUMBERS.integers(1, 9, (3, 2, 4), dtype=np.int32)  # of the classes
+
+
+@dataclass
+class Setup:
+    """A compiled trainer, its batches, and further arguments of `fit`."""
+
+    trainer: Trainer
+    batches: Batches
+    test: Batches
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def classifier() -> Trainer:
+    """A convolution, whose kernel is penalized, and dropout, behind augmentation."""
+    layers = [
+        keras.Input((8, 8, 1), name="images"),
+        keras.layers.Conv2D(
+            2, 3, activation="tanh", kernel_initializer=FanInUniform(0, "conv"), name="conv",
+            kernel_regularizer=keras.regularizers.L2(0.1),
+        ),
+        keras.layers.Flatten(),
+        random.Dropout(0.5, name="dropout"),
+        keras.layers.Dense(3, kernel_initializer=FanInUniform(0, "dense"), name="logits"),
+    ]  # fmt: skip
+    augmentation = ImageAugmentation((0.5,), (0.25,), shape=(8, 8, 1))
+    return Trainer(keras.Sequential(layers, name="classifier"), augmentation)
+
+
+def cnn() -> Setup:
+    trainer = classifier()
+    optimizer = Adam(1e-2, use_ema=True, ema_momentum=0.9, global_clipnorm=0.5)
+    trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
+    test = Batches((IMAGES[:TEST_EXAMPLES], LABELS[:TEST_EXAMPLES]), TEST_BATCH)
+    return Setup(trainer, Batches((IMAGES, LABELS), BATCH, seed=3), test)
+
+
+def weighted() -> Setup:
+    """Examples and classes with weights, which Keras' own loss does not divide by."""
+    trainer = classifier()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile(Adam(1e-2), loss, weighted_metrics=["accuracy"])
+    test = Batches((IMAGES[:4], LABELS[:4], WEIGHTS[:4]), TEST_BATCH)
+    return Setup(trainer, Batches((IMAGES, LABELS, WEIGHTS), BATCH, seed=3), test)
+
+
+def class_weighted() -> Setup:
+    """Classes with weights, by whose sum the loss is divided."""
+    setup = cnn()
+    setup.options = {"class_weight": {0: 0.5, 1: 1.0, 2: 3.0}}
+    return setup
+
+
+def _language_model(network: keras.Model, optimizer: keras.optimizers.Optimizer) -> Setup:
+    trainer = Trainer(network)
+    trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
+    batches = Batches((IDS[:, :-1], IDS[:, 1:]), BATCH, seed=3)
+    test = Batches((IDS[:TEST_EXAMPLES, :-1], IDS[:TEST_EXAMPLES, 1:]), TEST_BATCH)
+    return Setup(trainer, batches, test)
+
+
+def lstm() -> Setup:
+    network = zoo.rnn_language_model(11, "lstm", 4, 6, dropout=0.3)
+    return _language_model(network, Adam(1e-2, global_clipnorm=0.5))
+
+
+def gpt() -> Setup:
+    network = zoo.gpt(11, 6, 1, 2, 8, dropout=0.3)
+    return _language_model(network, AdamW(1e-2, global_clipnorm=0.5))
+
+
+def text_to_image() -> Setup:
+    """Noise, time steps and prompts of each image, of which some are dropped."""
+    network = zoo.text_to_image(
+        9, 4, hidden_dim=8, input_shape=(8, 8, 1), channels=(8, 16), num_steps=20, dropout=0.3
+    )  # fmt: skip
+    trainer = DiffusionTrainer(network, GaussianDiffusion(cosine(20)), 0, PROMPTS)
+    trainer.compile(Adam(1e-2, global_clipnorm=0.5))
+    examples = {"image": IMAGES, "label": LABELS}
+    held_out = held_out_examples(IMAGES[:TEST_EXAMPLES], 20, PROMPTS[LABELS[:TEST_EXAMPLES], 0])
+    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(held_out, TEST_BATCH))
+
+
+class _EachStep(keras.callbacks.Callback):
+    """Records the logs of each step, and calls a function with the step's number before it."""
+
+    def __init__(self, before: Callable[[int], None]):
+        super().__init__()
+        self.logs: list[list[float]] = []
+        self._before = before
+        self._step = 0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._before(self._step)
+        self._step += 1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.logs.append([float(logs[name]) for name in sorted(logs)])
+
+
+def train(
+    setup: Setup,
+    folder: Path | None = None,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> dict[str, np.ndarray]:
+    """Trains, evaluates and predicts; with a folder, from its last checkpoint on."""
+    trainer, steps = setup.trainer, _EachStep(before_step)
+    checkpoint = None if folder is None else StepCheckpoint(folder, every=1)
+    history = trainer.fit(
+        setup.batches, epochs=EPOCHS, validation_data=setup.test, verbose=0, callbacks=[steps],
+        checkpoint=checkpoint, **setup.options,
+    )  # fmt: skip
+    optimizer = trainer.optimizer.variables
+    return {
+        "steps": np.array(steps.logs),
+        "history": np.array([history.history[name] for name in sorted(history.history)]),
+        "scores": np.array(trainer.evaluate(setup.test, verbose=0)),
+        "predictions": np.asarray(trainer.predict(setup.test, verbose=0)),
+        **{f"weight {number}": w for number, w in enumerate(trainer.network.get_weights())},
+        **{
+            f"optimizer {number}": np.array(keras.ops.convert_to_numpy(variable.value))
+            for number, variable in enumerate(optimizer)
+        },
+    }
+
+
+TRAININGS: dict[str, Callable[[], Setup]] = {
+    "cnn": cnn,
+    "weighted": weighted,
+    "class_weighted": class_weighted,
+    "lstm": lstm,
+    "gpt": gpt,
+    "text_to_image": text_to_image,
+}
+
+# ------------------------------------------------------------------ with faults
+
+
+def killed(folder: Path) -> dict[str, np.ndarray]:
+    """The classifier's training, of which the last worker is killed once in the second epoch."""
+    marker, place = folder / "killed", cluster.current()
+
+    def kill(step: int) -> None:
+        if step == 4 and place and place.rank == place.num_workers - 1 and not marker.exists():
+            marker.touch()
+            print("Killed in step", step, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return train(cnn(), folder / "killed-checkpoints", kill)
+
+
+def interrupted(folder: Path) -> dict[str, np.ndarray]:
+    """The language model's training, whose launcher gets Ctrl-C in the second epoch."""
+
+    def interrupt(step: int) -> None:
+        if step == 4 and cluster.is_first():
+            before = signal.getsignal(signal.SIGINT)
+            os.kill(os.getppid(), signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is before:  # `StepCheckpoint` is told
+                time.sleep(0.01)
+
+    return train(gpt(), folder / "checkpoints", interrupt)
+
+
+def run(folder: Path, names: list[str]) -> None:
+    with distributed() as place:
+        for name in names:
+            if name in TRAININGS:
+                results = train(TRAININGS[name]())
+            else:
+                results = {"killed": killed, "interrupted": interrupted}[name](folder)
+            rank = 0 if place is None else place.rank
+            np.savez(folder / f"{name}-{rank}.npz", allow_pickle=False, **results)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: run(Path(sys.argv[1]), sys.argv[2:])))

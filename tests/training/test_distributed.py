@@ -1,0 +1,125 @@
+"""Tests of several devices: the workers' losses and weights are those of one process."""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training import distributed
+from tests.training.distributed import TRAININGS
+from zoo.training import launcher
+from zoo.training.launcher import launch
+
+Results = dict[str, np.ndarray]
+
+
+def command(folder: Path, *names: str) -> list[str]:
+    return [sys.executable, distributed.__file__, str(folder), *names]
+
+
+def read(path: Path) -> Results:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def of_one_process() -> Callable[[str], Results]:
+    """Results of a training of `TRAININGS` in this process, by name."""
+    results: dict[str, Results] = {}
+
+    def train(name: str) -> Results:
+        if name not in results:
+            results[name] = distributed.train(TRAININGS[name]())
+        return results[name]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """Folder of the results of two workers, of which one is killed, and which Ctrl-C ends; exit
+    status of the launcher, and what it has written."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(launcher, "_print", lines.append)
+        status = launch(command(folder, "killed", *TRAININGS, "interrupted"), devices=2)
+    return folder, status, "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def three_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the results of three machines with a worker each, which are this computer."""
+    folder = tmp_path_factory.mktemp("three")
+    coordinator = f"127.0.0.2:{launcher._free_port()}"
+    statuses = {}
+
+    def machine(rank: int) -> None:
+        statuses[rank] = launch(command(folder, *TRAININGS), 1, 3, rank, coordinator)
+
+    threads = [threading.Thread(target=machine, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == {0: 0, 1: 0, 2: 0}
+    return folder
+
+
+def assert_close(results: Results, expected: Results, steps: int | None = None) -> None:
+    """Checks the results of a training against those of one process.
+
+    Args:
+        results: Results of the training.
+        expected: Results of one process.
+        steps: Number of the last steps to compare; by default all.
+    """
+    assert results.keys() == expected.keys()
+    for name, array in results.items():
+        wanted = expected[name]
+        if name == "steps" and steps is not None:
+            assert len(array) == steps
+            wanted = wanted[-steps:]
+        tolerance = 1e-5 if name in ("steps", "history", "scores") else 1e-4
+        np.testing.assert_allclose(array, wanted, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_workers_train_as_one_process(
+    name: str, two_workers: tuple[Path, int, str], of_one_process: Callable[[str], Results]
+) -> None:
+    for rank in range(2):
+        assert_close(read(two_workers[0] / f"{name}-{rank}.npz"), of_one_process(name))
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_three_machines_with_ragged_batches_train_as_one_process(
+    name: str, three_machines: Path, of_one_process: Callable[[str], Results]
+) -> None:
+    for rank in range(3):
+        assert_close(read(three_machines / f"{name}-{rank}.npz"), of_one_process(name))
+
+
+def test_training_goes_on_after_a_worker_was_killed(
+    two_workers: tuple[Path, int, str], of_one_process: Callable[[str], Results]
+) -> None:
+    folder, _, output = two_workers
+    assert "Worker 1 of 2 was killed by SIGKILL. Its last lines:\n" in output
+    assert "\n    Killed in step 4\n" in output
+    assert "Starting again from the last checkpoint (1 of 3)" in output
+    for rank in range(2):
+        assert_close(read(folder / f"killed-{rank}.npz"), of_one_process("cnn"), 2)
+
+
+def test_ctrl_c_saves_a_checkpoint_with_which_one_device_goes_on(
+    two_workers: tuple[Path, int, str], of_one_process: Callable[[str], Results]
+) -> None:
+    folder, status, _ = two_workers
+    assert status == 130
+    assert not (folder / "interrupted-0.npz").exists()
+    assert_close(
+        distributed.train(distributed.gpt(), folder / "checkpoints"), of_one_process("gpt"), 2
+    )
