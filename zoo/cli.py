@@ -12,7 +12,6 @@ from zoo import backends
 from zoo.backends import backend
 from zoo.backends.selection import hidden_startup_lines
 from zoo.training import Diverged, Interrupted, cluster
-from zoo.training.launcher import LOST
 from zoo_command import console as console
 
 
@@ -23,8 +22,7 @@ def run(command: Callable[[], Any]) -> int:
         command: Function that may return an exit status.
 
     Returns:
-        The exit status: 0, 1 if the work failed, 2 for wrong arguments, 75 if another device's
-        process was lost, 130 after Ctrl-C.
+        The exit status: 0, 1 if the work failed, 2 for wrong arguments, 130 after Ctrl-C.
     """
     backend.keep_malloc_pages()  # before the backend starts its threads
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
@@ -40,8 +38,6 @@ def run(command: Callable[[], Any]) -> int:
         return _complain(str(error) or "Stopped", 130)
     except (Diverged, FloatingPointError) as error:
         return _complain(str(error), 1)
-    except ConnectionResetError as error:
-        return _complain(str(error), LOST)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return _complain(f"{error.strerror or error}{where}", 1)

@@ -10,8 +10,7 @@ import pytest
 from zoo import backends
 from zoo.training import cluster
 from zoo.training.cluster import Cluster
-from zoo.training.launcher import _free_port
-from zoo.training.rendezvous import meet
+from zoo.training.rendezvous import free_port, meet
 
 pytestmark = pytest.mark.once
 
@@ -114,7 +113,7 @@ def test_a_process_without_cluster_is_first() -> None:
 
 def meet_all(places: list[tuple[int, int]]) -> list[Any]:
     """What workers with these numbers of workers and ranks get: addresses, or an error."""
-    coordinator = f"127.0.0.1:{_free_port()}"
+    coordinator = f"127.0.0.1:{free_port()}"
     results: list[Any] = [None] * len(places)
 
     def worker(index: int) -> None:
@@ -171,11 +170,11 @@ def test_workers_on_different_backends_are_refused(monkeypatch: pytest.MonkeyPat
 
 def test_a_missing_worker_is_named() -> None:
     with pytest.raises(ConnectionError, match=r"All 3 workers .* within 0 s. Missing: worker 1, 2"):
-        meet(f"127.0.0.1:{_free_port()}", 3, 0, timeout=0.2)
+        meet(f"127.0.0.1:{free_port()}", 3, 0, timeout=0.2)
 
 
 def test_a_coordinator_that_cannot_be_reached_is_an_error() -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ConnectionError, match=f"coordinator {address} must .*Connection refused"):
         meet(address, 2, 1, timeout=0.2)
 
@@ -194,7 +193,7 @@ def test_a_host_of_another_machine_is_an_error() -> None:
 
 
 def test_a_stranger_does_not_disturb_the_meeting() -> None:
-    port = _free_port()
+    port = free_port()
     results: list[Any] = []
     first = threading.Thread(target=lambda: results.append(meet(f"127.0.0.1:{port}", 2, 0, 5)))
     first.start()

@@ -12,6 +12,7 @@ from tests.training import distributed
 from tests.training.distributed import TRAININGS
 from zoo.training import launcher
 from zoo.training.launcher import launch
+from zoo.training.rendezvous import free_port
 
 Results = dict[str, np.ndarray]
 
@@ -54,7 +55,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, st
 def three_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the results of three machines with a worker each, which are this computer."""
     folder = tmp_path_factory.mktemp("three")
-    coordinator = f"127.0.0.2:{launcher._free_port()}"
+    coordinator = f"127.0.0.2:{free_port()}"
     statuses = {}
 
     def machine(rank: int) -> None:

@@ -6,9 +6,7 @@ the launcher; of the others the last lines are kept, for the message if one fail
 
 import itertools
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 from zoo.training.cluster import COORDINATOR, LAUNCHED, Cluster, joined
+from zoo.training.rendezvous import free_port
 from zoo.validation import Count, Index, validated
 
 LOST = 75  # exit status of a worker that has lost the connection to another
@@ -65,8 +64,8 @@ def distributed(
 
     Raises:
         ValueError: If an argument is invalid, or does not fit the cluster in the environment.
-        ConnectionError: If the workers do not find each other, or a worker is lost in training.
-        SystemExit: In the launcher, when the workers have ended.
+        ConnectionError: If the workers do not find each other.
+        SystemExit: In the launcher, when the workers have ended; in a worker, if another is lost.
     """
     cluster = Cluster.from_environment()
     num_workers = devices * num_nodes
@@ -87,7 +86,11 @@ def distributed(
     if _LAUNCHER in os.environ:
         _end_with_launcher(int(os.environ[_LAUNCHER]))
     with joined(cluster):
-        yield cluster
+        try:
+            yield cluster
+        except ConnectionResetError as error:
+            _print(f"error: {error}")
+            raise SystemExit(LOST) from error  # the launcher starts again
 
 
 @validated
@@ -127,7 +130,7 @@ def launch(
         )
     launched = time.time()
     for attempt in itertools.count(1):
-        address = coordinator or f"127.0.0.1:{_free_port()}"
+        address = coordinator or f"127.0.0.1:{free_port()}"
         places = [
             Cluster(
                 num_workers=devices * num_nodes,
@@ -297,18 +300,6 @@ class _Workers:
 
 # How a worker ends when another has failed: JAX aborts.
 _CONSEQUENCES = (LOST, -signal.SIGABRT)
-
-
-def _free_port() -> int:
-    """A port of this machine where nobody listens, below those that connections use."""
-    for port in random.sample(range(20000, 32000), 1000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise OSError("There is no free port for the coordinator. Give `--coordinator`")
 
 
 def _end_with_launcher(launcher: int) -> None:

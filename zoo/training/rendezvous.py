@@ -7,6 +7,7 @@ do not fit together so are errors within a time limit, with the same text on eve
 
 import errno
 import json
+import random
 import socket
 import time
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from zoo import backends
 TIMEOUT = 30.0  # seconds until all workers must be there
 _RETRY = 0.1  # seconds between two attempts to connect
 _REPLY = 5.0  # seconds until who has connected must say who it is
+_PORTS = range(20000, 32000)
 _MAX_LENGTH = 65536  # bytes of a message
 
 
@@ -43,10 +45,10 @@ def _receive_all(coordinator: str, introduction: dict[str, Any], deadline: float
     """Listens at the coordinator's address until all workers were there."""
     host, port = _split(coordinator)
     num_workers = introduction["num_workers"]
-    addresses = {0: f"{host}:{_free_port(host)}"}
     started = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(_listen(host, port))
+        addresses = {0: _join(host, free_port(host))}
         connections = []
         while len(addresses) < num_workers:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -69,7 +71,7 @@ def _receive_all(coordinator: str, introduction: dict[str, Any], deadline: float
             if refusal := _refuse(peer, introduction, addresses):
                 _send(connection, {"error": refusal})
                 raise ConnectionError(errno.EPROTO, refusal)
-            addresses[peer["rank"]] = f"{peer_host}:{peer['port']}"
+            addresses[peer["rank"]] = _join(peer_host, peer["port"])
             connections.append(connection)
         answer = [addresses[number] for number in range(num_workers)]
         for connection in connections:
@@ -109,7 +111,7 @@ def _report(coordinator: str, introduction: dict[str, Any], deadline: float) -> 
                 _split(coordinator), max(deadline - time.monotonic(), 0.01)
             ) as connection:
                 host = connection.getsockname()[0]
-                _send(connection, {**introduction, "port": _free_port(host)})
+                _send(connection, {**introduction, "port": free_port(host)})
                 answer = _read(connection)
             break
         except (OSError, ValueError) as error:
@@ -139,11 +141,26 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this machine where nobody listens, below those that connections use.
+
+    Raises:
+        OSError: If there is none, or `host` is another machine's.
+    """
     family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family) as probe:
-        probe.bind(address)
-        return int(probe.getsockname()[1])
+    for port in random.sample(_PORTS, 100):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((address[0], port))
+                return port
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+    raise OSError(errno.EADDRINUSE, f"There must be a free port on {host}. Received: none in 100")
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _split(address: str) -> tuple[str, int]:
