@@ -68,6 +68,7 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
             len(addresses),
             rank,
             local_device_ids=local_rank,
+            coordinator_bind_address=addresses[0],
             initialization_timeout=_CONNECT,
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_SHUTDOWN,
@@ -77,7 +78,7 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     replicated = NamedSharding(mesh, PartitionSpec())
     _workers = _Workers(
         NamedSharding(mesh, PartitionSpec("workers")),
-        jax.jit(partial(jax.tree.map, lambda x: x.sum(0)), out_shardings=replicated),
+        jax.jit(partial(jax.tree.map, lambda x: x.sum(0, dtype=x.dtype)), out_shardings=replicated),
         jax.jit(lambda x: x, out_shardings=replicated),
     )
     cluster_losses.use_global_divisors(lambda own: _divisors.total(own))

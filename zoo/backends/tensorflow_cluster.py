@@ -139,9 +139,8 @@ class _WorkerStep:
         self._traces: dict[str, Any] = {}
 
     def __call__(self, part: Part) -> Any:
-        specs = tf.nest.map_structure(
-            lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), part.data
-        )
+        data = tf.nest.map_structure(tf.convert_to_tensor, part.data)
+        specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), data)
         if str(specs) not in self._traces:
             number = tf.TensorSpec([], tf.int32)
             self._traces[str(specs)] = tf.function(self._traced).get_concrete_function(
@@ -149,7 +148,7 @@ class _WorkerStep:
             )
         numbers = (tf.constant(n, tf.int32) for n in (part.start, part.count, part.total))
         with _connected():
-            return self._traces[str(specs)](part.data, *numbers)
+            return self._traces[str(specs)](data, *numbers)
 
     def _traced(self, data: Any, start: Tensor, count: Tensor, total: Tensor) -> Any:
         return self._step(Part(data, start, count, total))
