@@ -101,11 +101,12 @@ RECORDS = {
 }  # fmt: skip
 # Functions of each training step, which check their arguments by the rules alone.
 CHECKED_BY_RULES = {
-    "zoo.random.bernoulli",
-    "zoo.random.bits",
-    "zoo.random.fold_in",
-    "zoo.random.normal",
-    "zoo.random.uniform",
+    "zoo.random.generator.bernoulli",
+    "zoo.random.generator.bits",
+    "zoo.random.generator.fold_in",
+    "zoo.random.generator.normal",
+    "zoo.random.generator.uniform",
+    "zoo.random.place.rows",
 }
 
 

@@ -75,45 +75,32 @@ def classifier() -> Trainer:
 
 
 def cnn() -> Setup:
+    """Classes with weights, by whose sum the loss is divided, and averaged weights."""
     trainer = classifier()
     optimizer = Adam(1e-2, use_ema=True, ema_momentum=0.9, global_clipnorm=0.5)
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     test = Batches((IMAGES[:TEST_EXAMPLES], LABELS[:TEST_EXAMPLES]), TEST_BATCH)
-    return Setup(trainer, Batches((IMAGES, LABELS), BATCH, seed=3), test)
-
-
-def weighted() -> Setup:
-    """Examples and classes with weights, which Keras' own loss does not divide by."""
-    trainer = classifier()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer.compile(Adam(1e-2), loss, weighted_metrics=["accuracy"])
-    test = Batches((IMAGES[:4], LABELS[:4], WEIGHTS[:4]), TEST_BATCH)
-    return Setup(trainer, Batches((IMAGES, LABELS, WEIGHTS), BATCH, seed=3), test)
-
-
-def class_weighted() -> Setup:
-    """Classes with weights, by whose sum the loss is divided."""
-    setup = cnn()
-    setup.options = {"class_weight": {0: 0.5, 1: 1.0, 2: 3.0}}
-    return setup
-
-
-def _language_model(network: keras.Model, optimizer: keras.optimizers.Optimizer) -> Setup:
-    trainer = Trainer(network)
-    trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
-    batches = Batches((IDS[:, :-1], IDS[:, 1:]), BATCH, seed=3)
-    test = Batches((IDS[:TEST_EXAMPLES, :-1], IDS[:TEST_EXAMPLES, 1:]), TEST_BATCH)
-    return Setup(trainer, batches, test)
+    class_weight = {0: 0.5, 1: 1.0, 2: 3.0}
+    batches = Batches((IMAGES, LABELS), BATCH, seed=3)
+    return Setup(trainer, batches, test, {"class_weight": class_weight})
 
 
 def lstm() -> Setup:
-    network = zoo.rnn_language_model(11, "lstm", 4, 6, dropout=0.3)
-    return _language_model(network, Adam(1e-2, global_clipnorm=0.5))
+    """Examples with weights, which Keras' own loss does not divide by."""
+    trainer = Trainer(zoo.rnn_language_model(11, "lstm", 4, 6, dropout=0.3))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile(Adam(1e-2, global_clipnorm=0.5), loss, weighted_metrics=["accuracy"])
+    examples = IDS[:, :-1], IDS[:, 1:], WEIGHTS
+    test = Batches(tuple(array[:TEST_EXAMPLES] for array in examples), TEST_BATCH)
+    return Setup(trainer, Batches(examples, BATCH, seed=3), test)
 
 
 def gpt() -> Setup:
-    network = zoo.gpt(11, 6, 1, 2, 8, dropout=0.3)
-    return _language_model(network, AdamW(1e-2, global_clipnorm=0.5))
+    trainer = Trainer(zoo.gpt(11, 6, 1, 2, 8, dropout=0.3))
+    trainer.compile(AdamW(1e-2, global_clipnorm=0.5), CrossEntropy(), metrics=["accuracy"])
+    batches = Batches((IDS[:, :-1], IDS[:, 1:]), BATCH, seed=3)
+    test = Batches((IDS[:TEST_EXAMPLES, :-1], IDS[:TEST_EXAMPLES, 1:]), TEST_BATCH)
+    return Setup(trainer, batches, test)
 
 
 def text_to_image() -> Setup:
@@ -171,13 +158,21 @@ def train(
     }
 
 
+def unequal() -> Setup:
+    """A network that each worker would begin with weights of its own."""
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)], name="unequal")
+    trainer = Trainer(network)
+    trainer.compile("sgd", "mean_squared_error")
+    examples = IDS[:, :6].astype(np.float32), LABELS.astype(np.float32)[:, None]
+    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(examples, BATCH))
+
+
 TRAININGS: dict[str, Callable[[], Setup]] = {
     "cnn": cnn,
-    "weighted": weighted,
-    "class_weighted": class_weighted,
     "lstm": lstm,
     "gpt": gpt,
     "text_to_image": text_to_image,
+    "unequal": unequal,
 }
 
 # ------------------------------------------------------------------ with faults
@@ -197,10 +192,10 @@ def killed(folder: Path) -> dict[str, np.ndarray]:
 
 
 def interrupted(folder: Path) -> dict[str, np.ndarray]:
-    """The language model's training, whose launcher gets Ctrl-C in the second epoch."""
+    """The language model's training, whose launcher gets Ctrl-C before the last step."""
 
     def interrupt(step: int) -> None:
-        if step == 4 and cluster.is_first():
+        if step == 5 and cluster.is_first():
             before = signal.getsignal(signal.SIGINT)
             os.kill(os.getppid(), signal.SIGINT)
             while signal.getsignal(signal.SIGINT) is before:  # `StepCheckpoint` is told

@@ -124,16 +124,26 @@ class ImageAugmentation(random.DrawCounter):
         """Images (B, H, W, 1 or 3) uint8 to network inputs (B, *shape) float32."""
         if training and (self.rotation or self.brightness or self.contrast):
             call = backend.host_integer(self.next_draw())
-            return self._preprocess(images, random.fold_in(self.random_key, call))
+            place = random.current_rows()
+            numbers = () if place is None else (place.start, place.total)
+            return self._preprocess(images, random.fold_in(self.random_key, call), *numbers)
         return self.normalize(images)
 
-    def _augment_and_normalize(self, images: Tensor, key: random.Key) -> Tensor:
-        return self.normalize(self.augment(images, key))
+    def _augment_and_normalize(self, images: Tensor, key: random.Key, *place: Tensor) -> Tensor:
+        """Network inputs of images, of which a part of a batch also gives `start` and `total`.
+
+        They are arguments because a function that PyTorch replays keeps all other values.
+        """
+        if not place:
+            return self.normalize(self.augment(images, key))
+        start, total = place
+        with random.Rows(start, ops.shape(images)[0], total).applied():
+            return self.normalize(self.augment(images, key))
 
     def augment(self, images: Tensor, key: random.Key) -> Tensor:
         """Rotation, brightness, contrast: uint8 images in, grey levels as int32 out."""
         images = ops.convert_to_tensor(images)
-        draws = random.bits(key, (3, ops.shape(images)[0]))
+        draws = random.bits(key, (3, ops.shape(images)[0]), batch_axis=1)
         draws = ops.bitwise_and(ops.right_shift(ops.convert_to_tensor(draws), 16), 0xFFFF)
         if self.rotation:
             images = _rotate(images, draws[0], self.rotation)

@@ -109,11 +109,11 @@ class DiffusionTrainer(random.DrawCounter, Trainer):
         size = ops.shape(x0)[0]
         start = random.uniform(keys["t"], 1)
         t = stratified_timesteps(start, size, len(self._diffusion.schedule))
-        noise = random.normal(keys["noise"], ops.shape(x0))
+        noise = random.normal(keys["noise"], ops.shape(x0), batch_axis=0)
         if self._prompts is None:
             return t, noise, None
         prompt = _draw_prompts(self._prompts, labels, keys["prompt"])
-        dropped = random.bernoulli(keys["left"], PROMPT_DROPOUT, (size, 1))
+        dropped = random.bernoulli(keys["left"], PROMPT_DROPOUT, (size, 1), batch_axis=0)
         return t, noise, ops.where(dropped, empty_prompts(1, prompt.shape[-1]), prompt)
 
 
@@ -163,6 +163,8 @@ def check_range(images: np.ndarray) -> None:
 def stratified_timesteps(start: Tensor, size: Any, total: int) -> Tensor:
     """Time steps at even distances from a random start: all are as likely, early and late ones.
 
+    Within `random.rows` they are those of the rows, at the distances of the whole batch.
+
     Args:
         start: Uniform random number in [0, 1), (1,).
         size: Number of time steps to give.
@@ -171,10 +173,13 @@ def stratified_timesteps(start: Tensor, size: Any, total: int) -> Tensor:
     Returns:
         (size,) int32 in [0, total).
     """
-    if isinstance(size, int):
-        offsets = ops.convert_to_tensor(np.arange(size, dtype=np.float32) / np.float32(size))
+    rows = random.current_rows() or random.Rows(0, size, size)
+    if rows.is_host and isinstance(size, int):
+        numbers = np.arange(rows.start, rows.start + size, dtype=np.float32)
+        offsets = ops.convert_to_tensor(numbers / np.float32(rows.total))
     else:
-        offsets = ops.arange(size, dtype="float32") / ops.cast(size, "float32")
+        numbers = ops.cast(ops.arange(size, dtype="int32") + rows.start, "float32")
+        offsets = numbers / ops.cast(rows.total, "float32")
     fractions = ops.convert_to_tensor(start) + offsets
     fractions = ops.where(fractions >= 1, fractions - 1, fractions)
     return ops.minimum(ops.cast(fractions * total, "int32"), total - 1)
@@ -183,7 +188,7 @@ def stratified_timesteps(start: Tensor, size: Any, total: int) -> Tensor:
 def _draw_prompts(prompts: np.ndarray, labels: Tensor, key: random.Key) -> Tensor:
     """One of the prompts of each label, (B, L)."""
     classes, per_class, length = prompts.shape
-    draws = random.uniform(key, (ops.shape(labels)[0],)) * per_class
+    draws = random.uniform(key, (ops.shape(labels)[0],), batch_axis=0) * per_class
     number = ops.minimum(ops.cast(draws, "int32"), per_class - 1)
     rows = ops.convert_to_tensor(prompts.reshape(classes * per_class, length))
     return ops.take(rows, ops.cast(labels, "int32") * per_class + number, axis=0)

@@ -152,7 +152,8 @@ def launch(
         failed.report()
         if attempt > max_restarts:
             _print(
-                f"error: The workers have failed {attempt} times; `--max-restarts` allows no more"
+                f"error: The workers have failed {attempt} times, and `max_restarts` is "
+                f"{max_restarts}. The same command goes on after the last checkpoint"
             )
             return 1
         _print(f"Starting again from the last checkpoint ({attempt} of {max_restarts})")
@@ -194,8 +195,11 @@ class _Worker:
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self._process.stdout or ():
-            self._lines.append(line.decode(errors="replace").rstrip())
+        if self._process.stdout is None:
+            return
+        with self._process.stdout as output:
+            for line in output:
+                self._lines.append(line.decode(errors="replace").rstrip())
 
     @property
     def status(self) -> int | None:
@@ -221,6 +225,7 @@ class _Worker:
             self._process.wait(_PATIENCE)
         self.signal(signal.SIGKILL)
         self._process.wait()
+        self._reader.join(_PATIENCE)
         assert self._process.stdin is not None
         self._process.stdin.close()
 

@@ -1,22 +1,4 @@
-"""Portable random numbers: a seed gives the same bits on every backend, eager or compiled.
-
-The backends' own generators differ from each other. The generator of this module is counter-based:
-a number depends only on a key and on its index. An integer hash of two multiplications and three
-xor-shifts computes the number in `int32` arithmetic, which wraps in the same way on every backend,
-CPU and GPU. The generator stores no state between calls, so a run resumes exactly from its step
-counter.
-
-    key = zoo.random.key(seed, "noise")           # a seed and the name of a stream
-    key = zoo.random.fold_in(key, step)           # one key a step
-    noise = zoo.random.normal(key, (64, 28, 28, 1))
-
-A key that is a NumPy array gives NumPy arrays, computed on the host (initial weights, data order).
-A key that was folded with a tensor gives tensors. The bits are the same.
-
-Keys of different seeds and streams come from NumPy's `SeedSequence`, which hashes all of its input
-into 64 bits. The hash of the counter is Chris Wellons' `lowbias32`, keyed before and between its
-rounds. The generator is designed for training, not for cryptography.
-"""
+"""The generator: keys, random bits and the distributions made of them."""
 
 import functools
 import math
@@ -24,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
-from zoo.validation import KEY, SHAPE, Index, RandomKey, Rate, Seed, number, show, validated
+from zoo.random.place import Rows, current_rows
+from zoo.validation import KEY, SHAPE, Index, RandomKey, Seed, number, show, validated
 
 Tensor = Any
 
@@ -89,29 +71,46 @@ def fold_in(key: Key, data: Any) -> Key:
     return _fold(ops, ops.convert_to_tensor(key, "int32"), ops.cast(data, "int32"))
 
 
-def bits(key: Key, shape: int | Sequence[Any]) -> Tensor:
+def bits(key: Key, shape: int | Sequence[Any], batch_axis: int | None = None) -> Tensor:
     """Random integers, uniform over the whole range of int32.
 
     Args:
         key: Key, (2,) int32.
         shape: Shape of the array, with fewer than 2**31 elements.
+        batch_axis: Axis of the examples, whose numbers depend on their place in the whole batch:
+            see `rows`. By default the numbers are not those of examples.
 
     Returns:
         int32 array of shape `shape`.
 
     Raises:
-        ValueError: If `key` is no key, or `shape` has 2**31 elements or more.
+        ValueError: If `key` is no key, `shape` has 2**31 elements or more, or `batch_axis` is no
+            axis of it. Within `rows`: if the axis is no multiple of the number of examples.
     """
     KEY.require("key", key)
     sizes = SHAPE.require("shape", shape)
-    xp = np if _is_host(key) else ops
+    rows = None
+    if batch_axis is not None:
+        if batch_axis not in range(len(sizes)):
+            raise ValueError(
+                f"`batch_axis` must be an axis of `shape`, 0 to {len(sizes) - 1}. Received: "
+                f"batch_axis={batch_axis}, shape={sizes}"
+            )
+        rows = current_rows()
+    xp = np if _is_host(key) and (rows is None or rows.is_host) else ops
     counter = xp.arange(math.prod(sizes), dtype="int32")
+    if batch_axis is not None and rows is not None:
+        counter = _counter_in_whole_batch(xp, counter, sizes, batch_axis, rows)
     # The product spreads neighbouring counters over all 32 bits before the first half of the key.
     return xp.reshape(_hash(xp, xp.multiply(counter, _GOLDEN), key), sizes)
 
 
 def uniform(
-    key: Key, shape: int | Sequence[Any], minval: float = 0.0, maxval: float = 1.0
+    key: Key,
+    shape: int | Sequence[Any],
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    batch_axis: int | None = None,
 ) -> Tensor:
     """Uniform float32 numbers in [minval, maxval), on a grid of 2**24 steps.
 
@@ -124,6 +123,7 @@ def uniform(
         shape: Shape of the array.
         minval: Lower bound, included.
         maxval: Upper bound, excluded.
+        batch_axis: Axis of the examples, as for `bits`.
 
     Returns:
         float32 array of shape `shape`.
@@ -137,8 +137,8 @@ def uniform(
         raise ValueError(
             f"`minval` must be below `maxval`. Received: minval={minval}, maxval={maxval}"
         )
-    xp = np if _is_host(key) else ops
-    integers = bits(key, shape)
+    integers = bits(key, shape, batch_axis)
+    xp = np if _is_host(integers) else ops
     if minval == -maxval:
         return _scale(xp, xp.right_shift(integers, 8), maxval * 2.0**-23)
     unit = _scale(xp, _shift_right(xp, integers, 8), 2.0**-24)
@@ -147,7 +147,9 @@ def uniform(
     return xp.add(xp.multiply(unit, maxval - minval), minval)
 
 
-def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
+def normal(
+    key: Key, shape: int | Sequence[Any], stddev: float = 1.0, batch_axis: int | None = None
+) -> Tensor:
     """Normal float32 numbers with mean 0, the same bits on every backend.
 
     Logarithm and cosine differ between libraries in their last bits, but a table does not. Each
@@ -158,6 +160,7 @@ def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
         key: Key, (2,) int32.
         shape: Shape of the array.
         stddev: Standard deviation.
+        batch_axis: Axis of the examples, as for `bits`.
 
     Returns:
         float32 array of shape `shape`.
@@ -166,8 +169,8 @@ def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
         ValueError: If an argument is invalid.
     """
     stddev = _STDDEV.require("stddev", stddev)
-    xp = np if _is_host(key) else ops
-    integers = bits(key, shape)
+    integers = bits(key, shape, batch_axis)
+    xp = np if _is_host(integers) else ops
     # The table is scaled before the cast, so that the sum of two entries is rounded only once.
     table = np.float32(_normal_table() * (stddev / math.sqrt(2)))
     low = xp.take(table, xp.bitwise_and(integers, 0xFFFF), axis=0)
@@ -175,13 +178,16 @@ def normal(key: Key, shape: int | Sequence[Any], stddev: float = 1.0) -> Tensor:
     return xp.add(low, high)
 
 
-def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tensor:
+def bernoulli(
+    key: Key, probability: float, shape: int | Sequence[Any], batch_axis: int | None = None
+) -> Tensor:
     """Booleans that are true with a given probability.
 
     Args:
         key: Key, (2,) int32.
         probability: Probability of true in [0, 1], rounded to a multiple of 2**-32.
         shape: Shape of the array.
+        batch_axis: Axis of the examples, as for `bits`.
 
     Returns:
         Boolean array of shape `shape`.
@@ -190,9 +196,9 @@ def bernoulli(key: Key, probability: float, shape: int | Sequence[Any]) -> Tenso
         ValueError: If an argument is invalid.
     """
     probability = _PROBABILITY.require("probability", probability)
-    xp = np if _is_host(key) else ops
     threshold = round(probability * 2**32) - 2**31
-    integers = bits(key, shape)
+    integers = bits(key, shape, batch_axis)
+    xp = np if _is_host(integers) else ops
     if threshold == 2**31:  # probability 1; the threshold exceeds the range of int32
         return xp.ones_like(integers, dtype="bool")
     return xp.less(integers, threshold)
@@ -215,97 +221,6 @@ def permutation(key: RandomKey, size: Index) -> Tensor:
     return ops.cast(ops.argsort(bits(key, size)), "int32")
 
 
-# ------------------------------------------------------------------ layers
-
-_DRAWS = "draws"  # name of the counter's value in a file
-
-
-class DrawCounter(keras.layers.Layer):  # type: ignore[misc]
-    """Base class of layers and models whose random draws depend on the number of earlier draws.
-
-    The counter is a variable, which training checkpoints, `.keras` files and weights files hold, so
-    that training continues with the draws that would have come. It is not a parameter. A file
-    without the counter, of an earlier version, leaves it as it is.
-
-    A subclass calls `create_counter` once and has no weights of its own besides those of sublayers.
-    """
-
-    def create_counter(self) -> None:
-        """Creates the counter, with the value 0."""
-        # Keras carries the state of a SeedGenerator through compiled code, and does not count it
-        # as a parameter. Only its second number, the counter, is used.
-        self.counter = keras.random.SeedGenerator(0, name="counter")
-
-    def next_draw(self) -> Tensor:
-        """Returns the number of earlier draws, an integer scalar, and counts one more."""
-        return self.counter.next()[1]
-
-    def save_own_variables(self, store: Any) -> None:
-        """Writes the counter to Keras' store of this layer, unless the layer was never built."""
-        if hasattr(self, "counter"):
-            store[_DRAWS] = np.array(ops.convert_to_numpy(self.counter.state)[1], np.int64)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Reads the counter from Keras' store of this layer.
-
-        Raises:
-            ValueError: If the file's value is not an integer in [0, 2**31).
-        """
-        if _DRAWS not in store:
-            return
-        draws = store[_DRAWS]
-        is_integer = draws.shape == () and draws.dtype.kind in "iu"
-        if not is_integer or not 0 <= int(draws[()]) < 2**31:
-            raise ValueError(
-                f"The number of draws of the layer {self.name} must be an integer in [0, 2**31). "
-                f"Received: {draws[()] if is_integer else f'{draws.dtype} of shape {draws.shape}'}"
-            )
-        self.counter.state.assign(np.array([0, draws[()]], self.counter.state.dtype))
-
-
-@keras.saving.register_keras_serializable("zoo")
-class Dropout(DrawCounter):
-    """Dropout layer with masks that are the same bits on every backend.
-
-    In training the layer sets a fraction `rate` of its inputs to 0 and scales the others by
-    1/(1 - rate). The mask depends on the seed, the layer's name and the number of previous training
-    calls.
-
-    Args:
-        rate: Fraction of the inputs that is set to 0, in [0, 1).
-        seed: Seed of the dropout masks; layers with different names have different masks.
-
-    Raises:
-        ValueError: If `rate` is not in [0, 1) or `seed` is not an integer in [0, 2**32).
-
-    Source: Srivastava et al., "Dropout", JMLR 2014.
-    """
-
-    @validated
-    def __init__(self, rate: Rate, seed: Seed = 0, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.rate = rate
-        self.seed = seed
-        self.supports_masking = True
-        self.random_key = key(seed, "dropout", self.name)
-
-    def build(self, input_shape: Any) -> None:
-        self.create_counter()
-
-    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        if not training or self.rate == 0:
-            return inputs
-        mask_key = fold_in(self.random_key, self.next_draw())
-        keep = ops.logical_not(bernoulli(mask_key, self.rate, ops.shape(inputs)))
-        return ops.where(keep, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
-
-
 # ------------------------------------------------------------------ the hash
 
 
@@ -326,8 +241,37 @@ _MULTIPLIER_1 = _wrap(0x7FEB352D)
 _MULTIPLIER_2 = _wrap(0x846CA68B)
 
 
-def _is_host(key: Key) -> bool:
-    return isinstance(key, np.ndarray)
+def _is_host(array: Any) -> bool:
+    return isinstance(array, np.ndarray)
+
+
+def _int32(number: Any) -> Any:
+    """An integer or integer tensor, wrapped to int32."""
+    return _wrap(number) if isinstance(number, int) else ops.cast(number, "int32")
+
+
+def _counter_in_whole_batch(
+    xp: Any, counter: Tensor, sizes: Sequence[Any], axis: int, rows: Rows
+) -> Tensor:
+    """The counter of each number of some rows in the draw for the whole batch.
+
+    Args:
+        xp: NumPy or `keras.ops`.
+        counter: 0, 1, ... for the numbers of the rows, flat.
+        sizes: Shape of the rows' numbers.
+        axis: Axis of the rows.
+        rows: Place of the rows in the whole batch.
+    """
+    size, inner = sizes[axis], math.prod(sizes[axis + 1 :])
+    per_example = rows.per_example(size)
+    first = _int32(_int32(rows.start * per_example) * inner)
+    if axis:
+        # Before each further block of rows come the rows of the whole batch that are elsewhere.
+        outer = math.prod(sizes[:axis])
+        elsewhere = _int32(_int32(rows.total * per_example - size) * inner)
+        block = xp.reshape(xp.arange(outer, dtype="int32"), (outer, 1))
+        counter = xp.reshape(counter, (outer, -1)) + block * elsewhere
+    return xp.reshape(counter + first, (-1,))
 
 
 def _shift_right(xp: Any, x: Tensor, count: int) -> Tensor:
