@@ -5,13 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import keras
 import numpy as np
 
+from zoo import random
 from zoo.backends import backend
 from zoo.training import cluster
 from zoo.training.batches import Batches
@@ -208,7 +209,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
         The backends' steps enter it to draw the numbers of these rows.
         """
-        return nullcontext()
+        return random.rows(start, count, total)
 
     def _separate_averages(self) -> None:
         """Copies weights that `fit` has replaced by their averages in the optimizer.
