@@ -162,6 +162,24 @@ def train(
     }
 
 
+def two_losses() -> Setup:
+    """Two outputs, each with a loss and weights of the examples."""
+    inputs = keras.Input((8, 8, 1), name="images")
+    flat = keras.layers.Flatten()(inputs)
+    outputs = [
+        keras.layers.Dense(3, kernel_initializer=FanInUniform(0, name), name=name)(flat)
+        for name in ("logits", "values")
+    ]
+    trainer = Trainer(keras.Model(inputs, outputs, name="two_outputs"))
+    trainer.compile(Adam(1e-2), [CrossEntropy(), "mean_squared_error"], loss_weights=[1.0, 0.5])
+    examples = (
+        (IMAGES / 255).astype(np.float32),
+        (LABELS, np.eye(3, dtype=np.float32)[LABELS]),
+        (WEIGHTS, WEIGHTS[::-1].copy()),
+    )
+    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(examples, TEST_BATCH))
+
+
 def unequal() -> Setup:
     """A network that each worker would begin with weights of its own."""
     network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)], name="unequal")
@@ -176,6 +194,7 @@ TRAININGS: dict[str, Callable[[], Setup]] = {
     "lstm": lstm,
     "gpt": gpt,
     "text_to_image": text_to_image,
+    "two_losses": two_losses,
     "unequal": unequal,
 }
 

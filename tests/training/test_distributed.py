@@ -11,7 +11,6 @@ import pytest
 
 from tests.training import distributed
 from tests.training.distributed import TRAININGS
-from zoo import backends
 from zoo.training import launcher
 from zoo.training.launcher import launch
 from zoo.training.rendezvous import free_port
@@ -47,7 +46,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, st
     status of the launcher, and what it has written."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        names = "killed", "lstm", "text_to_image", "unequal", "refused", "interrupted"
+        names = "killed", "lstm", "text_to_image", "two_losses", "unequal", "refused", "interrupted"
         lines: list[str] = []
         patch.setattr(launcher, "_print", lines.append)
         status = launch(command(folder, *names), devices=2)
@@ -92,7 +91,7 @@ def assert_close(results: Results, expected: Results, steps: int | None = None) 
         np.testing.assert_allclose(array, wanted, rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["lstm", "text_to_image"])
+@pytest.mark.parametrize("name", ["lstm", "text_to_image", "two_losses"])
 def test_two_workers_train_as_one_process(
     name: str, two_workers: tuple[Path, int, str], of_one_process: Callable[[str], Results]
 ) -> None:
@@ -133,14 +132,11 @@ def test_workers_begin_with_the_weights_of_the_first(
 REFUSED = {
     "arrays": r"`x` must be `zoo.training.Batches` with a `seed` where several devices train",
     "order": r"`x` must be `zoo.training.Batches` with a `seed` where several devices train",
+    "statistics": r"must not train a batch normalization.* Received: the layer batch_normalization",
+    "own loss": r"A layer must not add a loss of its own .* Received: the layer __adds_loss",
+    "scalar": r"A loss must return a value for each example .* Received: a scalar",
+    "metric": r"variables of a metric must be sums .* of the metric largest with aggregation=",
 }
-if backends.name == "torch":
-    REFUSED |= {
-        "statistics": "must not train a batch normalization on PyTorch.* the layer batch_norm",
-        "own loss": "A layer must not add a loss of its own .* Received: the layer _adds_loss",
-        "scalar": "A loss must return a value for each example .* Received: a scalar",
-        "metric": "variables of a metric must be sums .* of the metric largest with aggregation=",
-    }
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -261,11 +261,8 @@ class Backend(Protocol):
     def join_cluster(self, addresses: Sequence[str], rank: int, local_rank: int) -> None:
         """Makes this process a worker of a cluster, before the backend computes anything.
 
-        From then on the functions above work on the cluster: `as_dataset` reads the rows of each
-        batch that this worker has, the first of `len(addresses)` parts that differ by at most one
-        row. The loss of a training step is that of the whole batch, divided by the sum of weights
-        that a single process would divide by; gradients, metrics and the outputs of `predict` are
-        those of the whole batch as well, on every worker. A part may have no rows.
+        From then on `as_dataset` reads this worker's rows of each batch, which may be none. Losses,
+        gradients, metrics and predictions are those of the whole batch, on every worker.
 
         Args:
             addresses: An address HOST:PORT of each worker, by rank. Nobody listens there yet.
@@ -295,10 +292,7 @@ class Backend(Protocol):
         ...
 
     def check_distributed(self, trainer: Any) -> None:
-        """Raises ValueError if a `zoo.Trainer` has a layer that workers would train differently.
-
-        Such as a batch normalization whose statistics are those of one worker's rows.
-        """
+        """Raises ValueError for layers and metrics whose results would be those of one worker."""
         ...
 
     @property

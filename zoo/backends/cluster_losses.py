@@ -6,27 +6,25 @@ from typing import Any
 from keras import ops
 from keras.src.losses import loss as keras_losses
 
+from zoo.backends import cluster_parts
+
 Tensor = Any
 
 
-def use_global_divisors(
-    sum_over_workers: Callable[[Tensor], Tensor], counts: Callable[[], Any] = lambda: 1.0
-) -> None:
+def use_global_divisors(sum_over_workers: Callable[[Tensor], Tensor]) -> None:
     """Makes every loss of Keras divide by what one process would divide the whole batch by.
 
     A loss of Keras is a sum over its values, divided by their number or by the sum of their
     weights. Each worker then has its share of the loss of the whole batch: the shares add up to
-    that loss, and their gradients to its gradient.
+    that loss, and their gradients to its gradient. Losses that are computed outside of
+    `cluster_parts.computing` stay as they are.
 
     Args:
         sum_over_workers: Function that adds a scalar tensor over the workers. It needs no
             gradient.
-        counts: Function that returns 0 where this worker's rows only stand in for missing ones,
-            else 1.
     """
+    use_own_divisors()
     reduce = keras_losses.reduce_weighted_values
-    if hasattr(reduce, "of_one_process"):
-        reduce = reduce.of_one_process
 
     def reduce_share(
         values: Tensor,
@@ -35,6 +33,9 @@ def use_global_divisors(
         reduction: str | None = "sum_over_batch_size",
         dtype: Any = None,
     ) -> Tensor:
+        part = cluster_parts.current()
+        if part is None:
+            return reduce(values, sample_weight, mask, reduction, dtype)
         values = ops.convert_to_tensor(values, dtype=dtype)
         if not values.shape:
             raise ValueError(
@@ -42,20 +43,24 @@ def use_global_divisors(
                 "Received: a scalar. Return the values, and let `reduction` reduce them"
             )
         if reduction in (None, "none"):
-            return reduce(values, sample_weight, mask, reduction, dtype) * counts()
-        total = reduce(values, sample_weight, mask, "sum", dtype) * counts()
+            return part.counted(reduce(values, sample_weight, mask, reduction, dtype))
+        total = part.counted(reduce(values, sample_weight, mask, "sum", dtype))
         if reduction == "sum":
             return total
-        if reduction == "mean_with_sample_weight" and (sample_weight, mask) != (None, None):
+
+        def whole(divisor: Tensor) -> Tensor:
+            return sum_over_workers(part.counted(ops.stop_gradient(ops.cast(divisor, total.dtype))))
+
+        is_weighted = sample_weight is not None or mask is not None
+        if reduction == "mean_with_sample_weight" and is_weighted:
             weights = keras_losses.apply_mask(sample_weight, mask, values.dtype, "sum")
-            divisor = ops.sum(weights)
+            divisor = whole(ops.sum(weights))
         elif mask is None:
-            divisor = ops.size(values)
+            divisor = ops.cast(ops.size(values) // part.rows * part.total, total.dtype)
         else:  # Keras divides by the number of values that the mask keeps
-            divisor = ops.sum(ops.cast(mask, total.dtype))
+            divisor = whole(ops.sum(ops.cast(mask, total.dtype)))
             divisor = divisor * (ops.size(values) / ops.size(mask))
-        divisor = ops.stop_gradient(ops.cast(divisor, total.dtype)) * counts()
-        return ops.divide_no_nan(total, sum_over_workers(divisor))
+        return ops.divide_no_nan(total, divisor)
 
     reduce_share.of_one_process = reduce  # type: ignore[attr-defined]
     keras_losses.reduce_weighted_values = reduce_share

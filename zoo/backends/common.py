@@ -3,7 +3,7 @@
 import ctypes
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -215,18 +215,9 @@ def adam_update(
     optimizer.assign_sub(variable, alpha * m / (ops.sqrt(v) + epsilon))
 
 
-class TrainerMixin:
-    """Base class of `zoo.Trainer`. Keras' own training step is used."""
-
-
 def create_variables(trainer: Any, batch: Any) -> None:
     """Creates the variables of model, optimizer and metrics before a checkpoint restores them."""
     trainer._symbolic_build(data_batch=batch)
-
-
-def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    """Form of `zoo.training.Batches` that `fit` reads: the batches themselves."""
-    return batches
 
 
 class BatchesAdapter(PyDatasetAdapter):  # type: ignore[misc]
@@ -272,41 +263,3 @@ def host_integer(number: Tensor) -> Any:
 def preprocessing_function(layer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, which the training step compiles."""
     return function
-
-
-def worker_rows(size: int, num_workers: int, rank: int) -> tuple[int, int]:
-    """First row of a batch that a worker computes, and the row after its last.
-
-    Parts differ by at most one row, the larger ones come first. A part may be empty.
-
-    Args:
-        size: Number of rows of the batch.
-        num_workers: Number of workers.
-        rank: Number of the worker.
-    """
-    least, larger = divmod(size, num_workers)
-    start = rank * least + min(rank, larger)
-    return start, start + least + (rank < larger)
-
-
-_NO_CLUSTERS = "Training on several devices is not offered on this backend yet"
-
-
-def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
-    raise NotImplementedError(_NO_CLUSTERS)
-
-
-def leave_cluster() -> None:
-    raise NotImplementedError(_NO_CLUSTERS)
-
-
-def broadcast(content: bytes) -> bytes:
-    raise NotImplementedError(_NO_CLUSTERS)
-
-
-def broadcast_variables(variables: Sequence[Any]) -> None:
-    raise NotImplementedError(_NO_CLUSTERS)
-
-
-def check_distributed(trainer: Any) -> None:
-    raise NotImplementedError(_NO_CLUSTERS)

@@ -4,40 +4,22 @@ Every worker computes its rows of each batch. Gradients, losses, metrics and pre
 or gathered over the workers, so that each has those of the whole batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from zoo.backends import cluster_losses, common
+from zoo.backends import cluster_losses, cluster_parts, common
+from zoo.backends.cluster_parts import Part
 
 Tensor = Any
 
 _TIMEOUT = timedelta(minutes=10)  # of an operation; workers wait while one does work of its own
 _BUCKET = 2**24  # elements that are added in one operation
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a batch that this worker computes.
-
-    Attributes:
-        data: The rows, nested as `fit` takes them. A worker without rows has one that counts 0.
-        start: Number of the first row within the batch.
-        count: Number of the rows, which may be 0.
-        total: Number of rows of the whole batch.
-    """
-
-    data: Any
-    start: int
-    count: int
-    total: int
 
 
 def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
@@ -58,21 +40,14 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
             world_size=len(addresses),
             timeout=_TIMEOUT,
         )
-    cluster_losses.use_global_divisors(_global_divisor, _counts)
+    cluster_losses.use_global_divisors(_global_divisor)
+    cluster_parts.take_place(rank, len(addresses))
 
 
 def leave_cluster() -> None:
     cluster_losses.use_own_divisors()
+    cluster_parts.leave_place()
     dist.destroy_process_group()
-
-
-def is_joined() -> bool:
-    """Whether this process is a worker of a cluster."""
-    return bool(dist.is_available() and dist.is_initialized())
-
-
-def num_workers() -> int:
-    return int(dist.get_world_size()) if is_joined() else 1
 
 
 def broadcast(content: bytes) -> bytes:
@@ -89,24 +64,6 @@ def broadcast_variables(variables: Sequence[Any]) -> None:
             # Bytes, since gloo does not know every dtype.
             dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
             variable.assign(value)
-
-
-def check_distributed(trainer: Any) -> None:
-    for layer in trainer._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            raise ValueError(
-                "Several devices must not train a batch normalization on PyTorch, since each would "
-                f"compute the statistics of its own rows. Received: the layer {layer.name}. Use "
-                "`GroupNormalization` or `LayerNormalization`, or freeze the layer"
-            )
-    for metric in trainer.metrics:
-        for variable in metric.variables:
-            if variable.aggregation != "sum":
-                raise ValueError(
-                    "The variables of a metric must be sums over the examples where several "
-                    f"devices train. Received: {variable.path} of the metric {metric.name} with "
-                    f"aggregation={variable.aggregation!r}. Use another metric"
-                )
 
 
 @contextmanager
@@ -155,16 +112,16 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 def gather_rows(outputs: Any, part: Part) -> Any:
     """The rows of all workers, in the order of the batch; nested outputs of one part each."""
-    most = -(-part.total // dist.get_world_size())
+    most = -(-part.total // cluster_parts.place().num_workers)
 
     def gather(rows: Tensor) -> Tensor:
         padded = rows.new_zeros((most, *rows.shape[1:]))
         padded[: part.count] = rows[: part.count]
-        gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+        gathered = [torch.empty_like(padded) for _ in cluster_parts.spans(part.total)]
         with _connected():
             dist.all_gather(gathered, padded)
-        spans = (_rows_of(part.total, rank) for rank in range(len(gathered)))
-        return torch.cat([x[: stop - start] for x, (start, stop) in zip(gathered, spans)])
+        parts = zip(gathered, cluster_parts.spans(part.total))
+        return torch.cat([x[: stop - start] for x, (start, stop) in parts])
 
     return keras.tree.map_structure(gather, outputs)
 
@@ -183,87 +140,8 @@ def global_metrics(trainer: Any, part: Part, loss: Tensor) -> Iterator[None]:
     for value in variables:
         value.zero_()
     yield
-    if not part.count:
-        for value in variables:
-            value.zero_()
-    loss, *sums = sum_over_workers([loss.detach(), *variables])
+    shares = cluster_parts.metric_shares(trainer, part, variables)
+    loss, *sums = sum_over_workers([loss.detach(), *shares])
     for value, before, added in zip(variables, earlier, sums):
         value.copy_(before + added)
     common.update_loss_metric(trainer, loss, part.total)
-
-
-# ------------------------------------------------------------------ batches
-
-_part: Part | None = None  # that is being computed
-
-
-def _counts() -> float:
-    """Whether the rows that are being computed count, or stand in for a part without rows."""
-    return float(_part is None or _part.count > 0)
-
-
-@contextmanager
-def computing(part: Part) -> Iterator[None]:
-    """Context manager in which losses are shares of the loss of the part's batch."""
-    global _part
-    _part = part
-    try:
-        yield
-    finally:
-        _part = None
-
-
-def own_part(data: Any) -> Part:
-    """This worker's rows of a batch, of which `WorkerBatches` has read no others."""
-    if isinstance(data, Part):
-        return data
-    total = len(keras.tree.flatten(data)[0])
-    start, stop = _rows_of(total, dist.get_rank())
-    rows = slice(start, stop) if stop > start else slice(0, 1)
-    return Part(keras.tree.map_structure(lambda x: x[rows], data), start, stop - start, total)
-
-
-def _rows_of(total: int, rank: int) -> tuple[int, int]:
-    return common.worker_rows(total, dist.get_world_size(), rank)
-
-
-class WorkerBatches(keras.utils.PyDataset):  # type: ignore[misc]
-    """This worker's rows of `zoo.training.Batches`; no others are read."""
-
-    def __init__(self, batches: Any):
-        super().__init__()
-        self._batches = batches
-
-    @property
-    def num_batches(self) -> int | None:
-        return self._batches.num_batches  # type: ignore[no-any-return]
-
-    def part(self, index: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-        """Examples of a batch that this worker reads, and start, count and total of its part."""
-        indices = self._batches.indices(index)
-        start, stop = _rows_of(len(indices), dist.get_rank())
-        own = indices[start:stop] if stop > start else indices[:1]
-        return own, (start, stop - start, len(indices))
-
-    def __getitem__(self, index: int) -> Any:
-        return self._batches.examples[self.part(index)[0]]
-
-
-class WorkerBatchesAdapter(common.BatchesAdapter):
-    """Parts of batches, as tensors, in place of a PyTorch `DataLoader` for `fit`."""
-
-    def get_torch_dataloader(self) -> Any:
-        return _Parts(self.py_dataset, self.get_numpy_iterator)
-
-
-class _Parts:
-    """Parts of batches that can be read several times."""
-
-    def __init__(self, batches: WorkerBatches, read: Callable[[], Iterable[Any]]):
-        self._batches = batches
-        self._read = read
-
-    def __iter__(self) -> Iterator[Part]:
-        for index, rows in enumerate(self._read()):
-            tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, rows)
-            yield Part(tensors, *self._batches.part(index)[1])

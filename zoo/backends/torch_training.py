@@ -7,15 +7,14 @@ import keras
 import torch
 from torch.optim.adam import adam
 
-from zoo.backends import common, torch_cluster
+from zoo.backends import cluster_parts, common, torch_cluster
 
 Tensor = Any
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    if torch_cluster.is_joined():
-        own_batches = torch_cluster.WorkerBatches(batches)
-        return torch_cluster.WorkerBatchesAdapter(own_batches, class_weight)
+    if cluster_parts.is_joined():
+        return cluster_parts.WorkerBatchesAdapter(batches, class_weight)
     return common.BatchesAdapter(batches, class_weight)
 
 
@@ -26,7 +25,7 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[no-any-return]
 
 
-class TrainerMixin:
+class TrainerMixin(cluster_parts.SharedPenalties):
     """Base class of `zoo.Trainer`: a training step that walks over the weights once.
 
     The step is eager, since compiling would ask the user for a C++ compiler. A weight that the
@@ -34,8 +33,8 @@ class TrainerMixin:
     """
 
     def train_step(self: Any, data: Any) -> Any:
-        if torch_cluster.is_joined():
-            return self._train_as_worker(torch_cluster.own_part(data))
+        if cluster_parts.is_joined():
+            return self._train_as_worker(cluster_parts.own_part(data))
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         predictions = self(x, training=True)
         loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
@@ -56,7 +55,7 @@ class TrainerMixin:
 
     # -------------------------------------------------------------- as a worker of a cluster
 
-    def _train_as_worker(self: Any, part: torch_cluster.Part) -> Any:
+    def _train_as_worker(self: Any, part: cluster_parts.Part) -> Any:
         predictions, loss = self._share_of_loss(part, training=True)
         gradients = torch_cluster.sum_over_workers(self._gradients_of(loss))
         with torch.no_grad():
@@ -64,43 +63,32 @@ class TrainerMixin:
             return self._update_global_metrics(part, predictions, loss)
 
     def test_step(self: Any, data: Any) -> Any:
-        if not torch_cluster.is_joined():
+        if not cluster_parts.is_joined():
             return super().test_step(data)  # type: ignore[misc]
-        part = torch_cluster.own_part(data)
+        part = cluster_parts.own_part(data)
         return self._update_global_metrics(part, *self._share_of_loss(part, training=False))
 
     def predict_step(self: Any, data: Any) -> Any:
-        if not torch_cluster.is_joined():
+        if not cluster_parts.is_joined():
             return super().predict_step(data)  # type: ignore[misc]
-        part = torch_cluster.own_part(data)
+        part = cluster_parts.own_part(data)
         x, *_ = keras.utils.unpack_x_y_sample_weight(part.data)
         return torch_cluster.gather_rows(self(x, training=False), part)
 
-    def _share_of_loss(self: Any, part: torch_cluster.Part, training: bool) -> tuple[Any, Tensor]:
+    def _share_of_loss(self: Any, part: cluster_parts.Part, training: bool) -> tuple[Any, Tensor]:
         """Predictions for the worker's rows, and its share of the loss of the whole batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         with (
-            torch_cluster.computing(part),
-            self.part_of_batch(part.start, max(part.count, 1), part.total),
+            cluster_parts.computing(part),
+            self.part_of_batch(part.start, part.rows, part.total),
         ):
             predictions = self(x, training=training)
             loss = self.compute_loss(x, y, predictions, sample_weight, training=training)
-        for layer in self._flatten_layers():
-            if layer._get_own_losses():
-                raise ValueError(
-                    "A layer must not add a loss of its own where several devices train, since its "
-                    f"mean over all rows is not known. Received: the layer {layer.name}. Add the "
-                    "loss to that of `compile`"
-                )
+        cluster_parts.check_losses(self)
         return predictions, loss
 
-    def _aggregate_additional_loss(self: Any, loss: Tensor) -> Tensor:
-        """Each worker has its share of the penalties of the weights."""
-        loss = super()._aggregate_additional_loss(loss)  # type: ignore[misc]
-        return loss / torch_cluster.num_workers()
-
     def _update_global_metrics(
-        self: Any, part: torch_cluster.Part, predictions: Any, loss: Tensor
+        self: Any, part: cluster_parts.Part, predictions: Any, loss: Tensor
     ) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         with torch_cluster.global_metrics(self, part, loss):

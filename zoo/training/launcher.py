@@ -175,6 +175,7 @@ class _Worker:
         self._lines: deque[str] = deque(maxlen=_LINES)
         environment = {
             "OMP_NUM_THREADS": str(threads),
+            "NPROC": str(threads),  # read by XLA
             "TF_NUM_INTRAOP_THREADS": str(threads),
             **os.environ,
             **place.to_environment(),
