@@ -175,7 +175,7 @@ def two_losses() -> Setup:
     examples = (
         (IMAGES / 255).astype(np.float32),
         (LABELS, np.eye(3, dtype=np.float32)[LABELS]),
-        (WEIGHTS, WEIGHTS[::-1].copy()),
+        (WEIGHTS[:, 0], WEIGHTS[:, 1]),
     )
     return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(examples, TEST_BATCH))
 
@@ -225,6 +225,11 @@ def interrupted(folder: Path) -> dict[str, np.ndarray]:
                 time.sleep(0.01)
 
     return train(gpt(), folder / "checkpoints", interrupt)
+
+
+def resumed(folder: Path) -> dict[str, np.ndarray]:
+    """The rest of the training that was interrupted."""
+    return train(gpt(), folder / "checkpoints")
 
 
 class _AddsLoss(keras.layers.Layer):
@@ -278,7 +283,12 @@ def run(folder: Path, names: list[str]) -> None:
             np.savez(folder / f"{name}-{rank}.npz", allow_pickle=False, **results)
 
 
-FAULTS = {"killed": killed, "interrupted": interrupted, "refused": refused}
+FAULTS = {
+    "killed": killed,
+    "interrupted": interrupted,
+    "resumed": resumed,
+    "refused": refused,
+}
 
 if __name__ == "__main__":
     sys.exit(cli.run(lambda: run(Path(sys.argv[1]), sys.argv[2:])))

@@ -117,8 +117,7 @@ def test_ctrl_c_saves_a_checkpoint_with_which_one_device_goes_on(
     folder, status, _ = two_workers
     assert status == 130
     assert not (folder / "interrupted-0.npz").exists()
-    results = distributed.train(distributed.gpt(), folder / "checkpoints")
-    assert_close(results, of_one_process("gpt"), steps=1)
+    assert_close(distributed.resumed(folder), of_one_process("gpt"), steps=1)
 
 
 def test_workers_begin_with_the_weights_of_the_first(
@@ -135,7 +134,7 @@ REFUSED = {
     "statistics": r"must not train a batch normalization.* Received: the layer batch_normalization",
     "own loss": r"A layer must not add a loss of its own .* Received: the layer __adds_loss",
     "scalar": r"A loss must return a value for each example .* Received: a scalar",
-    "metric": r"variables of a metric must be sums .* of the metric largest with aggregation=",
+    "metric": r"variables of a metric must be sums .* Received: largest/it of the",
 }
 
 
