@@ -247,7 +247,7 @@ class _Largest(keras.metrics.Metric):
         self.largest.assign(keras.ops.maximum(self.largest, keras.ops.max(y_pred)))
 
     def result(self) -> Any:
-        return self.largest
+        return keras.ops.convert_to_tensor(self.largest)
 
 
 def refused(folder: Path) -> dict[str, np.ndarray]:

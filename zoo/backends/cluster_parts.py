@@ -75,6 +75,15 @@ class Part:
         return ops.where(self.count > 0, x, ops.zeros_like(x))
 
 
+def check_local_rank(local_rank: int, gpus: int) -> None:
+    """Raises ValueError if this machine has no GPU for a worker of it."""
+    if local_rank >= gpus:
+        raise ValueError(
+            f"`devices` must be at most {gpus}, the number of GPUs of this machine. Received: a "
+            f"worker with the number {local_rank}"
+        )
+
+
 def span(total: int, rank: int) -> tuple[int, int]:
     """First row of a batch that a worker computes, and the row after its last.
 

@@ -18,6 +18,7 @@ from zoo.backends.cluster_parts import (
     SharedPenalties,
     WorkerBatchesAdapter,
     assign_from_first,
+    check_local_rank,
     check_losses,
     computing,
     is_joined,
@@ -39,9 +40,13 @@ _strategy: Any = None  # of the cluster that this process has joined
 def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     global _strategy
     if gpus := tf.config.list_physical_devices("GPU"):
+        check_local_rank(local_rank, len(gpus))
         tf.config.set_visible_devices(gpus[local_rank], "GPU")
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec({"worker": list(addresses)}), task_type="worker", task_id=rank
+        tf.train.ClusterSpec({"worker": list(addresses)}),
+        task_type="worker",
+        task_id=rank,
+        num_accelerators={"GPU": 1} if gpus else {},
     )
     options = tf.distribute.experimental.CommunicationOptions(
         bytes_per_pack=_PACK, timeout_seconds=_TIMEOUT

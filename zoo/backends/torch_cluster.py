@@ -25,12 +25,7 @@ _BUCKET = 2**24  # elements that are added in one operation
 def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        gpus = torch.cuda.device_count()
-        if local_rank >= gpus:
-            raise ValueError(
-                f"`devices` must be at most {gpus}, the number of GPUs of this machine. Received: "
-                f"a worker with the number {local_rank}"
-            )
+        cluster_parts.check_local_rank(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(local_rank)
     with _connected():
         dist.init_process_group(
