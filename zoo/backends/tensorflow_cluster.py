@@ -106,8 +106,9 @@ def broadcast(content: bytes) -> bytes:
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
+        compiled = tf.function(sum_over_workers)  # else the library warns that it is slow
         with _connected():
-            return sum_over_workers([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
+            return compiled([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
 
     length = int(from_first(np.array(len(content), np.int32)))
     padded = content.ljust(-(-length // 4) * 4, b"\0")[: -(-length // 4) * 4]
