@@ -215,10 +215,6 @@ def adam_update(
     optimizer.assign_sub(variable, alpha * m / (ops.sqrt(v) + epsilon))
 
 
-class TrainerMixin:
-    """Base class of `zoo.Trainer`. Keras' own training step is used."""
-
-
 def create_variables(trainer: Any, batch: Any) -> None:
     """Creates the variables of model, optimizer and metrics before a checkpoint restores them."""
     trainer._symbolic_build(data_batch=batch)

@@ -13,7 +13,6 @@ import keras
 
 from zoo.backends import common
 from zoo.backends.common import ForeachMixin as ForeachMixin
-from zoo.backends.common import TrainerMixin as TrainerMixin
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import as_dataset as as_dataset
 from zoo.backends.common import cached_attention as cached_attention
@@ -22,6 +21,7 @@ from zoo.backends.common import host_integer as host_integer
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.exporting import is_exporting
+from zoo.backends.jax_accumulation import TrainerMixin as TrainerMixin
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
