@@ -103,8 +103,8 @@ def test_parts_are_computed_one_after_another() -> None:
     x = np.zeros((7, 7), np.float32)
     sizes.clear()
     model.fit(x, Y[:7], batch_size=5, shuffle=False, verbose=0, gradient_accumulation=3)
-    expected = {"jax": [2, 1, 1], "tensorflow": [2, 1, 1]}  # the parts of a loop have one trace
-    assert sizes == expected.get(keras.backend.backend(), [2, 2, 1, 1, 1])
+    is_traced = keras.backend.backend() == "jax"  # the parts of a loop have one trace
+    assert sizes == [2, 1, 1] if is_traced else [2, 2, 1, 1, 1]
     sizes.clear()
     model.fit(x, Y[:7], batch_size=7, shuffle=False, verbose=0)
     assert sizes == [7]
@@ -114,8 +114,8 @@ def test_labels_and_ids_are_checked() -> None:
     model = Trainer(rnn_language_model(20, "gru", 4, 6))
     model.compile(Adam(1e-2), CrossEntropy())
     for examples, text in (
-        ((IDS, np.where(np.arange(40)[:, None] == 5, 20, IDS)), "Received: label 20"),
-        ((np.where(np.arange(40)[:, None] == 33, -1, IDS), IDS), "Received: id -1"),
+        ((IDS, np.where(np.arange(40)[:, None] == 5, 20, IDS)), "Received: label.*20"),
+        ((np.where(np.arange(40)[:, None] == 33, -1, IDS), IDS), "Received: id.*-1"),
     ):
         with pytest.raises(Exception, match=text):
             model.fit(Batches(examples, 40, seed=0), verbose=0, gradient_accumulation=4)

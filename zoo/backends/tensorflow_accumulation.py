@@ -63,5 +63,7 @@ def _weighted_terms(trainer: Any, part: Any, examples: Any) -> list[Tensor]:
     gradients = tape.gradient(scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     trainer.compute_metrics(x, y, predictions, sample_weight)
     weight = divisors.weight(examples)
-    terms = [tf.cast(loss, weight.dtype), *map(tf.convert_to_tensor, gradients)]
+    # In a loop the sums must keep the shapes that they begin with, which a gradient may not know.
+    dense = [tf.ensure_shape(tf.convert_to_tensor(g), w.shape) for g, w in zip(gradients, weights)]
+    terms = [tf.cast(loss, weight.dtype), *dense]
     return [weight, *(term * tf.cast(weight, term.dtype) for term in terms)]
