@@ -28,7 +28,8 @@ from zoo import backends, cli, datasets, mlp
 from zoo.datasets.augmentation import ImageAugmentation
 from zoo.lessons.activations import ACTIVATIONS
 from zoo.training.config import open_run, set_defaults
-from zoo.training.run_directory import RunDirectory, environment
+from zoo.training.run_directory import RunDirectory
+from zoo.training.run_identity import environment
 from zoo.validation import Count, Layers, Seed, Size, validated
 
 # The colour-blind tell these apart, too (Okabe and Ito). Linear: what the weights do by themselves.

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
-import tyro
 from keras import ops
 from rich.console import Console
 from rich.table import Table
@@ -159,4 +158,4 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: int(not main(tyro.cli(Config))["gradients_agree"])))
+    sys.exit(cli.run(lambda: int(not cli.run_recipe(main, Config)["gradients_agree"])))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import tyro
 from rich.console import Console
 
 from zoo import backends, cli, unet
@@ -101,4 +100,4 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

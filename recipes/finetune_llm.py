@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from zoo import Trainer, backends, cli
 from zoo.datasets import tokenizer
 from zoo.datasets.token_windows import TokenWindows
@@ -147,4 +145,4 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

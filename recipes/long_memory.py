@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from zoo import Trainer, backends, cli, rnn_classifier
@@ -30,7 +29,8 @@ from zoo.evaluation import gradients, plots
 from zoo.layers.recurrent import chrono_initialize
 from zoo.training import Adam, Batches, CrossEntropy
 from zoo.training.config import TrainingConfig, open_run, set_defaults
-from zoo.training.run_directory import RunDirectory, environment
+from zoo.training.run_directory import RunDirectory
+from zoo.training.run_identity import environment
 from zoo.validation import Count, Positive, Size, each, validated, whole
 
 CELLS = "simple_rnn", "lstm", "gru"
@@ -171,4 +171,4 @@ def train_all(config: Config, run: RunDirectory, console: Console) -> dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

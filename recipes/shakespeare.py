@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
-import tyro
 
 from zoo import Trainer, backends, cli, gpt
 from zoo.datasets import shakespeare
@@ -149,4 +148,4 @@ def train(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tyro
 from rich.console import Console
 
 from zoo import backends, cli, text_to_image
@@ -40,7 +39,7 @@ from zoo.diffusion.prompts import (
     prompts_by_class,
 )
 from zoo.diffusion.report import SamplePreviews, SampleRequest, write_report
-from zoo.training import Batches
+from zoo.training import Batches, cluster
 from zoo.training.config import open_run
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import Layers, NonNegative, Seed, Size, validated
@@ -97,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
             console.print(f"The run in {run.path} is finished: {accuracy:.1%} show their prompt")
         else:
             metrics = train(config, run, ClassPrompts(tokenizer, prompts))
-        if config.prompt is not None:
+        if config.prompt is not None and cluster.is_first():
             if config.out is None:
                 run.lock()  # for prompt.png
             draw(config, run.path, console)
@@ -183,4 +182,4 @@ def draw(config: Config, folder: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import keras
-import tyro
 
 from zoo import Trainer, backends, cli, transformer
 from zoo.datasets import parallel_text
@@ -146,4 +145,4 @@ def train(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(tyro.cli(Config))))
+    sys.exit(cli.run(lambda: cli.run_recipe(main, Config)))

@@ -82,8 +82,7 @@ def run_recipe(name: str, arguments: Sequence[str]) -> int | None:
     if name not in known:
         raise ValueError(f"`recipe` must be one of {', '.join(known)}. Received: recipe={name}")
     recipe: Any = importlib.import_module(f"zoo.recipes.{name}")
-    config = tyro.cli(recipe.Config, args=arguments, prog=f"zoo train {name}")
-    status = recipe.main(config)
+    status = cli.run_recipe(recipe.main, recipe.Config, arguments, f"zoo train {name}")
     return status if isinstance(status, int) else None
 
 

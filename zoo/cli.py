@@ -1,16 +1,17 @@
 """Helpers of the command lines: exit statuses, one-line errors, the console."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import tyro
 from rich.console import Console
 
 import zoo_command
 from zoo import backends
 from zoo.backends import backend
 from zoo.backends.selection import hidden_startup_lines
-from zoo.training import Diverged, Interrupted
+from zoo.training import Diverged, Interrupted, cluster
 from zoo_command import console as console
 
 
@@ -45,13 +46,40 @@ def run(command: Callable[[], Any]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def run_recipe(
+    main: Callable[[Any], Any],
+    config_type: Any,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> Any:
+    """Runs a recipe with the flags of the command line, on as many devices as they say.
+
+    Args:
+        main: The recipe's function of its configuration.
+        config_type: Class of the configuration; if the recipe trains, a
+            `zoo.training.config.TrainingConfig`.
+        arguments: The flags; by default those of this process.
+        prog: Name of the command in the help text.
+
+    Returns:
+        What the recipe returns.
+    """
+    config = tyro.cli(config_type, args=arguments, prog=prog)
+    if not hasattr(config, "distributed"):  # a recipe that does not train
+        return main(config)
+    with config.distributed():
+        return main(config)
+
+
 def recipe_console(quiet: bool) -> Console:
     """The console of a recipe, whose lines are not wrapped, so that paths can be copied.
+
+    Of several devices' processes the first prints.
 
     Args:
         quiet: Print nothing.
     """
-    return console(quiet=quiet, soft_wrap=True)
+    return console(quiet=quiet or not cluster.is_first(), soft_wrap=True)
 
 
 def _complain(text: str, status: int) -> int:

@@ -258,6 +258,43 @@ class Backend(Protocol):
         """
         ...
 
+    def join_cluster(self, addresses: Sequence[str], rank: int, local_rank: int) -> None:
+        """Makes this process a worker of a cluster, before the backend computes anything.
+
+        From then on `as_dataset` reads this worker's rows of each batch, which may be none. Losses,
+        gradients, metrics and predictions are those of the whole batch, on every worker.
+
+        Args:
+            addresses: An address HOST:PORT of each worker, by rank. Nobody listens there yet.
+            rank: Number of this worker.
+            local_rank: Number of the device of its machine that this worker uses.
+
+        Raises:
+            ConnectionError: If the workers do not connect within a time limit.
+        """
+        ...
+
+    def leave_cluster(self) -> None:
+        """Ends the connections of this worker; must not wait long if another worker has died."""
+        ...
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Returns what worker 0 gives, on every worker, which must all call it.
+
+        Raises:
+            ConnectionResetError: If another worker has ended, as every function that works on the
+                cluster does, such as a training step.
+        """
+        ...
+
+    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+        """Assigns the values that worker 0 has to the Keras variables of every worker."""
+        ...
+
+    def check_distributed(self, trainer: Any) -> None:
+        """Raises ValueError for layers and metrics whose results would be those of one worker."""
+        ...
+
     @property
     def ForeachMixin(self) -> type:
         """Base class of optimizers that updates all weights in a few calls, where faster."""

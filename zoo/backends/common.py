@@ -220,11 +220,6 @@ def create_variables(trainer: Any, batch: Any) -> None:
     trainer._symbolic_build(data_batch=batch)
 
 
-def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    """Form of `zoo.training.Batches` that `fit` reads: the batches themselves."""
-    return batches
-
-
 class BatchesAdapter(PyDatasetAdapter):  # type: ignore[misc]
     """Batches as tensors, in place of a `tf.data.Dataset` or a PyTorch `DataLoader` for `fit`.
 

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common.stateless_scope import StatelessScope
 
-from zoo.backends import accumulation, common
+from zoo.backends import accumulation, common, jax_cluster
 from zoo.backends.jax_training import State, checked_scan
 
 Tensor = Any
 
 
-class TrainerMixin:
-    """Base class of `zoo.Trainer`: Keras' own training step, unless gradients are accumulated."""
+class TrainerMixin(jax_cluster.TrainerMixin):
+    """Base class of `zoo.Trainer`, with a training step that can accumulate gradients."""
 
     def train_step(self: Any, state: State, data: Any) -> tuple[Any, State]:
         if self.gradient_accumulation > 1:
             return accumulated_step(self, state, data)
-        return super().train_step(state, data)  # type: ignore[misc, no-any-return]
+        return super().train_step(state, data)  # type: ignore[no-any-return]
 
 
 def accumulated_step(trainer: Any, state: State, data: Any) -> tuple[Any, State]:

@@ -1,7 +1,7 @@
 """JAX: training steps that check ids and labels and keep the model's weights after an error.
 
 Keras' steps receive the values of the model's variables and delete them. An error within a compiled
-step would leave none. So the steps of every `keras.Model` are compiled by `_CheckedStep`: where a
+step would leave none. So the steps of every `keras.Model` are compiled by `CheckedStep`: where a
 layer or loss checks its integers, an id or label that does not exist is replaced by the nearest
 one. The error is raised before the next step but one, so that the host need not wait for each step,
 or when the values return to the model, as they do before they are saved. Keras has no hook for
@@ -121,7 +121,7 @@ class _Checks:
             common.check_limits(low, high, size, rule)
 
 
-class _CheckedStep:
+class CheckedStep:
     """A compiled step of a model: from its state and a batch to outputs and a new state.
 
     Args:
@@ -171,7 +171,7 @@ def _check_width(data: Any) -> None:
 
 def _jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compiles a function of Keras' trainer; only the steps donate their arguments."""
-    return (_CheckedStep if "donate_argnums" in options else jax.jit)(function, **options)
+    return (CheckedStep if "donate_argnums" in options else jax.jit)(function, **options)
 
 
 def _distribute_data(data: Any, *args: Any) -> Any:
@@ -189,7 +189,7 @@ def _make_function(trainer: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
         outputs, latest = step(state, data)
         return outputs, latest
 
-    if isinstance(step, _CheckedStep):
+    if isinstance(step, CheckedStep):
         trainer._unread_checks = step.unread = getattr(trainer, "_unread_checks", step.unread)
     steps = _keras_make_function(trainer, tracked_step, *args, **kwargs)
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
+from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
@@ -23,6 +24,12 @@ from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.common import update_loss_metric
 from zoo.backends.exporting import is_exporting
 from zoo.backends.tensorflow_accumulation import accumulated_step
+from zoo.backends.tensorflow_cluster import WorkerTrainer
+from zoo.backends.tensorflow_cluster import as_dataset as as_dataset
+from zoo.backends.tensorflow_cluster import broadcast as broadcast
+from zoo.backends.tensorflow_cluster import broadcast_variables as broadcast_variables
+from zoo.backends.tensorflow_cluster import join_cluster as join_cluster
+from zoo.backends.tensorflow_cluster import leave_cluster as leave_cluster
 from zoo.backends.tensorflow_loop import recurrent_loop
 
 Tensor = Any
@@ -89,13 +96,7 @@ def create_variables(trainer: Any, batch: Any) -> None:
         common.create_variables(trainer, batch)
 
 
-def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    with trainer.distribute_strategy.scope():
-        distributed = tf.distribute.has_strategy()
-    return batches if distributed else common.BatchesAdapter(batches, class_weight)
-
-
-class TrainerMixin:
+class TrainerMixin(WorkerTrainer):
     """Base class of `zoo.Trainer`: a weight that the loss does not depend on has the gradient 0."""
 
     def train_step(self: Any, data: Any) -> Any:

@@ -7,12 +7,14 @@ import keras
 import torch
 from torch.optim.adam import adam
 
-from zoo.backends import accumulation, common
+from zoo.backends import accumulation, cluster_parts, common, torch_cluster
 
 Tensor = Any
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
+    if cluster_parts.is_joined():
+        return cluster_parts.WorkerBatchesAdapter(batches, class_weight)
     return common.BatchesAdapter(batches, class_weight)
 
 
@@ -23,7 +25,7 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[no-any-return]
 
 
-class TrainerMixin:
+class TrainerMixin(cluster_parts.SharedPenalties):
     """Base class of `zoo.Trainer`: a training step that walks over the weights once.
 
     The step is eager, since compiling would ask the user for a C++ compiler. A weight that the
@@ -31,6 +33,8 @@ class TrainerMixin:
     """
 
     def train_step(self: Any, data: Any) -> Any:
+        if cluster_parts.is_joined():
+            return self._train_as_worker(cluster_parts.own_part(data))
         if self.gradient_accumulation > 1:
             return self._accumulated_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -81,6 +85,48 @@ class TrainerMixin:
             self.optimizer.apply(gradients, self.trainable_variables)
             common.update_loss_metric(self, loss, examples)
             return self.get_metrics_result()
+
+    # -------------------------------------------------------------- as a worker of a cluster
+
+    def _train_as_worker(self: Any, part: cluster_parts.Part) -> Any:
+        predictions, loss = self._share_of_loss(part, training=True)
+        gradients = torch_cluster.sum_over_workers(self._gradients_of(loss))
+        with torch.no_grad():
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return self._update_global_metrics(part, predictions, loss)
+
+    def test_step(self: Any, data: Any) -> Any:
+        if not cluster_parts.is_joined():
+            return super().test_step(data)  # type: ignore[misc]
+        part = cluster_parts.own_part(data)
+        return self._update_global_metrics(part, *self._share_of_loss(part, training=False))
+
+    def predict_step(self: Any, data: Any) -> Any:
+        if not cluster_parts.is_joined():
+            return super().predict_step(data)  # type: ignore[misc]
+        part = cluster_parts.own_part(data)
+        x, *_ = keras.utils.unpack_x_y_sample_weight(part.data)
+        return torch_cluster.gather_rows(self(x, training=False), part)
+
+    def _share_of_loss(self: Any, part: cluster_parts.Part, training: bool) -> tuple[Any, Tensor]:
+        """Predictions for the worker's rows, and its share of the loss of the whole batch."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
+        with (
+            cluster_parts.computing(part),
+            self.part_of_batch(part.start, part.rows, part.total),
+        ):
+            predictions = self(x, training=training)
+            loss = self.compute_loss(x, y, predictions, sample_weight, training=training)
+        cluster_parts.check_losses(self)
+        return predictions, loss
+
+    def _update_global_metrics(
+        self: Any, part: cluster_parts.Part, predictions: Any, loss: Tensor
+    ) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
+        with torch_cluster.global_metrics(self, part, loss):
+            self.compute_metrics(x, y, predictions, sample_weight)
+        return self.get_metrics_result()
 
 
 # ------------------------------------------------------------------ optimizers

@@ -19,7 +19,7 @@ from keras import ops
 from zoo import random
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.prompts import empty_prompts
-from zoo.training.losses import at_least_float32
+from zoo.training.losses import OutputLoss, at_least_float32
 from zoo.training.trainer import Trainer
 from zoo.validation import Count, Positive, Seed, Timesteps, TokenRows, array, validated
 
@@ -64,6 +64,7 @@ class DiffusionTrainer(random.DrawCounter, Trainer):
         self._diffusion = diffusion
         self._prompts = prompts
         self._min_snr_gamma = min_snr_gamma
+        self._mean_loss = OutputLoss()
         names = ("t", "noise", "prompt", "left")
         self._keys = {name: random.key(seed, "diffusion", name) for name in names}
         self.create_counter()
@@ -93,7 +94,7 @@ class DiffusionTrainer(random.DrawCounter, Trainer):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        return ops.mean(y_pred)
+        return self._mean_loss(y_pred, y_pred)
 
     def get_config(self) -> dict[str, Any]:
         raise NotImplementedError(

@@ -22,7 +22,7 @@ from zoo.parity.case import Case
 from zoo.parity.diagnosis import LayerInfo
 from zoo.parity.model_under_test import BATCHES, ModelUnderTest, subsample, to_numpy
 from zoo.training import Batches, StepCheckpoint, Trainer, optimizers
-from zoo.training.run_directory import environment
+from zoo.training.run_identity import environment
 
 Tensor = Any
 Arrays = dict[str, np.ndarray]

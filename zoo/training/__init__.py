@@ -4,6 +4,7 @@ from zoo.training.batches import Batches as Batches
 from zoo.training.callbacks import Diverged as Diverged
 from zoo.training.callbacks import Interrupted as Interrupted
 from zoo.training.callbacks import StepCheckpoint as StepCheckpoint
+from zoo.training.launcher import distributed as distributed
 from zoo.training.losses import CrossEntropy as CrossEntropy
 from zoo.training.optimizers import Adam as Adam
 from zoo.training.optimizers import AdamW as AdamW

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from zoo.random import DrawCounter
+from zoo.training import cluster
 
 
 def check_accumulation(trainer: keras.Model, parts: int) -> None:
@@ -15,9 +16,15 @@ def check_accumulation(trainer: keras.Model, parts: int) -> None:
         parts: Number of parts of a batch.
 
     Raises:
-        ValueError: If a layer computes something of all examples of a batch, or keeps a state for
-            each of them.
+        ValueError: If several devices train, a layer computes something of all examples of a
+            batch, or a layer keeps a state for each of them.
     """
+    if cluster.current() is not None:
+        raise ValueError(
+            "`gradient_accumulation` must be 1 where several devices train, each of which computes "
+            f"a part of the batch already. Received: gradient_accumulation={parts}. Use more "
+            "devices or smaller batches"
+        )
     for layer in trainer._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             raise ValueError(

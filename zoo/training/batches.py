@@ -98,12 +98,16 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         return later
 
     def __getitem__(self, index: int) -> Any:
+        return self.examples[self.indices(index)]
+
+    def indices(self, index: int) -> np.ndarray:
+        """Numbers of the examples of a batch, (B,); a worker of a cluster reads a part of them."""
         completed, number = divmod(self._first + index, self._steps_per_pass)
         start = number * self.batch_size
         stop = min(start + self.batch_size, len(self.examples))
         if self.seed is None:
-            return self.examples[np.arange(start, stop)]
-        return self.examples[self._order(completed, len(self.examples))[start:stop]]
+            return np.arange(start, stop)
+        return self._order(completed, len(self.examples))[start:stop]
 
 
 class _Arrays:

@@ -1,4 +1,4 @@
-"""Callbacks of `fit`: checkpoints at steps, and the history of a run that was resumed."""
+"""Checkpoints of `fit` at steps, and the state of a training that they hold."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo import backends
 from zoo.backends import backend
-from zoo.training import checkpoints
+from zoo.training import checkpoints, cluster
 from zoo.validation import AnyPath, Count, validated
 
 Tensor = Any
@@ -72,81 +72,6 @@ class TrainingState:
     def examples_per_second(self) -> float | None:
         """Speed of training; None before a step was timed."""
         return self.timed_examples / self.timed_seconds if self.timed_seconds else None
-
-
-class ContinuedHistory(keras.callbacks.History):  # type: ignore[misc]
-    """The History of a training, with the epochs before it was resumed.
-
-    Args:
-        state: State of the training, as `StepCheckpoint` restores and updates it.
-        epochs: Number of all epochs.
-        callbacks: Callbacks of the training. Those that compare epochs are shown the earlier ones:
-            `EarlyStopping`, `ReduceLROnPlateau`, and `ModelCheckpoint` with `save_best_only`.
-
-    Raises:
-        ValueError: If an `EarlyStopping` is to restore the best weights, which would be lost.
-    """
-
-    @validated
-    def __init__(
-        self,
-        state: TrainingState,
-        epochs: Count,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
-    ):
-        super().__init__()
-        self._state = state
-        self._epochs = epochs
-        self._comparing: list[Any] = [c for c in callbacks if isinstance(c, _COMPARING)]
-        if any(getattr(callback, "restore_best_weights", False) for callback in self._comparing):
-            raise ValueError(
-                "`callbacks` must have no `EarlyStopping` with `restore_best_weights=True` where a "
-                "`checkpoint` is given, since a resumed training lacks the weights of the epochs "
-                "before. Load those that `ModelCheckpoint(path, save_best_only=True)` saves. "
-                "Received: restore_best_weights=True"
-            )
-
-    def set_params(self, params: dict[str, Any]) -> None:
-        # All callbacks share the dictionary. The rest of an epoch that was begun is a `fit` of its
-        # own; these print the number of all epochs.
-        params["epochs"] = self._epochs
-        super().set_params(params)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        rows = self._state.history
-        for callback in self._comparing:
-            callback.set_model(self.model)  # where no epoch is left, `fit` has not
-            for row in rows:
-                if callback.monitor in row:  # else Keras warns
-                    self._show(callback, row)
-        self.model.stop_training = False
-        self.epoch = [int(row["epoch"]) - 1 for row in rows]
-        self.history: dict[str, list[float]] = {}
-        for row in rows:  # which may differ in their names, with a `validation_freq` of 2
-            for name, value in row.items():
-                if name != "epoch":
-                    self.history.setdefault(name, []).append(value)
-
-    def _show(self, callback: Any, row: dict[str, float]) -> None:
-        """Makes a callback know an earlier epoch, without an effect on model and files."""
-        if not isinstance(callback, keras.callbacks.ModelCheckpoint):
-            optimizer = self.model.optimizer
-            rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-            callback.on_epoch_end(int(row["epoch"]) - 1, dict(row))
-            if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
-                optimizer.learning_rate = rate
-        elif callback.save_best_only:
-            if callback.monitor_op is None:
-                callback._set_monitor_op()
-            if callback._is_improvement(row[callback.monitor], callback.best):
-                callback.best = row[callback.monitor]
-
-
-_COMPARING = (
-    keras.callbacks.EarlyStopping,
-    keras.callbacks.ModelCheckpoint,
-    keras.callbacks.ReduceLROnPlateau,
-)
 
 
 class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
@@ -211,7 +136,13 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the folder, which is created if it is not there, against other trainings."""
+        """Locks the folder, which is created if it is not there, against other trainings.
+
+        Worker 0 of a cluster alone reads and writes checkpoints.
+        """
+        if not cluster.is_first():
+            yield
+            return
         from zoo.training.lock import DirectoryLock  # loads filelock, which `import zoo` does not
 
         lock = DirectoryLock(self.folder, "checkpoint", "give `StepCheckpoint` another folder")
@@ -241,17 +172,24 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """
         self.identity["order"] = order
         trainer.optimizer.build(trainer.trainable_variables)
-        saved = checkpoints.restore(
-            self.folder, TrainingState, identity=self.identity, **self._parts(trainer)
-        )
-        self.state = saved or TrainingState()
+
+        def state() -> dict[str, Any]:
+            saved = checkpoints.restore(
+                self.folder, TrainingState, identity=self.identity, **self._parts(trainer)
+            )
+            return dataclasses.asdict(saved or TrainingState())
+
+        self.state = TrainingState(**cluster.from_first(state))
         if backends.name not in self.state.backends:
             self.state.backends.append(backends.name)
         return self.state
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C lets the step end and saves a checkpoint; a second one stops at once."""
+        """Ctrl-C lets the step end and saves a checkpoint; a second one stops at once.
+
+        Worker 0 of a cluster decides; when it stops, the others lose the connection.
+        """
         self._interrupted.clear()
         self._diverged_at = self._timed_since = self._weights = None  # of an earlier `fit`
         self._clock = time.perf_counter()
@@ -263,7 +201,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             self._interrupted.set()
             signal.signal(signal.SIGINT, previous)
 
-        previous = signal.signal(signal.SIGINT, first)
+        previous = signal.signal(signal.SIGINT, first if cluster.is_first() else signal.SIG_IGN)
         try:
             yield
         finally:
@@ -366,6 +304,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         return {"model": model, "optimizer": trainer.optimizer}
 
     def _save(self, begun: bool = True) -> None:
+        if not cluster.is_first():
+            return
         model = self.model  # on JAX this brings the variables up to date
         now = time.perf_counter()
         self.state.wall_seconds += now - self._clock

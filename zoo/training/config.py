@@ -2,17 +2,21 @@
 
 import dataclasses
 import importlib.util
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 
 from zoo.backends import backend
 from zoo.progress import ProgressLines, shows_bar
+from zoo.training import cluster
+from zoo.training.cluster import COORDINATOR, Cluster
+from zoo.training.launcher import distributed
 from zoo.training.run_directory import RunDirectory
-from zoo.validation import Count, Seed, validated
+from zoo.validation import Count, Index, Seed, validated
 
 
 @validated
@@ -38,6 +42,18 @@ class TrainingConfig:
     """Directory of TensorBoard's event files; by default none are written."""
     deterministic: bool = False
     """Turn on the backend's deterministic switches; slower on some devices."""
+    devices: Count = 1
+    """Devices of this machine that train together; on a CPU, processes. The batches are split among
+    them, so the results are those of one device."""
+    num_nodes: Count = 1
+    """Machines that train together; run the same command on each, with another --node-rank."""
+    node_rank: Index = 0
+    """Number of this machine, from 0 on."""
+    coordinator: Annotated[str, COORDINATOR] | None = None
+    """Address HOST:PORT of machine 0, with a free port; needed with --num-nodes."""
+    max_restarts: Index = 3
+    """How often the devices' processes start again, from the last checkpoint, after one was
+    killed."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
 
@@ -48,10 +64,16 @@ class TrainingConfig:
         if self.tensorboard is not None:
             check_tensorboard()
 
+    def distributed(self) -> AbstractContextManager[Cluster | None]:
+        """Context manager of the training, for as many devices as the flags say."""
+        return distributed(
+            self.devices, self.num_nodes, self.node_rank, self.coordinator, self.max_restarts
+        )
+
     @property
     def verbose(self) -> int:
         """`verbose` of `fit`: a progress bar on a terminal, a line for each epoch elsewhere."""
-        return 0 if self.quiet else 1 if shows_bar() else 2
+        return 0 if self.quiet or not cluster.is_first() else 1 if shows_bar() else 2
 
     def progress(self) -> list[keras.callbacks.Callback]:
         """Keras callbacks that print lines of progress where there is no bar."""
@@ -90,7 +112,8 @@ def set_defaults(config: Any, **values: Any) -> None:
 
 
 _NOT_RESULTS = {
-    "run_dir", "quick", "quiet", "checkpoint_steps", "deterministic", "tensorboard",
+    "run_dir", "quick", "quiet", "checkpoint_steps", "deterministic", "tensorboard", "devices",
+    "num_nodes", "node_rank", "coordinator", "max_restarts",
 }  # fmt: skip
 
 
@@ -110,10 +133,14 @@ def open_run(
     Raises:
         ValueError, OSError: As `RunDirectory` does.
     """
-    new_path = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    launched = cluster.launched()
+    new_path = Path("runs") / f"{recipe}-{launched or datetime.now():%Y%m%d-%H%M%S}"
     ignored = _NOT_RESULTS.union(not_results)
     decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
     settings = {"recipe": recipe, **decisive}
     return RunDirectory(
-        config.run_dir or new_path, settings, extendable, new=config.run_dir is None
+        config.run_dir or new_path,
+        settings,
+        extendable,
+        new=config.run_dir is None and launched is None,
     )

@@ -61,6 +61,14 @@ class ReconstructionError(keras.losses.Loss):  # type: ignore[misc]
         return ops.mean(ops.square(y_pred - (y_true / 127.5 - 1.0)), axis=-1)
 
 
+class OutputLoss(keras.losses.Loss):  # type: ignore[misc]
+    """Mean of the outputs of a model that computes the loss of each example itself."""
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The outputs, (B,); the targets are not used."""
+        return y_pred
+
+
 def cross_entropy(labels: Tensor, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each label, in nats: labels (...) and logits (..., classes) to (...)."""
     logits = at_least_float32(logits)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from rich.console import Console
 
+from zoo.training import cluster
 from zoo.training.callbacks import StepCheckpoint, TrainingState
 from zoo.training.checkpoints import write_error
 
@@ -89,11 +90,15 @@ class StepLosses(keras.callbacks.Callback):  # type: ignore[misc]
         return losses
 
     def on_train_begin(self, logs: Any = None) -> None:
+        if not cluster.is_first():
+            return
         rows = [f"{step},{loss}" for step, loss in enumerate(self.values.tolist(), 1)]
         self._run.write("losses.csv", "\n".join(["step,loss", *rows, ""]).encode())
         self._step = len(rows)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not cluster.is_first():
+            return
         self._step += 1
         try:
             with open(self._path, "a") as file:

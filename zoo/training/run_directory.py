@@ -27,9 +27,8 @@ from matplotlib.figure import Figure
 from pydantic import ConfigDict, JsonValue, create_model
 from rich.console import Console
 
-from zoo import backends
-from zoo.backends import backend
 from zoo.files import arrays, documents, models, runs
+from zoo.training import cluster
 from zoo.training.callbacks import Interrupted, StepCheckpoint, TrainingState
 from zoo.training.checkpoints import (
     NamedBuffer,
@@ -40,7 +39,7 @@ from zoo.training.checkpoints import (
 )
 from zoo.training.lock import HOLDER_FILE, LOCK_FILE, DirectoryLock
 from zoo.training.run_callbacks import RunCheckpoint
-from zoo.training.run_identity import CONFIG, INPUTS, RunIdentity
+from zoo.training.run_identity import CONFIG, INPUTS, RunIdentity, environment
 from zoo.validation import FilePath, JSONObject, validated
 
 # Names of the files that a run writes into its directory.
@@ -80,12 +79,13 @@ class RunDirectory:
         extendable: str | None = None,
         new: bool = False,
     ):
-        self.path = _unused(path) if new else path
+        self.path = Path(cluster.from_first(lambda: str(_unused(path) if new else path)))
         self._path, self._new = path, new
         self.identity = RunIdentity(config, extendable)
         """What the run depends on, by which its checkpoints are known."""
         self._lock: DirectoryLock | None = None
-        self._check()
+        if cluster.is_first():
+            self._check()
 
     @property
     def checkpoints(self) -> Path:
@@ -104,10 +104,14 @@ class RunDirectory:
     def lock(self) -> None:
         """Creates the directory where it is missing, and locks it against other writers.
 
+        Worker 0 of a cluster alone does so, and writes.
+
         Raises:
             OSError: If the directory cannot be created or written to, another process writes to
                 it, or it was removed after it was locked.
         """
+        if not cluster.is_first():
+            return
         if self._lock is not None and self._lock.is_held:
             self._lock.check_directory()
             return
@@ -173,7 +177,7 @@ class RunDirectory:
     def write_config(self) -> None:
         """Begins the run, once its configuration has proved sound: locks, writes config.json."""
         self.lock()
-        if self.identity.read_config(self.path) == self.identity.config:
+        if not cluster.is_first() or self.identity.read_config(self.path) == self.identity.config:
             return
         for name in ("metrics.json", runs.MANIFEST):  # of a shorter run, which goes on
             (self.path / name).unlink(missing_ok=True)
@@ -218,6 +222,9 @@ class RunDirectory:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """Results of a finished run; None before, and if more is asked for than it has reached."""
+        return cluster.from_first(self._read_metrics)  # type: ignore[no-any-return]
+
+    def _read_metrics(self) -> dict[str, Any] | None:
         if not self._is_finished:
             return None
         metrics = runs.FinishedRun(self.path).read("metrics.json", dict[str, JsonValue])
@@ -238,7 +245,8 @@ class RunDirectory:
         config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
         fields: dict[str, Any] = {name: (kind, ...)}
         schema = create_model("Metrics", __config__=config, **fields)
-        return getattr(runs.FinishedRun(self.path).read("metrics.json", schema), name)
+        read = runs.FinishedRun(self.path).read
+        return cluster.from_first(lambda: getattr(read("metrics.json", schema), name))
 
     @property
     def _is_finished(self) -> bool:
@@ -255,6 +263,8 @@ class RunDirectory:
         self._write(name, content)
 
     def _write(self, name: str, content: bytes) -> None:
+        if not cluster.is_first():
+            return
         path = self.path / name
         try:
             with atomic_write(path) as file:
@@ -378,16 +388,6 @@ class RunDirectory:
         self.write_metrics(metrics)
         console.print(f"Results are in {self.path}")
         return metrics
-
-
-def environment() -> dict[str, str]:
-    """Versions and device of the run, for metrics.json."""
-    return {
-        "backend": backends.name,
-        "backend_version": backend.version(),
-        "keras_version": keras.__version__,
-        "device": backend.device(),
-    }
 
 
 def _unused(path: Path) -> Path:

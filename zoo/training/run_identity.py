@@ -1,12 +1,15 @@
-"""What a run depends on: its configuration, and the files that its training reads."""
+"""What a run depends on: its configuration, the files that its training reads, the software."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 from pydantic import JsonValue
 
+from zoo import backends
+from zoo.backends import backend
 from zoo.files import documents
 from zoo.training.checkpoints import Identity, differences, identities
 from zoo.validation import show
@@ -124,3 +127,13 @@ class RunIdentity:
             return documents.read(run_dir / INPUTS, dict[str, str], remedy)
         checkpoints = filter(self.is_of, identities(run_dir / "checkpoints"))
         return next((identity.get("inputs", {}) for identity in checkpoints), {})
+
+
+def environment() -> dict[str, str]:
+    """Versions and device of the run, for metrics.json."""
+    return {
+        "backend": backends.name,
+        "backend_version": backend.version(),
+        "keras_version": keras.__version__,
+        "device": backend.device(),
+    }

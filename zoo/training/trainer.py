@@ -14,9 +14,12 @@ import numpy as np
 
 from zoo import random
 from zoo.backends import backend
+from zoo.training import cluster
 from zoo.training.accumulation import check_accumulation, draw_counters
 from zoo.training.batches import Batches
-from zoo.training.callbacks import ContinuedHistory, StepCheckpoint
+from zoo.training.callbacks import StepCheckpoint
+from zoo.training.checkpoints import finalize_layer_state
+from zoo.training.history import ContinuedHistory
 from zoo.validation import MAX_COUNT, Count, Rule, number, validated, whole
 
 Tensor = Any
@@ -63,6 +66,15 @@ Preprocessing = Annotated[
 
 # A network with one of these normalizes pixels itself, or reads token ids.
 _NO_PIXELS = keras.layers.Normalization, keras.layers.Rescaling, keras.layers.Embedding
+
+
+# Callbacks that worker 0 of a cluster alone has.
+_WRITERS = (
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.TensorBoard,
+)
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -143,8 +155,20 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         class_weight = options.get("class_weight")
         if isinstance(stream, Batches):
             backend.create_variables(self, stream[0])
+        if cluster.current() is not None:
+            if not shuffled:
+                raise ValueError(
+                    "`x` must be `zoo.training.Batches` with a `seed` where several devices train, "
+                    "so that each reads its rows of the same batches. Received: x of type "
+                    f"{type(stream)}"
+                )
+            backend.check_distributed(self)
+            if not cluster.is_first():
+                callbacks = keras.tree.flatten(options.get("callbacks") or [])
+                options["callbacks"] = [c for c in callbacks if not isinstance(c, _WRITERS)]
         options["validation_data"] = self._as_dataset(options.get("validation_data"))
         if checkpoint is None:
+            self._take_first_workers_state()
             history = super().fit(**{**options, "x": self._as_dataset(stream, class_weight)})
             self._separate_averages()
             return history
@@ -164,6 +188,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
         with checkpoint.locked():
             state = checkpoint.restore(self, {**stream.order, "steps_per_epoch": int(steps)})
+            self._take_first_workers_state()
             history = ContinuedHistory(state, epochs, callbacks)
             options["callbacks"] = [*callbacks, history, checkpoint]
             with checkpoint.interruptible():
@@ -181,6 +206,16 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         self._separate_averages()
         return history
 
+    def _take_first_workers_state(self) -> None:
+        """Gives every worker of a cluster the variables of worker 0, which a checkpoint may hold.
+
+        A network that draws its initial weights from a backend's own generator has others on each.
+        """
+        if cluster.current() is not None:
+            self.optimizer.build(self.trainable_variables)
+            backend.broadcast_variables([*self.variables, *self.optimizer.variables])
+            finalize_layer_state(self)
+
     def _accumulate_gradients(self, parts: int) -> None:
         """Makes the training step compute a batch in so many parts."""
         if parts > 1:
@@ -194,11 +229,9 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         """The variables that count the random draws of the layers, of which a step makes one."""
         return draw_counters(self)
 
-    def part_of_batch(self, start: Any, count: Any, total: Any) -> AbstractContextManager[None]:
-        """Context manager in which the inputs are rows `start` to `start + count` of a batch.
-
-        The backends' steps enter it, so that layers draw the numbers of these rows.
-        """
+    @staticmethod
+    def part_of_batch(start: Any, count: Any, total: Any) -> AbstractContextManager[None]:
+        """Context manager of a step that computes a part of a batch: see `zoo.random.rows`."""
         return random.rows(start, count, total)
 
     def _separate_averages(self) -> None:

@@ -1,0 +1,400 @@
+"""Workers on JAX: `jax.distributed`, and sums over a mesh of one device of each worker.
+
+The weights of each worker are arrays of its own. A step computes the worker's rows on its device;
+then one operation on the mesh adds gradients, loss and metrics over the workers, and each applies
+the sums. So parts of a batch need not be of one size, and a checkpoint or a callback finds the same
+arrays as in a training on one device.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zoo.backends import cluster_losses, common
+from zoo.backends.cluster_parts import (
+    LAYER_LOSS,
+    Part,
+    SharedPenalties,
+    WorkerBatchesAdapter,
+    assign_from_first,
+    computing,
+    current,
+    is_joined,
+    leave_place,
+    metric_shares,
+    own_part,
+    place,
+    spans,
+    take_place,
+)
+from zoo.backends.jax_training import CheckedStep, State
+
+Tensor = Any
+
+_CONNECT = 30  # seconds until all workers must be connected
+_HEARTBEAT = 10  # seconds after which a silent worker counts as dead, which ends the others
+_SHUTDOWN = 3  # seconds that a worker waits for the others when it leaves
+
+
+jax.tree_util.register_dataclass(Part, ["data"], ["start", "count", "total"])
+
+
+@dataclass(frozen=True)
+class _Workers:
+    """Compiled operations on the mesh of all workers."""
+
+    sharded: NamedSharding
+    add: Callable[[Any], Any]
+    gather: Callable[[Any], Any]
+
+
+_workers: _Workers | None = None
+
+
+def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
+    global _workers
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    with _connected():
+        jax.distributed.initialize(
+            addresses[0],
+            len(addresses),
+            rank,
+            local_device_ids=local_rank,
+            coordinator_bind_address=addresses[0],
+            initialization_timeout=_CONNECT,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
+        devices = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh(np.array([devices[number] for number in range(len(addresses))]), "workers")
+    replicated = NamedSharding(mesh, PartitionSpec())
+    _workers = _Workers(
+        NamedSharding(mesh, PartitionSpec("workers")),
+        jax.jit(partial(jax.tree.map, lambda x: x.sum(0, dtype=x.dtype)), out_shardings=replicated),
+        jax.jit(lambda x: x, out_shardings=replicated),
+    )
+    cluster_losses.use_global_divisors(lambda own: _divisors.total(own))
+    take_place(rank, len(addresses))
+
+
+def leave_cluster() -> None:
+    global _workers
+    _workers = None
+    cluster_losses.use_own_divisors()
+    leave_place()
+    jax.distributed.shutdown()
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Says in words that another worker has ended, which the library reports in many ways."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ConnectionResetError(
+            f"The connection to another worker is lost, which may have ended: {reason}"
+        ) from error
+
+
+def _on_mesh(operation: Callable[[Any], Any], tensors: Any) -> Any:
+    """Applies an operation to arrays (workers, ...), of which each worker has one row."""
+    assert _workers is not None
+    count = place().num_workers
+
+    def global_array(x: Tensor) -> Tensor:
+        shape = (count, *x.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, _workers.sharded, [x])
+
+    with _connected():
+        results = operation(jax.tree.map(global_array, tensors))
+        return jax.tree.map(lambda x: x.addressable_data(0), results)
+
+
+def sum_over_workers(tensors: Any) -> Any:
+    """Adds nested arrays (1, ...) over the workers; the results lack the first axis."""
+    assert _workers is not None
+    return _on_mesh(_workers.add, tensors)
+
+
+def gather_rows(outputs: Any, part: Part) -> Any:
+    """The rows of all workers, in the order of the batch; nested outputs of one part each."""
+    assert _workers is not None
+    most = -(-part.total // place().num_workers)
+
+    def padded(rows: Tensor) -> Tensor:
+        rows = rows[: part.count]
+        return jnp.pad(rows, ((0, most - part.count), *[(0, 0)] * (rows.ndim - 1)))[None]
+
+    def joined(rows: Tensor) -> np.ndarray:
+        parts = zip(np.asarray(rows), spans(part.total))
+        return np.concatenate([x[: stop - start] for x, (start, stop) in parts])
+
+    return jax.tree.map(joined, _on_mesh(_workers.gather, jax.tree.map(padded, outputs)))
+
+
+def broadcast(content: bytes) -> bytes:
+    is_first = place().rank == 0
+
+    def from_first(array: np.ndarray) -> np.ndarray:
+        array = array if is_first else np.zeros_like(array)
+        return np.asarray(sum_over_workers(jnp.asarray(array)[None]))
+
+    length = int(from_first(np.array(len(content), np.int32)))
+    return from_first(np.frombuffer(content.ljust(length)[:length], np.uint8)).tobytes()
+
+
+# ------------------------------------------------------------------ steps
+
+
+def broadcast_variables(variables: Sequence[Any]) -> None:
+    assign_from_first(variables, broadcast)
+
+
+def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
+    if not is_joined():
+        return batches
+    common.create_variables(trainer, batches[0])  # Keras cannot do so from the part of a batch
+    return WorkerBatchesAdapter(batches, class_weight)
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["structure", "shapes"]
+)
+@dataclass(frozen=True)
+class _Packed:
+    """Nested arrays as one (1, elements) of each dtype, to be added in one operation."""
+
+    flat: dict[str, Tensor]
+    structure: Any
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+    @classmethod
+    def pack(cls, tree: Any) -> "_Packed":
+        leaves, structure = jax.tree.flatten(tree)
+        rows: dict[str, list[Tensor]] = {}
+        for leaf in leaves:
+            rows.setdefault(leaf.dtype.name, []).append(leaf.reshape(1, -1))
+        flat = {dtype: jnp.concatenate(parts, axis=1) for dtype, parts in rows.items()}
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        return cls(flat, structure, shapes)
+
+    def unpack(self) -> Any:
+        """The arrays again, of sums without the first axis."""
+        used = dict.fromkeys(self.flat, 0)
+        leaves = []
+        for shape in self.shapes:
+            dtype = shape.dtype.name
+            start, used[dtype] = used[dtype], used[dtype] + shape.size
+            leaves.append(self.flat[dtype][start : used[dtype]].reshape(shape.shape))
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class _UnknownDivisor(Exception):
+    """A loss divides by a sum of weights, which the workers have not added yet."""
+
+
+class _Divisors:
+    """Sums of weights by which the losses of a step divide.
+
+    A compiled step cannot wait for other workers. So a step whose losses are weighted is preceded
+    by another, which computes only the sums of the worker's weights.
+
+    Attributes:
+        own: Sums of this worker's weights, if they are being collected.
+        given: Sums over all workers, if they are known.
+    """
+
+    def __init__(self, given: Sequence[Tensor] | None = None, collect: bool = False):
+        self._given = iter(given or ())
+        self.own: list[Tensor] | None = [] if collect else None
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum over all workers of the next divisor, of which this worker has its own."""
+        if self.own is not None:
+            self.own.append(own.reshape(1))
+            return own
+        try:
+            return next(self._given)
+        except StopIteration:
+            raise _UnknownDivisor from None
+
+
+_divisors = _Divisors()
+
+
+@contextmanager
+def _dividing_by(divisors: _Divisors) -> Iterator[_Divisors]:
+    global _divisors
+    _divisors = divisors
+    try:
+        yield divisors
+    finally:
+        _divisors = _Divisors()
+
+
+class _WorkerStep(CheckedStep):
+    """A step of a worker: it computes its rows, then all workers' results are added and applied.
+
+    Args:
+        compute: Function of (state, part) that returns nested arrays to add over the workers, and
+            the variables that all workers change alike.
+        apply: Function of (state, sums, number of rows) that returns logs and new values, and may
+            reuse the memory of the state.
+    """
+
+    def __init__(self, compute: Callable[..., Any], apply: Callable[..., Any]):
+        super().__init__(self._share)
+        self._compute = compute
+        self._own_divisors = jax.jit(self._collect_divisors)
+        self._apply = jax.jit(apply, donate_argnums=0)
+        self._is_weighted = False
+
+    def __call__(self, state: State, data: Any) -> Any:
+        part = own_part(data)
+        try:
+            shares, non_trainable = self._share_of(state, part)
+        except _UnknownDivisor:
+            self._is_weighted = True
+            shares, non_trainable = self._share_of(state, part)
+        sums = sum_over_workers(shares)
+        trainable, _, *others = state
+        logs, trainable, others = self._apply((trainable, others), sums, part.total)
+        return logs, (trainable, non_trainable, *others)
+
+    def _share_of(self, state: State, part: Part) -> Any:
+        divisors = ()
+        if self._is_weighted:
+            divisors = sum_over_workers(self._own_divisors(state, part))
+        return super().__call__(state, (part, divisors))
+
+    def _share(self, state: State, data: Any) -> Any:
+        part, divisors = data
+        with _dividing_by(_Divisors(divisors)):
+            shares, non_trainable = self._compute(state, part)
+        return _Packed.pack(shares), non_trainable
+
+    def _collect_divisors(self, state: State, part: Part) -> list[Tensor]:
+        with _dividing_by(_Divisors(collect=True)) as divisors:
+            self._compute(state, part)
+        assert divisors.own is not None
+        return divisors.own
+
+
+class _PredictStep(CheckedStep):
+    """A step of a worker that computes its rows of a batch and gathers those of all workers."""
+
+    def __call__(self, state: State, data: Any) -> Any:
+        part = own_part(data)
+        outputs, non_trainable = super().__call__(state, part)
+        return gather_rows(outputs, part), (state[0], non_trainable)
+
+
+class TrainerMixin(SharedPenalties):
+    """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
+
+    _made_in_cluster = False
+
+    def make_train_function(self: Any, force: bool = False) -> None:
+        if not self._is_worker():
+            super().make_train_function(force)  # type: ignore[misc]
+        elif force or self.train_function is None:
+            step = _WorkerStep(self._share_of_training, self._apply_training)
+            self.train_function = self._make_function(step)
+
+    def make_test_function(self: Any, force: bool = False) -> None:
+        if not self._is_worker():
+            super().make_test_function(force)  # type: ignore[misc]
+        elif force or self.test_function is None:
+            step = _WorkerStep(self._share_of_test, self._apply_test)
+            self.test_function = self._make_function(step)
+
+    def make_predict_function(self: Any, force: bool = False) -> None:
+        if not self._is_worker():
+            super().make_predict_function(force)  # type: ignore[misc]
+        elif force or self.predict_function is None:
+            step = _PredictStep(lambda state, part: self.predict_step(state, part.data))
+            self.predict_function = self._make_function(step, concatenate_outputs=True)
+
+    def _is_worker(self: Any) -> bool:
+        """Whether this process is in a cluster; forgets functions made while that was otherwise."""
+        if self._made_in_cluster != is_joined():
+            self._made_in_cluster = is_joined()
+            self.train_function = self.test_function = self.predict_function = None
+        return bool(self._made_in_cluster)
+
+    def stateless_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        results = super().stateless_call(*args, **kwargs)  # type: ignore[misc]
+        if current() is not None:
+            penalties = [v for v in self.trainable_variables if v.regularizer is not None]
+            if len(results[2]) > len(penalties):
+                raise ValueError(
+                    f"{LAYER_LOSS}. Received: {len(results[2]) - len(penalties)} losses"
+                )
+        return results
+
+    # -------------------------------------------------------------- shares of a worker
+
+    def _share_of_training(self: Any, state: State, part: Part) -> Any:
+        trainable, non_trainable, optimizer, metrics = state
+        compute = jax.value_and_grad(partial(self._share_of_loss, part), has_aux=True)
+        (_, (loss, sums, non_trainable)), gradients = compute(
+            trainable, non_trainable, metrics, training=True, optimizer_variables=optimizer
+        )
+        return (loss, sums, gradients), non_trainable
+
+    def _share_of_test(self: Any, state: State, part: Part) -> Any:
+        _, (loss, sums, non_trainable) = self._share_of_loss(part, *state)
+        return (loss, sums), non_trainable
+
+    def _share_of_loss(
+        self: Any,
+        part: Part,
+        trainable: list[Tensor],
+        non_trainable: list[Tensor],
+        metrics: list[Tensor],
+        **options: Any,
+    ) -> Any:
+        """The worker's share of the loss, scaled and as it is, and what it adds to the metrics."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
+        sums = [jnp.zeros_like(value) for value in metrics]
+        with computing(part), self.part_of_batch(part.start, part.rows, part.total):
+            scaled, (loss, outputs, non_trainable, sums) = self.compute_loss_and_updates(
+                trainable, non_trainable, sums, x, y, sample_weight, **options
+            )
+        mapping = list(zip(self.metrics_variables, sums))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self.compute_metrics(x, y, outputs, sample_weight)
+        sums = [scope.get_current_value(variable) for variable in self.metrics_variables]
+        return scaled, (loss, metric_shares(self, part, sums), non_trainable)
+
+    def _apply_training(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
+        trainable, (optimizer, metrics) = state
+        loss, metric_sums, gradients = sums.unpack()
+        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
+        return logs, trainable, [optimizer, metrics]
+
+    def _apply_test(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
+        trainable, (metrics,) = state
+        loss, metric_sums = sums.unpack()
+        logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
+        return logs, trainable, [metrics]
+
+    def _updated_metrics(
+        self: Any, metrics: list[Tensor], sums: list[Tensor], loss: Tensor, total: Tensor
+    ) -> Any:
+        """Logs and values of the metrics with the rows of all workers."""
+        mapping = [(v, x + y) for v, x, y in zip(self.metrics_variables, metrics, sums)]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            common.update_loss_metric(self, loss, total)
+            logs = self.get_metrics_result()
+        return logs, [scope.get_current_value(variable) for variable in self.metrics_variables]
