@@ -108,7 +108,8 @@ def train(
     console = cli.recipe_console(config.quiet)
     ids = shakespeare.encode_split(tokenizer, scheme=config.split)
     windows = TokenWindows(ids["train"], config.length, stride=1)
-    batches = Batches(windows, config.batch_size, config.seed, config.steps_per_epoch)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches(windows, batch_size, config.seed, config.steps_per_epoch)
     held_out = {
         part: Batches(TokenWindows(ids[part], config.length)) for part in ("validation", "test")
     }
@@ -131,6 +132,7 @@ def train(
         callbacks=config.callbacks(),
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     validation_loss = trainer.evaluate(held_out["validation"], verbose=0)
     test_loss = trainer.evaluate(held_out["test"], verbose=0)
@@ -142,7 +144,7 @@ def train(
     console.print(f"Test loss {test_loss:.4f} nats a token, {bits:.4f} bits a character")
     return run.finish(
         "shakespeare", network, checkpoint.state, console, tokens=config.tokens, seed=config.seed,
-        train_examples=steps * config.batch_size, epochs=config.epochs, steps=steps,
+        train_examples=steps * batch_size, epochs=config.epochs, steps=steps,
         test_loss=test_loss, validation_loss=validation_loss, test_bits_per_character=bits,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ class TrainerMixin(jax_cluster.TrainerMixin):
     def train_step(self: Any, state: State, data: Any) -> tuple[Any, State]:
         if self.gradient_accumulation > 1:
             return accumulated_step(self, state, data)
-        return super().train_step(state, data)  # type: ignore[no-any-return]
+        return super().train_step(state, data)  # type: ignore[misc, no-any-return]
 
 
 def accumulated_step(trainer: Any, state: State, data: Any) -> tuple[Any, State]:
