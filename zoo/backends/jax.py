@@ -30,6 +30,7 @@ from zoo.backends.jax_cluster import leave_cluster as leave_cluster
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
+from zoo.backends.jax_sharding import sharded_model as sharded_model
 from zoo.backends.jax_training import check_range as check_range
 
 Tensor = Any

@@ -21,6 +21,7 @@ from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
+from zoo.backends.common import sharded_model as sharded_model
 from zoo.backends.common import update_loss_metric
 from zoo.backends.exporting import is_exporting
 from zoo.backends.tensorflow_accumulation import accumulated_step
