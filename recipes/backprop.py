@@ -113,7 +113,8 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
     console.print(f"By hand against {backends.name}'s own, relative:", table)
     largest = {dtype: max(distance.values()) for dtype, distance in by_dtype.items()}
 
-    batches = Batches((data.x_train, data.y_train), config.batch_size, seed=config.seed)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches((data.x_train, data.y_train), batch_size, seed=config.seed)
     network = config.build(config.dtype_policy)
     trainer = Trainer(network, normalization)
     trainer.compile(
@@ -129,6 +130,7 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
         callbacks=[step_losses, *config.callbacks()],
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss, test_accuracy = trainer.evaluate(test, verbose=0)
 

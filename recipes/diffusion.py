@@ -70,7 +70,8 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
     pipeline = DiffusionPipeline(network, config.spec, latent_scaler=latents)
     request = SampleRequest(config.samples, data.num_classes, config.steps, config.eta, config.seed)
 
-    batches = Batches({"image": images}, config.batch_size, seed=config.seed)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches({"image": images}, batch_size, seed=config.seed)
     validation = Batches(held_out_examples(held_out, NUM_STEPS))
     trainer = DiffusionTrainer(
         network, pipeline.sampler.diffusion, config.seed, min_snr_gamma=config.min_snr_gamma
@@ -88,6 +89,7 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
         ],
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss = trainer.evaluate(validation, verbose=0)
 

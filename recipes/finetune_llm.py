@@ -106,7 +106,8 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
     ids, test_ids = (network.encode(part) for part in (text[:border], text[border:]))
     network.check_length(config.length, len(ids), len(test_ids))
     windows = TokenWindows(ids, config.length, stride=1)
-    batches = Batches(windows, config.batch_size, config.seed, config.steps_per_epoch)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches(windows, batch_size, config.seed, config.steps_per_epoch)
     held_out = Batches(TokenWindows(test_ids, config.length), config.batch_size)
     steps = config.epochs * config.steps_per_epoch
     rate = learning_rate_schedule("warmup_cosine", config.learning_rate, steps)
@@ -128,6 +129,7 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
         callbacks=config.callbacks(),
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss = trainer.evaluate(held_out, verbose=0)
 
@@ -138,7 +140,7 @@ def train(config: Config, run: RunDirectory, network: CausalLMAdapter) -> dict[s
     console.print(f"Test loss {loss_before:.4f} nats a token before and {test_loss:.4f} after")
     return run.finish(
         "finetune_llm", causal_lm, checkpoint.state, console, preset=config.preset,
-        trained_parameters=trained, seed=config.seed, train_examples=steps * config.batch_size,
+        trained_parameters=trained, seed=config.seed, train_examples=steps * batch_size,
         epochs=config.epochs, test_loss=test_loss, test_loss_before=loss_before,
         test_bits_per_character=bits,
     )  # fmt: skip

@@ -76,7 +76,8 @@ class Config(TrainingConfig):
 
 def train(config: Config, cell: str, length: int, outer: RunDirectory) -> dict[str, Any]:
     """Trains one cell at one length, or resumes its training; returns its results."""
-    examples = config.steps * config.batch_size
+    batch_size = config.batch_size * config.gradient_accumulation
+    examples = config.steps * batch_size
     recall = Recall(config.seed, "train", length, examples, SYMBOLS)
     held_out = Recall(config.seed, "test", length, config.test_examples, SYMBOLS)
     network = rnn_classifier(
@@ -87,7 +88,7 @@ def train(config: Config, cell: str, length: int, outer: RunDirectory) -> dict[s
     trainer = Trainer(network)
     optimizer = Adam(config.learning_rate, global_clipnorm=1.0)
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
-    batches = Batches(recall, config.batch_size, seed=config.seed)
+    batches = Batches(recall, batch_size, seed=config.seed)
     outer.write_config()
     part = {"cell": cell, "length": length}
     with outer.nested(f"{cell}/{length}", part) as run:
@@ -115,6 +116,7 @@ def fit(
         callbacks=config.callbacks(),
         verbose=0,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss, test_accuracy = trainer.evaluate(Batches((x, y), batch_size=len(x)), verbose=0)
     gradient["after"] = gradients.gradient_by_step(network, x[:200], y[:200])
@@ -157,7 +159,7 @@ def train_all(config: Config, run: RunDirectory, console: Console) -> dict[str, 
         **environment(),
         "backends": list(dict.fromkeys(name for part in parts for name in part["backends"])),
         "seed": config.seed,
-        "train_examples": config.steps * config.batch_size,
+        "train_examples": config.steps * config.batch_size * config.gradient_accumulation,
         "test_examples": config.test_examples,
         "epochs": 1,
         **{n: {cell: part[n] for cell, part in longest.items()} for n in OF_LONGEST},

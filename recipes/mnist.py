@@ -109,7 +109,8 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
         head = transfer_weights(network, tasks.load(config.weights, "weights").model)
         anew = f"; {head}, the head for {data.num_classes} classes, is begun anew" if head else ""
         console.print(f"{network.name} begins with the weights of {config.weights}{anew}")
-    train = Batches((data.x_train, data.y_train), config.batch_size, seed=config.seed)
+    batch_size = config.batch_size * config.gradient_accumulation
+    train = Batches((data.x_train, data.y_train), batch_size, seed=config.seed)
     test = Batches((data.x_test, data.y_test), batch_size=256)
     steps = config.epochs * train.steps_per_epoch
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
@@ -131,6 +132,7 @@ def train(config: Config, run: RunDirectory, console: Console) -> dict[str, Any]
         callbacks=config.callbacks(),
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss, test_accuracy = trainer.evaluate(test, verbose=0)
 

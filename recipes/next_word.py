@@ -109,7 +109,8 @@ def train(
         )
     count = min(config.train_examples or available, available)
     windows = TokenWindows(ids["train"], config.length, count=count)
-    batches = Batches(windows, config.batch_size, seed=config.seed)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches(windows, batch_size, seed=config.seed)
     steps = config.epochs * batches.steps_per_epoch
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
 
@@ -128,6 +129,7 @@ def train(
         callbacks=[DocumentLoss(network, ids["validation"]), *config.callbacks()],
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss = DocumentScorer(network).evaluate(ids["test"])
 

@@ -11,6 +11,7 @@ Source: the document's section "LLMs"; Radford et al., 2019; the setting is nano
 """
 
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation.language_model import bits_per_character
 from zoo.evaluation.plots import plot_curves
 from zoo.generation.completion import TextGenerator
-from zoo.training import AdamW, Batches, CrossEntropy
+from zoo.training import AdamW, Batches, CrossEntropy, sharded_model
 from zoo.training.config import TrainingConfig, open_run, set_defaults
 from zoo.training.optimizers import learning_rate_schedule
 from zoo.training.run_directory import RunDirectory
@@ -63,6 +64,8 @@ class Config(TrainingConfig):
     """Largest step size of AdamW; it rises for 100 steps and falls to a tenth."""
     weight_decay: NonNegative = 0.1
     """Share of the learning rate by which matrices shrink at each step."""
+    shard_model: bool = False
+    """Divide the weights among the --devices, which hold them all otherwise; on JAX alone."""
     prompt: str = "ROMEO"
     """Beginning of the text that is written at the end."""
     temperature: NonNegative = 0.8
@@ -73,6 +76,14 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 3, "steps_per_epoch": 100}
         set_defaults(self, **(quick if self.quick else {"epochs": 8, "steps_per_epoch": 250}))
+        if self.shard_model and (self.num_heads % self.devices or self.hidden_dim % self.devices):
+            raise ValueError(
+                "`devices` must divide `num_heads` and `hidden_dim` with `shard_model`. Received: "
+                f"devices={self.devices}, num_heads={self.num_heads}, hidden_dim={self.hidden_dim}"
+            )
+
+    def distributed(self) -> AbstractContextManager[Any]:
+        return sharded_model(self.devices) if self.shard_model else super().distributed()
 
 
 MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "use_bias": False}
@@ -82,7 +93,9 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the recipe, or resumes it, writes a text, and returns the metrics."""
     console = cli.recipe_console(config.quiet)
     size = None if config.tokens == "characters" else config.vocabulary_size
-    with open_run("shakespeare", config, "prompt", "temperature", extendable="epochs") as run:
+    with open_run(
+        "shakespeare", config, "prompt", "temperature", "shard_model", extendable="epochs"
+    ) as run:
         config.prepare()
         path = run.input_path("vocabulary.json")
         tokenizer = shakespeare.make_tokenizer(path, size, config.split)
@@ -108,7 +121,8 @@ def train(
     console = cli.recipe_console(config.quiet)
     ids = shakespeare.encode_split(tokenizer, scheme=config.split)
     windows = TokenWindows(ids["train"], config.length, stride=1)
-    batches = Batches(windows, config.batch_size, config.seed, config.steps_per_epoch)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches(windows, batch_size, config.seed, config.steps_per_epoch)
     held_out = {
         part: Batches(TokenWindows(ids[part], config.length)) for part in ("validation", "test")
     }
@@ -131,6 +145,7 @@ def train(
         callbacks=config.callbacks(),
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     validation_loss = trainer.evaluate(held_out["validation"], verbose=0)
     test_loss = trainer.evaluate(held_out["test"], verbose=0)
@@ -142,7 +157,7 @@ def train(
     console.print(f"Test loss {test_loss:.4f} nats a token, {bits:.4f} bits a character")
     return run.finish(
         "shakespeare", network, checkpoint.state, console, tokens=config.tokens, seed=config.seed,
-        train_examples=steps * config.batch_size, epochs=config.epochs, steps=steps,
+        train_examples=steps * batch_size, epochs=config.epochs, steps=steps,
         test_loss=test_loss, validation_loss=validation_loss, test_bits_per_character=bits,
     )  # fmt: skip
 

@@ -131,7 +131,8 @@ def train(config: Config, run: RunDirectory, prompts: ClassPrompts) -> dict[str,
     )  # fmt: skip
 
     examples = {"image": images, "label": data.y_train}
-    batches = Batches(examples, config.batch_size, seed=config.seed)
+    batch_size = config.batch_size * config.gradient_accumulation
+    batches = Batches(examples, batch_size, seed=config.seed)
     held_out_prompts = prompts.ids[data.y_test[: len(held_out)], 0]
     validation = Batches(held_out_examples(held_out, NUM_STEPS, held_out_prompts))
     trainer = DiffusionTrainer(
@@ -150,6 +151,7 @@ def train(config: Config, run: RunDirectory, prompts: ClassPrompts) -> dict[str,
         ],
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss = trainer.evaluate(validation, verbose=0)
 

@@ -99,7 +99,8 @@ def train(
     """Trains the network, or resumes its training; writes and returns the metrics."""
     console = cli.recipe_console(config.quiet)
     ids = {part: parallel_text.encoded(pairs, tokenizer) for part, pairs in parts.items()}
-    buckets = LengthBuckets(*ids["train"], config.batch_tokens, config.max_length, config.seed)
+    batch_tokens = config.batch_tokens * config.gradient_accumulation
+    buckets = LengthBuckets(*ids["train"], batch_tokens, config.max_length, config.seed)
     batches = Batches(buckets, batch_size=1, seed=config.seed)
     held_out = {
         part: Batches(LengthBuckets(*ids[part], config.batch_tokens, CONTEXT), batch_size=1)
@@ -127,6 +128,7 @@ def train(
         callbacks=config.callbacks(),
         verbose=config.verbose,
         checkpoint=checkpoint,
+        gradient_accumulation=config.gradient_accumulation,
     )
     test_loss = trainer.evaluate(held_out["test"], verbose=0, return_dict=True)["nats"]
 

@@ -47,6 +47,21 @@ class Config:
     run_dir: Path | None = None
 
 
+def test_open_run_compares_the_whole_batch_of_accumulated_gradients(tmp_path: Path) -> None:
+    @dataclass
+    class Training(Config):
+        batch_size: int = 8
+        gradient_accumulation: int = 1
+
+    with open_run("mine", Training(run_dir=tmp_path, gradient_accumulation=3)) as run:
+        run.write_config()
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 24
+    open_run("mine", Training(run_dir=tmp_path, batch_size=24))
+    open_run("mine", Training(run_dir=tmp_path, batch_size=12, gradient_accumulation=2))
+    with pytest.raises(ValueError, match="batch_size was 24 and is 16"):
+        open_run("mine", Training(run_dir=tmp_path, gradient_accumulation=2))
+
+
 def test_open_run_compares_only_decisive_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

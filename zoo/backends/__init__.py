@@ -269,8 +269,7 @@ class Backend(Protocol):
             rank: Number of this worker.
             local_rank: Number of the device of its machine that this worker uses.
 
-        Raises:
-            ConnectionError: If the workers do not connect within a time limit.
+        Raises ConnectionError if the workers do not connect within a time limit.
         """
         ...
 
@@ -281,9 +280,7 @@ class Backend(Protocol):
     def broadcast(self, content: bytes) -> bytes:
         """Returns what worker 0 gives, on every worker, which must all call it.
 
-        Raises:
-            ConnectionResetError: If another worker has ended, as every function that works on the
-                cluster does, such as a training step.
+        Raises ConnectionResetError if another worker has ended, as every step of a cluster does.
         """
         ...
 
@@ -293,6 +290,10 @@ class Backend(Protocol):
 
     def check_distributed(self, trainer: Any) -> None:
         """Raises ValueError for layers and metrics whose results would be those of one worker."""
+        ...
+
+    def sharded_model(self, devices: int) -> AbstractContextManager[None]:
+        """Context manager of models with divided weights: `zoo.training.sharded_model`."""
         ...
 
     @property

@@ -4,7 +4,7 @@ import ctypes
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -213,6 +213,15 @@ def adam_update(
     optimizer.assign(momentum, m)
     optimizer.assign(velocity, v)
     optimizer.assign_sub(variable, alpha * m / (ops.sqrt(v) + epsilon))
+
+
+def sharded_model(devices: int) -> AbstractContextManager[None]:
+    """Refuses to divide a model's weights."""
+    raise ValueError(
+        "A model's weights can be divided among devices on JAX alone. Received: the backend "
+        f"{keras.config.backend()}. Use `KERAS_BACKEND=jax`, or let each device have all weights "
+        "with `--devices`"
+    )
 
 
 def create_variables(trainer: Any, batch: Any) -> None:

@@ -21,7 +21,7 @@ from zoo.backends.common import host_integer as host_integer
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.exporting import is_exporting
-from zoo.backends.jax_cluster import TrainerMixin as TrainerMixin
+from zoo.backends.jax_accumulation import TrainerMixin as TrainerMixin
 from zoo.backends.jax_cluster import as_dataset as as_dataset
 from zoo.backends.jax_cluster import broadcast as broadcast
 from zoo.backends.jax_cluster import broadcast_variables as broadcast_variables
@@ -30,6 +30,7 @@ from zoo.backends.jax_cluster import leave_cluster as leave_cluster
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
 from zoo.backends.jax_recurrent import recurrent as recurrent
+from zoo.backends.jax_sharding import sharded_model as sharded_model
 from zoo.backends.jax_training import check_range as check_range
 
 Tensor = Any

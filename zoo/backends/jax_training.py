@@ -81,6 +81,33 @@ def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
     return integers
 
 
+def checked_scan(step: Callable[[Any, Any], Any], carry: Any, inputs: Any) -> Any:
+    """Carries a value through a loop over the first axis of the inputs, `jax.lax.scan`.
+
+    The integers that the steps check are checked by the step of the model that holds the loop.
+
+    Args:
+        step: Function of the carried value and the inputs of one step to the next carried value.
+        carry: Value to begin with.
+        inputs: Inputs of all steps, nested arrays with one first axis.
+
+    Returns:
+        The value after the last step.
+    """
+    limits: list[tuple[int, str]] = []
+
+    def recorded(carry: Any, step_inputs: Any) -> Any:
+        with _recorder(jax.tree.leaves(step_inputs)[0]._trace) as recorder:
+            carry = step(carry, step_inputs)
+        limits[:] = recorder.limits
+        return carry, recorder.ranges
+
+    carry, ranges = jax.lax.scan(recorded, carry, inputs)
+    for (low, high), (size, rule) in zip(ranges, limits):
+        check_range(jnp.stack([low.min(), high.max()]), size, rule)
+    return carry
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["ranges"], meta_fields=["limits"])
 @dataclass(frozen=True)
 class _Checks:

@@ -21,8 +21,10 @@ from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
+from zoo.backends.common import sharded_model as sharded_model
 from zoo.backends.common import update_loss_metric
 from zoo.backends.exporting import is_exporting
+from zoo.backends.tensorflow_accumulation import accumulated_step
 from zoo.backends.tensorflow_cluster import WorkerTrainer
 from zoo.backends.tensorflow_cluster import as_dataset as as_dataset
 from zoo.backends.tensorflow_cluster import broadcast as broadcast
@@ -99,6 +101,8 @@ class TrainerMixin(WorkerTrainer):
     """Base class of `zoo.Trainer`: a weight that the loss does not depend on has the gradient 0."""
 
     def train_step(self: Any, data: Any) -> Any:
+        if self.gradient_accumulation > 1:
+            return accumulated_step(self, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             predictions = self(x, training=True)

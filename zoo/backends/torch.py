@@ -15,6 +15,7 @@ from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
+from zoo.backends.common import sharded_model as sharded_model
 from zoo.backends.exporting import is_exporting
 from zoo.backends.torch_capture import captured, capturing, is_capturing
 from zoo.backends.torch_cluster import broadcast as broadcast

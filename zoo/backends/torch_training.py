@@ -7,7 +7,7 @@ import keras
 import torch
 from torch.optim.adam import adam
 
-from zoo.backends import cluster_parts, common, torch_cluster
+from zoo.backends import accumulation, cluster_parts, common, torch_cluster
 
 Tensor = Any
 
@@ -35,6 +35,8 @@ class TrainerMixin(cluster_parts.SharedPenalties):
     def train_step(self: Any, data: Any) -> Any:
         if cluster_parts.is_joined():
             return self._train_as_worker(cluster_parts.own_part(data))
+        if self.gradient_accumulation > 1:
+            return self._accumulated_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         predictions = self(x, training=True)
         loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
@@ -52,6 +54,37 @@ class TrainerMixin(cluster_parts.SharedPenalties):
             torch.zeros_like(weight) if gradient is None else gradient
             for gradient, weight in zip(gradients_of(scaled, weights), weights)
         ]
+
+    def _accumulated_step(self: Any, data: Any) -> Any:
+        """One step of the optimizer, with the gradients of a batch that is computed in parts."""
+        examples = len(keras.tree.flatten(data)[0])
+        size = accumulation.part_size(examples, self.gradient_accumulation)
+        draws = [counter.value.clone() for counter in self.draw_counters]
+        sums: Sequence[Tensor] = []
+        for start in range(0, examples, size):
+            for counter, number in zip(self.draw_counters, draws):
+                counter.assign(number)
+            part = keras.tree.map_structure(lambda x: x[start : start + size], data)  # noqa: B023
+            count = min(size, examples - start)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part)
+            with (
+                self.part_of_batch(start, count, examples),
+                accumulation.recorded_divisors() as divisors,
+            ):
+                predictions = self(x, training=True)
+                loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
+            weight = divisors.weight(count)
+            terms = [loss.detach(), *self._gradients_of(loss)]
+            with torch.no_grad():
+                terms = [weight, *torch._foreach_mul(terms, weight)]
+                sums = torch._foreach_add(sums, terms) if sums else terms
+                self.compute_metrics(x, y, predictions, sample_weight)
+            del predictions, loss, terms  # with the part's activations
+        with torch.no_grad():
+            loss, *gradients = torch._foreach_div(sums[1:], sums[0])
+            self.optimizer.apply(gradients, self.trainable_variables)
+            common.update_loss_metric(self, loss, examples)
+            return self.get_metrics_result()
 
     # -------------------------------------------------------------- as a worker of a cluster
 

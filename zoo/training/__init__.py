@@ -9,4 +9,5 @@ from zoo.training.losses import CrossEntropy as CrossEntropy
 from zoo.training.optimizers import Adam as Adam
 from zoo.training.optimizers import AdamW as AdamW
 from zoo.training.saving import load_model as load_model
+from zoo.training.sharding import sharded_model as sharded_model
 from zoo.training.trainer import Trainer as Trainer

@@ -36,6 +36,9 @@ class TrainingConfig:
     """Directory of results and checkpoints; by default a new folder in runs/."""
     checkpoint_steps: Count = 200
     """Steps between two checkpoints, besides one after each epoch."""
+    gradient_accumulation: Count = 1
+    """Batches whose gradients are added for each step, one after another: the losses of a batch so
+    many times as large, with the memory of one."""
     patience: Count | None = None
     """Epochs without a better validation loss after which training stops; by default never."""
     tensorboard: Path | None = None
@@ -116,6 +119,8 @@ _NOT_RESULTS = {
     "num_nodes", "node_rank", "coordinator", "max_restarts",
 }  # fmt: skip
 
+_BATCH_SIZES = {"batch_size", "batch_tokens"}  # of a part, where gradients are accumulated
+
 
 def open_run(
     recipe: str, config: Any, *not_results: str, extendable: str | None = None
@@ -137,6 +142,9 @@ def open_run(
     new_path = Path("runs") / f"{recipe}-{launched or datetime.now():%Y%m%d-%H%M%S}"
     ignored = _NOT_RESULTS.union(not_results)
     decisive = {k: v for k, v in dataclasses.asdict(config).items() if k not in ignored}
+    # What decides is the size of the batch as a whole, not of the parts that are computed at once.
+    parts = decisive.pop("gradient_accumulation", 1)
+    decisive |= {name: decisive[name] * parts for name in _BATCH_SIZES & decisive.keys()}
     settings = {"recipe": recipe, **decisive}
     return RunDirectory(
         config.run_dir or new_path,

@@ -15,11 +15,12 @@ import numpy as np
 from zoo import random
 from zoo.backends import backend
 from zoo.training import cluster
+from zoo.training.accumulation import check_accumulation, draw_counters
 from zoo.training.batches import Batches
 from zoo.training.callbacks import StepCheckpoint
 from zoo.training.checkpoints import finalize_layer_state
 from zoo.training.history import ContinuedHistory
-from zoo.validation import MAX_COUNT, Rule, number, validated, whole
+from zoo.validation import MAX_COUNT, Count, Rule, number, validated, whole
 
 Tensor = Any
 
@@ -105,6 +106,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         super().__init__(name=name or f"{network.name}_trainer", autocast=False)
         self.network = network
         self.preprocessing = preprocessing
+        self.gradient_accumulation = 1
         self.built = bool(network.built and getattr(preprocessing, "built", True))
         self._may_get_raw_pixels = preprocessing is None and not any(
             isinstance(layer, _NO_PIXELS) for layer in network._flatten_layers()
@@ -117,7 +119,11 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
 
     @validated
     def fit(
-        self, *args: Any, checkpoint: StepCheckpoint | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        checkpoint: StepCheckpoint | None = None,
+        gradient_accumulation: Count = 1,
+        **kwargs: Any,
     ) -> keras.callbacks.History:
         """Trains the network, as `keras.Model.fit` does, and can be resumed.
 
@@ -125,15 +131,21 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             *args: Arguments of `keras.Model.fit`.
             checkpoint: Saves the state of the training, and restores what an earlier call has
                 saved. An epoch that was begun is finished first. The History holds all epochs.
+            gradient_accumulation: Number of parts in which each batch is computed, one after
+                another, so that the memory is that of one part. The losses are those of the whole
+                batch, dropout and augmentation included, but for the draws of Keras' own layers.
             **kwargs: Arguments of `keras.Model.fit`. `steps_per_epoch` is read from `Batches`.
 
         Raises:
             ValueError: If a number of epochs, steps or examples is not a whole number of at least
                 1, or `checkpoint` is given and `x` are not `Batches` with a seed, or not those that
-                the checkpoints in its folder were saved with; the text names what differs.
+                the checkpoints in its folder were saved with; the text names what differs. If
+                `gradient_accumulation` is above 1 and a layer needs the whole batch, such as a
+                batch normalization, or a loss is no mean over the examples.
             Diverged, Interrupted, OSError: As `StepCheckpoint` says.
         """
         options = _checked_arguments(keras.Model.fit, args, kwargs)
+        self._accumulate_gradients(gradient_accumulation)
         stream: Any = options.get("x")
         self._warn_of_raw_pixels(stream)
         shuffled = isinstance(stream, Batches) and stream.seed is not None
@@ -203,6 +215,19 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             self.optimizer.build(self.trainable_variables)
             backend.broadcast_variables([*self.variables, *self.optimizer.variables])
             finalize_layer_state(self)
+
+    def _accumulate_gradients(self, parts: int) -> None:
+        """Makes the training step compute a batch in so many parts."""
+        if parts > 1:
+            check_accumulation(self, parts)
+        if parts != self.gradient_accumulation:
+            self.gradient_accumulation = parts
+            self.train_function = None  # compiled for another number of parts
+
+    @property
+    def draw_counters(self) -> list[Any]:
+        """The variables that count the random draws of the layers, of which a step makes one."""
+        return draw_counters(self)
 
     @staticmethod
     def part_of_batch(start: Any, count: Any, total: Any) -> AbstractContextManager[None]:
