@@ -208,15 +208,19 @@ class WorkerTrainer(SharedPenalties):
         return function
 
     def _train_as_worker(self: Any, part: Part) -> Any:
+        earlier = self._reset_metrics_variables()
         with tf.GradientTape() as tape:
             predictions, loss = self._share_of_loss(part, training=True)
             scaled = self.optimizer.scale_loss(loss)
         gradients = sum_over_workers(self._gradients_of(scaled, tape))
         self.optimizer.apply(gradients, self.trainable_variables)
-        return self._update_global_metrics(part, predictions, loss)
+        return self._update_global_metrics(part, earlier, predictions, loss)
 
     def _test_as_worker(self: Any, part: Part) -> Any:
-        return self._update_global_metrics(part, *self._share_of_loss(part, training=False))
+        earlier = self._reset_metrics_variables()
+        return self._update_global_metrics(
+            part, earlier, *self._share_of_loss(part, training=False)
+        )
 
     def _gradients_of(self: Any, loss: Tensor, tape: tf.GradientTape) -> list[Tensor]:
         """Gradients of the loss with respect to all trainable variables."""
@@ -233,14 +237,20 @@ class WorkerTrainer(SharedPenalties):
         check_losses(self)
         return predictions, loss
 
-    def _update_global_metrics(self: Any, part: Part, predictions: Any, loss: Tensor) -> Any:
+    def _reset_metrics_variables(self: Any) -> list[Tensor]:
+        """Values of the metrics' variables, which become 0. Several losses update metrics, too."""
+        earlier = [tf.identity(variable.value) for variable in self.metrics_variables]
+        for variable in self.metrics_variables:
+            variable.assign(tf.zeros_like(variable.value))
+        return earlier
+
+    def _update_global_metrics(
+        self: Any, part: Part, earlier: list[Tensor], predictions: Any, loss: Tensor
+    ) -> Any:
         """Logs of the metrics after an update with the rows of all workers."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
-        variables = self.metrics_variables
-        earlier = [tf.identity(variable.value) for variable in variables]
-        for variable in variables:
-            variable.assign(tf.zeros_like(variable.value))
         self.compute_metrics(x, y, predictions, sample_weight)
+        variables = self.metrics_variables
         values = [tf.identity(variable.value) for variable in variables]
         loss, *sums = sum_over_workers([loss, *metric_shares(self, part, values)])
         for variable, before, added in zip(variables, earlier, sums):

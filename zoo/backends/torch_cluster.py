@@ -121,22 +121,27 @@ def gather_rows(outputs: Any, part: Part) -> Any:
     return keras.tree.map_structure(gather, outputs)
 
 
-@contextmanager
-def global_metrics(trainer: Any, part: Part, loss: Tensor) -> Iterator[None]:
-    """Context manager in which a worker updates metrics, which then are those of all workers.
+def reset_metrics(trainer: Any) -> list[Tensor]:
+    """Values of the metrics' variables, which become 0. Several losses update metrics, too."""
+    values = [variable.value for variable in trainer.metrics_variables]
+    earlier = [value.clone() for value in values]
+    for value in values:
+        value.zero_()
+    return earlier
+
+
+def add_metrics(trainer: Any, part: Part, earlier: list[Tensor], loss: Tensor) -> None:
+    """Adds what all workers have added to the metrics since `reset_metrics`.
 
     Args:
         trainer: The model with the metrics, whose variables are sums over examples.
         part: Rows of the worker.
+        earlier: What `reset_metrics` has returned.
         loss: The worker's share of the loss, which is added over the workers for the mean loss.
     """
-    variables = [metric_variable.value for metric_variable in trainer.metrics_variables]
-    earlier = [value.clone() for value in variables]
-    for value in variables:
-        value.zero_()
-    yield
-    shares = cluster_parts.metric_shares(trainer, part, variables)
+    values = [variable.value for variable in trainer.metrics_variables]
+    shares = cluster_parts.metric_shares(trainer, part, values)
     loss, *sums = sum_over_workers([loss.detach(), *shares])
-    for value, before, added in zip(variables, earlier, sums):
+    for value, before, added in zip(values, earlier, sums):
         value.copy_(before + added)
     common.update_loss_metric(trainer, loss, part.total)
