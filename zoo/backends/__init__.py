@@ -47,15 +47,11 @@ class Backend(Protocol):
         """Disables TF32, the default for float32 products on GPUs. For comparisons."""
         ...
 
-    def keep_float64(self) -> None:
-        """Stops Keras from reducing the precision of float64 tensors. For comparisons."""
-        ...
-
     def float64(self) -> AbstractContextManager[None]:
-        """Context manager with float64 as Keras' default; float64 results keep their dtype.
+        """Context manager with float64 as Keras' default; float64 results keep their precision.
 
-        For models that are built and called within the context. On TensorFlow some constants of
-        Keras still pass through float32; `keep_float64` corrects them.
+        For models that are built and called within the context. Functions of the backend that
+        round float64 to float32 are replaced meanwhile.
         """
         ...
 

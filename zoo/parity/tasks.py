@@ -58,7 +58,7 @@ def _build(case: Case, folder: Path, policy: str = "") -> tuple[ModelUnderTest, 
 
 def _subject(case: Case, folder: Path) -> tuple[ModelUnderTest, Randomness]:
     """As `_build`; the tasks of one check follow each other, and the model is built once."""
-    check = folder, (folder / "weights.npz").stat().st_mtime_ns
+    check = folder, (folder / "weights.npz").stat().st_mtime_ns, keras.config.floatx()
     if not _last or _last[0][0] != check:
         built = _build(case, folder)
         _last.append((check, *built))
