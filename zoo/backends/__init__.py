@@ -12,8 +12,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+import zoo_command
 from zoo.backends.selection import NAMES as NAMES
-from zoo.backends.selection import check_backend, hidden_startup_lines, select
+from zoo.backends.selection import check_backend, hidden_startup_lines, select, selected
 from zoo.backends.selection import installed as installed
 
 Tensor = Any
@@ -274,7 +275,7 @@ class Backend(Protocol):
 
 select()
 
-with hidden_startup_lines():
+with hidden_startup_lines(), zoo_command.extras_skipped(selected()):
     import keras  # Keras reads the selection when it is imported
 
 name: str = keras.config.backend()

@@ -176,6 +176,8 @@ class _Check:
         An error that two backends have alike is the model's, and no third backend is started.
         """
         measurements, precision = self._measurements, self._measurements.precisions[0]
+        for name in measurements.names[:_MAX_CONCURRENT]:
+            self._workers[name].start()  # they import Keras side by side
         for name in measurements.names:
             self._run_task(name, precision, data.prepare)
             if measurements.done("prepare", precision):

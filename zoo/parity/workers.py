@@ -74,9 +74,7 @@ class Worker:
                 text may include the last lines of the process' standard error.
         """
         task = self.time_limit, floatx, _pickled(lambda: function(*arguments), function)
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._start()
+        self.start()
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -104,7 +102,11 @@ class Worker:
             raise WorkerError(result, ended=False)
         return result
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the process, unless it runs already."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._results = queue.SimpleQueue()
         environment = {
