@@ -111,6 +111,8 @@ class Worker:
         self._results = queue.SimpleQueue()
         environment = {
             "OPENBLAS_NUM_THREADS": "1",  # its idle threads would disturb the other workers
+            # On JAX most of the time went to LLVM's work on code that runs once.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             **os.environ,
             "KERAS_BACKEND": self.backend,
             "JAX_ENABLE_X64": "0",  # but while a task computes in float64
