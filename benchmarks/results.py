@@ -8,13 +8,15 @@
     python -m benchmarks.results
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
-results/accuracy.json is the output of benchmarks/accuracy.py, and results/gpu-NAME.json that of
-benchmarks/gpu.py. Without a machine only the tables are written, and zoo/data/catalogue.json, which
-`zoo list` and `zoo --help` print.
+results/accuracy.json is the output of benchmarks/accuracy.py, results/gpu-NAME.json that of
+benchmarks/gpu.py, and results/scaling.json that of benchmarks/scaling.py, from which the tables of
+docs/planning.md are written as well. Without a machine only the tables are written, and
+zoo/data/catalogue.json, which `zoo list` and `zoo --help` print.
 """
 
 import csv
 import json
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import tyro
 
 import zoo_command
+from benchmarks import scaling
 from benchmarks.accuracy import HEAD, cells
 from zoo.__main__ import catalogue
 from zoo.files.weights import PACKED, WeightsFolder, packed_names
@@ -479,6 +482,89 @@ def commands() -> str:
     return "\n".join(["```", *lines[:-1], "```", "", table(head, rows)])
 
 
+# ------------------------------------------------------------------ results/scaling.json
+
+SCALING = ROOT / "results" / "scaling.json"
+PLANNED = (8, 64, 512)  # devices
+UNMEASURED = "(Not measured yet.)"
+
+
+def scaling_table() -> str:
+    """Milliseconds of a step for each number of workers, and the last against the first."""
+    if not SCALING.exists():
+        return UNMEASURED
+    machine, rows = scaling.read(SCALING)
+    counts = sorted({row.devices for row in rows})
+    steps: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        steps.setdefault((row.model, row.backend), {})[row.devices] = row.seconds
+    lines = [
+        (
+            f"`{model}`", backend,
+            *(f"{1000 * seconds[n]:.0f}" if n in seconds else "" for n in counts),
+            f"{seconds[min(seconds)] / seconds[max(seconds)]:.2f}",
+        )
+        for (model, backend), seconds in steps.items()
+    ]  # fmt: skip
+    head = ("model", "backend", *(f"ms with {n}" for n in counts), "speed-up")
+    return f"{table(head, lines)}\n\n({machine}; one thread for each worker.)"
+
+
+def planning() -> str:
+    """Speed-up that the ring's arithmetic promises, from the fastest step on one device."""
+    if not SCALING.exists():
+        return UNMEASURED
+    singles: dict[str, scaling.Row] = {}
+    for row in scaling.read(SCALING)[1]:
+        fastest = singles.setdefault(row.model, row) if row.devices == 1 else None
+        if fastest is not None and row.seconds < fastest.seconds:
+            singles[row.model] = row
+    link = scaling.NETWORK
+    lines = [
+        (
+            f"`{row.model}`", row.backend, f"{row.parameters:,}", f"{1000 * row.seconds:.0f}",
+            f"{scaling.all_reduce_bytes(row.parameters, PLANNED[0]) / 1e6:.1f}",
+            *(
+                f"{factor * row.seconds / scaling.step_seconds(row, n, link, same):.1f}"
+                for n in PLANNED for same, factor in ((True, 1), (False, n))
+            ),
+        )
+        for row in singles.values()
+    ]  # fmt: skip
+    head = (
+        "model", "backend", "parameters", "ms on one", f"MB a step, {PLANNED[0]} devices",
+        *(f"{n} devices, {batch}" for n in PLANNED for batch in ("one batch", "a batch each")),
+    )  # fmt: skip
+    return table(head, lines)
+
+
+def planning_check() -> str:
+    """Measured steps of several workers, and those that the arithmetic gives."""
+    if not SCALING.exists():
+        return UNMEASURED
+    rows = scaling.read(SCALING)[1]
+    singles = {(row.model, row.backend): row for row in rows if row.devices == 1}
+    pairs = [
+        (singles[row.model, row.backend], row)
+        for row in rows
+        if row.devices > 1 and (row.model, row.backend) in singles
+    ]
+    lines = []
+    for single, row in pairs:
+        others = [scaling.implied_bandwidth(*pair) for pair in pairs if pair[1] is not row]
+        bandwidth = statistics.median(others or [scaling.implied_bandwidth(single, row)])
+        expected = scaling.step_seconds(single, row.devices, scaling.Link(bandwidth, 0))
+        lines.append(
+            (
+                f"`{row.model}`", row.backend, str(row.devices), f"{1000 * row.seconds:.0f}",
+                f"{1000 * expected:.0f}",
+                f"{scaling.implied_bandwidth(single, row) / 1e9:.2f}",
+            )
+        )  # fmt: skip
+    head = ("model", "backend", "workers", "ms measured", "ms by arithmetic", "GB/s implied")
+    return table(head, lines)
+
+
 # ------------------------------------------------------------------ README.md
 
 
@@ -496,19 +582,25 @@ def tables() -> dict[str, str]:
         "gpt_speed": gpt_speed(),
         "diffusion_speed": diffusion_speed(),
         "gpu": gpu(),
+        "scaling": scaling_table(),
         "weights": weights(),
         "commands": commands(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
     }
 
 
-def with_tables(readme: str) -> str:
-    """The README with each table between its markers replaced."""
-    for name, content in tables().items():
+def planning_tables() -> dict[str, str]:
+    """The tables of docs/planning.md by name, in Markdown."""
+    return {"planning": planning(), "check": planning_check()}
+
+
+def with_tables(text: str, contents: Callable[[], dict[str, str]] = tables) -> str:
+    """The README, or another page, with each table between its markers replaced."""
+    for name, content in contents().items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        start, rest = readme.split(begin)
-        readme = f"{start}{begin}\n{content}\n{end}{rest.split(end)[1]}"
-    return readme
+        start, rest = text.split(begin)
+        text = f"{start}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main(config: Config) -> None:
@@ -516,6 +608,8 @@ def main(config: Config) -> None:
         update(config.machine, config)
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text()))
+    page = ROOT / "docs" / "planning.md"
+    page.write_text(with_tables(page.read_text(), planning_tables))
     zoo_command.CATALOGUE.write_text(
         json.dumps(catalogue(), indent=1, ensure_ascii=False) + "\n", "utf-8"
     )

@@ -108,26 +108,14 @@ def train_by_former_loop(model: str, turns: Turns, steps: int) -> None:
             float(value)
 
 
-def train_by_fit(model: str, turns: Turns, steps: int) -> None:
-    """Trains with `Trainer.fit`."""
-    import keras
-
-    import zoo
-    from zoo import backends
+def compiled_trainer(zoo: Any, model: str, steps: int) -> tuple[Any, Any, int]:
+    """Trainer of a model, the examples of so many steps, and their batch size."""
     from zoo.datasets.augmentation import ImageAugmentation
     from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
     from zoo.diffusion.losses import DiffusionTrainer
     from zoo.diffusion.noise_schedule import cosine
-    from zoo.training import Adam, Batches, CrossEntropy
+    from zoo.training import Adam, CrossEntropy
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            turns.before(batch)
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            float(logs["loss"])  # waits for the step, as a progress bar does
-
-    backends.backend.keep_malloc_pages()
     network = build(zoo, model)
     batch, arrays = examples(model, steps)
     data: Any
@@ -144,6 +132,26 @@ def train_by_fit(model: str, turns: Turns, steps: int) -> None:
         trainer = zoo.Trainer(network)
         trainer.compile(Adam(1e-3), CrossEntropy())
         data = arrays[0][:, :-1], arrays[0][:, 1:]
+    return trainer, data, batch
+
+
+def train_by_fit(model: str, turns: Turns, steps: int) -> None:
+    """Trains with `Trainer.fit`."""
+    import keras
+
+    import zoo
+    from zoo import backends
+    from zoo.training import Batches
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            turns.before(batch)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            float(logs["loss"])  # waits for the step, as a progress bar does
+
+    backends.backend.keep_malloc_pages()
+    trainer, data, batch = compiled_trainer(zoo, model, steps)
     trainer.fit(Batches(data, batch, seed=0), callbacks=[Clock()], verbose=0)
 
 
