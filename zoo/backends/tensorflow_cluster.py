@@ -15,11 +15,10 @@ import tensorflow as tf
 from zoo.backends import cluster_losses, common
 from zoo.backends.cluster_parts import (
     Part,
-    SharedPenalties,
+    SharedLosses,
     WorkerBatchesAdapter,
     assign_from_first,
     check_local_rank,
-    check_losses,
     computing,
     is_joined,
     leave_place,
@@ -160,7 +159,7 @@ class _WorkerStep:
         return self._step(Part(data, start, count, total))
 
 
-class WorkerTrainer(SharedPenalties):
+class WorkerTrainer(SharedLosses):
     """Base class of trainers: Keras' own steps or, in a cluster, those of a worker."""
 
     _made_in_cluster = False
@@ -234,7 +233,6 @@ class WorkerTrainer(SharedPenalties):
         with computing(part), self.part_of_batch(part.start, part.rows, part.total):
             predictions = self(x, training=training)
             loss = self.compute_loss(x, y, predictions, sample_weight, training=training)
-        check_losses(self)
         return predictions, loss
 
     def _reset_metrics_variables(self: Any) -> list[Tensor]:

@@ -25,7 +25,7 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[no-any-return]
 
 
-class TrainerMixin(cluster_parts.SharedPenalties):
+class TrainerMixin(cluster_parts.SharedLosses):
     """Base class of `zoo.Trainer`: a training step that walks over the weights once.
 
     The step is eager, since compiling would ask the user for a C++ compiler. A weight that the
@@ -121,7 +121,6 @@ class TrainerMixin(cluster_parts.SharedPenalties):
         ):
             predictions = self(x, training=training)
             loss = self.compute_loss(x, y, predictions, sample_weight, training=training)
-        cluster_parts.check_losses(self)
         return predictions, loss
 
     def _update_global_metrics(
