@@ -105,7 +105,8 @@ def broadcast(content: bytes) -> bytes:
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
-        compiled = tf.function(sum_over_workers)  # else the library warns that it is slow
+        # Compiled, since the library warns of eager operations.
+        compiled = tf.function(sum_over_workers, autograph=False)
         with _connected():
             return compiled([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
 
@@ -148,9 +149,9 @@ class _WorkerStep:
         specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), data)
         if str(specs) not in self._traces:
             number = tf.TensorSpec([], tf.int32)
-            self._traces[str(specs)] = tf.function(self._traced).get_concrete_function(
-                specs, number, number, number
-            )
+            self._traces[str(specs)] = tf.function(
+                self._traced, autograph=False
+            ).get_concrete_function(specs, number, number, number)
         numbers = (tf.constant(n, tf.int32) for n in (part.start, part.count, part.total))
         with _connected():
             return self._traces[str(specs)](data, *numbers)
