@@ -75,7 +75,9 @@ def _connected() -> Iterator[None]:
         tf.errors.DeadlineExceededError,
         tf.errors.InternalError,
     ) as error:
-        reason = str(error.message).partition("\n")[0][:200]
+        headings = ("Graph execution error", "Detected at node", "<stack traces")
+        lines = [line for line in str(error.message).splitlines() if line.strip()]
+        reason = next((line for line in lines if not line.startswith(headings)), "")[:200]
         raise ConnectionResetError(
             f"The connection to another worker is lost, which may have ended: {reason}"
         ) from error
