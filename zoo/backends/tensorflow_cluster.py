@@ -75,7 +75,7 @@ def _connected() -> Iterator[None]:
         tf.errors.DeadlineExceededError,
         tf.errors.InternalError,
     ) as error:
-        headings = ("Graph execution error", "Detected at node", "<stack traces")
+        headings = ("Graph execution error", "Detected at node", "<stack traces", "  ")
         lines = [line for line in str(error.message).splitlines() if line.strip()]
         reason = next((line for line in lines if not line.startswith(headings)), "")[:200]
         raise ConnectionResetError(
