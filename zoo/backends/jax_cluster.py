@@ -116,7 +116,7 @@ def _connected() -> Iterator[None]:
     """Says in words that another worker has ended, which the library reports in many ways."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # gloo raises the latter
         reason = str(error).partition("\n")[0][:200]
         raise ConnectionResetError(
             f"The connection to another worker is lost, which may have ended: {reason}"
