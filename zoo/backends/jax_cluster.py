@@ -41,9 +41,8 @@ from zoo.backends.jax_training import CheckedStep, State
 Tensor = Any
 
 _CONNECT = 30  # seconds until all workers must be connected
-_HEARTBEAT = 10  # seconds after which a silent worker counts as dead, which ends the others
-_SHUTDOWN = 3  # seconds that a worker waits for the others when it leaves
-
+_HEARTBEAT = 20  # seconds after which a silent worker counts as dead, which ends the others
+_SHUTDOWN = 600  # seconds that a worker waits for others that still write files
 
 jax.tree_util.register_dataclass(Part, ["data"], ["start", "count", "total"])
 
