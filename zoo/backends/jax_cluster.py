@@ -6,6 +6,8 @@ the sums. So parts of a batch need not be of one size, and a checkpoint or a cal
 arrays as in a training on one device.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.backends import cluster_losses, common
@@ -38,9 +41,8 @@ from zoo.backends.jax_training import CheckedStep, State
 Tensor = Any
 
 _CONNECT = 30  # seconds until all workers must be connected
-_HEARTBEAT = 10  # seconds after which a silent worker counts as dead, which ends the others
-_SHUTDOWN = 3  # seconds that a worker waits for the others when it leaves
-
+_HEARTBEAT = 20  # seconds after which a silent worker counts as dead, which ends the others
+_SHUTDOWN = 600  # seconds that a worker waits for others that still write files
 
 jax.tree_util.register_dataclass(Part, ["data"], ["start", "count", "total"])
 
@@ -88,7 +90,24 @@ def leave_cluster() -> None:
     _workers = None
     cluster_losses.use_own_divisors()
     leave_place()
-    jax.distributed.shutdown()
+    error = sys.exc_info()[1]
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        jax.distributed.shutdown()
+    else:
+        _abandon_connections()
+
+
+def _abandon_connections() -> None:
+    """Keeps the connections open until the process ends.
+
+    The library waits for the other workers where it closes them, and aborts the process if one of
+    them has died, before Python has written its traceback and returned its exit status.
+    """
+    state = distributed.global_state
+    for name in ("preemption_sync_manager", "client", "service"):
+        if (connection := getattr(state, name)) is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # it is never deleted
+            setattr(state, name, None)
 
 
 @contextmanager
@@ -96,7 +115,7 @@ def _connected() -> Iterator[None]:
     """Says in words that another worker has ended, which the library reports in many ways."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # gloo raises the latter
         reason = str(error).partition("\n")[0][:200]
         raise ConnectionResetError(
             f"The connection to another worker is lost, which may have ended: {reason}"

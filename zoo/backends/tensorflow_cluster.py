@@ -75,7 +75,9 @@ def _connected() -> Iterator[None]:
         tf.errors.DeadlineExceededError,
         tf.errors.InternalError,
     ) as error:
-        reason = str(error.message).partition("\n")[0][:200]
+        headings = ("Graph execution error", "Detected at node", "<stack traces", "  ")
+        lines = [line for line in str(error.message).splitlines() if line.strip()]
+        reason = next((line for line in lines if not line.startswith(headings)), "")[:200]
         raise ConnectionResetError(
             f"The connection to another worker is lost, which may have ended: {reason}"
         ) from error
@@ -105,7 +107,8 @@ def broadcast(content: bytes) -> bytes:
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
-        compiled = tf.function(sum_over_workers)  # else the library warns that it is slow
+        # Compiled, since the library warns of eager operations.
+        compiled = tf.function(sum_over_workers, autograph=False)
         with _connected():
             return compiled([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
 
@@ -148,9 +151,9 @@ class _WorkerStep:
         specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), data)
         if str(specs) not in self._traces:
             number = tf.TensorSpec([], tf.int32)
-            self._traces[str(specs)] = tf.function(self._traced).get_concrete_function(
-                specs, number, number, number
-            )
+            self._traces[str(specs)] = tf.function(
+                self._traced, autograph=False
+            ).get_concrete_function(specs, number, number, number)
         numbers = (tf.constant(n, tf.int32) for n in (part.start, part.count, part.total))
         with _connected():
             return self._traces[str(specs)](data, *numbers)
