@@ -46,4 +46,4 @@ def keras_backends(request: pytest.FixtureRequest, _all_keras_workers: Workers) 
 @pytest.fixture(params=_INSTALLED)
 def keras_worker(request: pytest.FixtureRequest, _all_keras_workers: Workers) -> Worker:
     """Worker process of one backend: calls a function with its arguments and returns the result."""
-    return _all_keras_workers[request.param, "float32"]
+    return _all_keras_workers[request.param]

@@ -19,6 +19,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ CATALOGUE = Path(__file__).parent / "zoo" / "data" / "catalogue.json"
 
 _HELP: tuple[list[str], ...] = ([], ["-h"], ["--help"])
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+_skips_extras = False
+
 # With one of these, a module may have attributes that its source does not show.
 _DYNAMIC = {"*", "__getattr__", "exec", "globals", "setattr", "vars"}
 
@@ -38,6 +41,7 @@ def entry_point() -> int:
     """Runs the command line of keras-zoo and returns its exit status."""
     sys.path.insert(0, "")  # as `python -m zoo` does, so that `check` finds the user's modules
     _prepare()
+    skip_extras_of_keras()
     from zoo.__main__ import entry_point as run
 
     return run()
@@ -56,6 +60,33 @@ def _stop(*_: Any) -> None:
     """Ends the process. A KeyboardInterrupt within a backend's C++ code could be lost or abort."""
     os.write(2, b"error: Stopped\n")
     os._exit(130)
+
+
+def skip_extras_of_keras() -> None:
+    """Lets `zoo` import Keras without the extras that neither a command nor a worker uses.
+
+    A fourth of the import's time goes to libraries of its wrappers for scikit-learn, its plots and
+    its Orbax checkpoints. Whoever else needs these libraries imports them as ever.
+    """
+    global _skips_extras
+    _skips_extras = True
+
+
+@contextmanager
+def extras_skipped(backend: str | None) -> Iterator[None]:
+    """Context manager of Keras' import; hides libraries if `skip_extras_of_keras` was called.
+
+    Args:
+        backend: Name of the backend that Keras runs on.
+    """
+    libraries = {"jax", "matplotlib", "sklearn"} - {backend} - sys.modules.keys()
+    hidden: dict[str, Any] = dict.fromkeys(libraries if _skips_extras else ())
+    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def restore_interrupts() -> None:
@@ -206,3 +237,4 @@ def _names(node: ast.AST) -> Iterator[str]:
 # program's path.
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "zoo":
     _prepare()
+    skip_extras_of_keras()

@@ -57,7 +57,7 @@ DATA = {
 CLASSIFIER = "cnn_48x48-mnist"  # for the metrics of samples
 SAMPLES = 1000
 # What the tests compute, in seconds, of the models whose metrics take minutes.
-PART = {"images": 300, "tokens": 3000, "pairs": 8, "samples": 20, "steps": 20, "real": 200}
+PART = {"images": 100, "tokens": 3000, "pairs": 8, "samples": 10, "steps": 5, "real": 100}
 TEXT_DATA = {"shakespeare": "shakespeare", "next_word": "shakespeare", "translate": "eng-spa"}
 
 

@@ -151,7 +151,10 @@ def test_float64_restores_default_after_error() -> None:
     with pytest.raises(RuntimeError, match="raised within float64"):
         check_and_raise()
     assert keras.config.floatx() == "float32"
+    assert keras.config.dtype_policy().name == "float32"
     assert square().dtype == np.float32
+    x = ops.convert_to_tensor(np.array([-1.0], np.float32))
+    assert float(ops.leaky_relu(x, 0.1)[0]) == np.float32(-0.1)
 
 
 # The compiler of PyTorch imports a deprecated PyTorch module.

@@ -19,9 +19,14 @@ EXAMPLES = {
     for example, arguments in registry.examples(name).items()
 }
 BUILDERS = pytest.mark.parametrize("name", EXAMPLES)
-# The second examples of a builder on one backend: `zoo check` trains them on each.
+# On one backend: second examples of a builder, since `zoo check` trains them on each, and the
+# U-Net, since `text_to_image` contains one.
 TRAINED = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.once] * ("/" in name)) for name in EXAMPLES]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.once] * ("/" in name or name == "unet"))
+        for name in EXAMPLES
+    ],
 )
 # The compiled backends take seconds for a step, and `zoo check` trains every model in float64, too.
 # JAX supports float64 only if it is enabled when the process starts.

@@ -166,3 +166,16 @@ def test_check_takes_values_of_flags_for_no_addresses() -> None:
     arguments = ["check", "mine:build", "--input", "bool:x", "--json", "c:report", "other:f"]
     assert list(zoo_command._addresses(arguments)) == ["mine:build", "other:f"]
     assert not list(zoo_command._addresses(["show", "mine:build"]))
+
+
+def test_keras_is_imported_without_its_extras() -> None:
+    """Scikit-learn, which Keras' wrappers import, is there for whoever imports it later."""
+    lean = "import sys, zoo_command; zoo_command.skip_extras_of_keras(); import zoo"
+    program = f"{lean}; print('sklearn' in sys.modules); import sklearn; import matplotlib.pyplot"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "False\n"), result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys, zoo; print('sklearn' in sys.modules)"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stdout == "True\n", result.stderr

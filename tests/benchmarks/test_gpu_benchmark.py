@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # PyTorch's environment has the code that the zoo is compared with. JAX's ends earlier.
 JOBS = {
     "torch": ("parameters", "cnn_step"),
-    "jax": ("parameters", "check", "quick", "document_setting", "cosine"),
+    "jax": ("parameters", "check", "document_setting"),
     "tensorflow": ("parameters",),
 }[name]
 

@@ -203,13 +203,14 @@ def test_generation_ends_where_logits_are_not_finite() -> None:
 def test_repetition_penalty_makes_tokens_of_the_context_less_likely() -> None:
     model, text = make_model(), [3, 1, 4]
     (tokens,) = generate(model, [text], 8, temperature=0.0, repetition_penalty=1.5)
-    for token in tokens.tolist():
-        logits = ops.convert_to_numpy(model(np.array([text]))).astype(np.float64)[0, -1]
-        for seen in set(text):
+    whole = [*text, *tokens.tolist()]
+    steps = ops.convert_to_numpy(model(np.array([whole]))).astype(np.float64)[0]
+    for place, token in enumerate(tokens.tolist(), len(text)):
+        logits = steps[place - 1]
+        for seen in set(whole[:place]):
             logits[seen] = logits[seen] * 1.5 if logits[seen] < 0 else logits[seen] / 1.5
         assert token == logits.argmax()
-        text = [*text, token]
-    (plain,) = generate(model, [text[:3]], 8, temperature=0.0)
+    (plain,) = generate(model, [text], 8, temperature=0.0)
     assert plain.tolist() != tokens.tolist()
 
 

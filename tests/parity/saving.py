@@ -1,5 +1,6 @@
 """Models of every builder, saved on one backend and loaded on another."""
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,10 +126,10 @@ def exchange(
         (folder / name).mkdir()
 
     def save_on(target: str) -> Any:
-        return workers[target, "float64"](save, folder / target, *arguments)
+        return workers[target](save, folder / target, *arguments, floatx="float64")
 
     def load_from_all(target: str) -> dict[str, Any]:
-        worker = workers[target, "float64"]
+        worker = functools.partial(workers[target], floatx="float64")
         return {source: worker(load, folder / source, *arguments) for source in BACKENDS}
 
     with ThreadPoolExecutor(len(BACKENDS)) as pool:

@@ -92,7 +92,7 @@ def test_check_of_very_different_models(workers: Workers) -> None:
 
 
 def test_worker_reports_a_result_that_cannot_be_unpickled(workers: Workers) -> None:
-    worker = workers["jax", "float32"]
+    worker = workers["jax"]
     with pytest.raises(WorkerError, match="The result cannot be unpickled: ValueError: unreadable"):
         worker(models.unreadable)
     assert worker(len, "ok") == 2
@@ -152,7 +152,7 @@ def test_checkpoints_with_a_keras_optimizer_for_all_pairs(all_backends: Workers)
 def test_check_reports_a_failing_worker(
     build: object, texts: list[str], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = workers["jax", "float32"]
+    worker = workers["jax"]
     assert check(models.small, workers=workers, rungs="1").agrees  # the time limit excludes imports
     monkeypatch.setattr(worker, "time_limit", 5 if build is models.hangs_on_jax else 60)
     started = time.monotonic()
@@ -199,9 +199,10 @@ def test_check_starts_no_third_backend_for_an_error_of_the_model(all_backends: W
 
 
 def test_worker_calls_any_function(workers: Workers) -> None:
-    worker = workers["jax", "float64"]
+    worker = workers["jax"]
     assert worker(lambda: keras.backend.backend()) == "jax"
-    assert worker(lambda: str(keras.ops.ones(1).dtype)) == "float64"
+    assert worker(lambda: str(keras.ops.ones(1).dtype), floatx="float64") == "float64"
+    assert worker(lambda: str(keras.ops.ones(1).dtype)) == "float32"
 
 
 # ------------------------------------------------------------------ arguments

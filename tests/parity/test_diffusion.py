@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def trained(all_backends: Workers) -> tuple[list[float], list[np.ndarray]]:
     """Losses and trained weights of a training on PyTorch."""
-    losses, weights = all_backends["torch", "float32"](diffusion.train, diffusion.STEPS)
+    losses, weights = all_backends["torch"](diffusion.train, diffusion.STEPS)
     return losses, weights
 
 
@@ -25,7 +25,7 @@ def test_losses_of_ten_training_steps_agree(
     """Time steps, noise and prompts are equal; rounding errors grow with every step."""
     losses = {"torch": np.array(trained[0][:10])}
     for name in set(all_backends.names) - {"torch"}:
-        losses[name] = np.array(all_backends[name, "float32"](diffusion.train, 10)[0])
+        losses[name] = np.array(all_backends[name](diffusion.train, 10)[0])
     for a, b in itertools.combinations(losses, 2):
         relative = np.abs(losses[a] / losses[b] - 1)
         print(f"{a} and {b}:", " ".join(f"{value:.0e}" for value in relative))
@@ -44,7 +44,7 @@ def test_sampled_images_agree(
         {"steps": 200, "guidance_scale": 3.0, "seed": 3, "eta": 1.0},
     ]
     images = {
-        name: all_backends[name, "float32"](diffusion.sample_images, trained[1], cases)
+        name: all_backends[name](diffusion.sample_images, trained[1], cases)
         for name in all_backends.names
     }
     for number, (tolerance, options) in enumerate(zip(tolerances, cases)):

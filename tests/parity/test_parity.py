@@ -78,7 +78,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
 @pytest.fixture(scope="module")
 def results(document: Document, all_backends: Workers) -> Results:
     """Results of each backend for one seed and for the document's weights."""
-    return {name: all_backends[name, "float32"](training.run, document.folder) for name in NAMES}
+    return {name: all_backends[name](training.run, document.folder) for name in NAMES}
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -45,9 +45,7 @@ def test_rnn_classifier_matches_pytorch(all_backends: Workers) -> None:
         expected = torch_classifier_logits(net, x)
         state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
         for name in all_backends.names:
-            logits, exported = all_backends[name, "float32"](
-                recurrent.classifier_logits, case, state, x
-            )
+            logits, exported = all_backends[name](recurrent.classifier_logits, case, state, x)
             np.testing.assert_allclose(logits, expected, atol=TOLERANCE, err_msg=f"{name}, {case}")
             tensors = {key: torch.from_numpy(array.copy()) for key, array in exported.items()}
             net.load_state_dict(tensors, strict=True)
@@ -74,9 +72,7 @@ def test_rnn_language_model_matches_pytorch(cell: str, all_backends: Workers) ->
     expected = net["output"](outputs).detach().numpy()
     state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     for name in all_backends.names:
-        logits, exported = all_backends[name, "float32"](
-            recurrent.language_model_logits, cell, state, ids
-        )
+        logits, exported = all_backends[name](recurrent.language_model_logits, cell, state, ids)
         np.testing.assert_allclose(logits, expected, atol=TOLERANCE, err_msg=name)
         assert {key: array.shape for key, array in exported.items()} == {
             key: array.shape for key, array in state.items()

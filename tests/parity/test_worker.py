@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
 
 START_WORKER = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-P", sys.argv[1], "float32", "60"], stdin=subprocess.PIPE)
+subprocess.Popen([sys.executable, "-P", sys.argv[1], "60"], stdin=subprocess.PIPE)
 os.write(1, b"started")
 time.sleep(60)
 """
@@ -40,13 +40,13 @@ def test_worker_ends_with_its_parent_while_it_imports() -> None:
 
 def run_worker(time_limit: float, task: Any = None) -> subprocess.CompletedProcess[bytes]:
     """Runs a worker until it ends, while this process waits and does not watch the time."""
-    command = [sys.executable, "-P", worker.__file__, "float32", str(time_limit)]
+    command = [sys.executable, "-P", worker.__file__, str(time_limit)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdin is not None
     if task is not None:
-        pickle.dump((0.1, cloudpickle.dumps(task)), process.stdin)
+        pickle.dump((0.1, "float32", cloudpickle.dumps(task)), process.stdin)
         process.stdin.flush()
     process.wait()
     outputs = process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]

@@ -1,9 +1,4 @@
-"""Trainings of small networks, for one process or the workers of a cluster.
-
-    python tests/training/distributed.py FOLDER NAME...
-
-Each worker writes the results of every training to FOLDER/NAME-RANK.npz.
-"""
+"""Trainings of small networks, for one process or the workers of a cluster."""
 
 import os
 import signal
@@ -247,7 +242,7 @@ class _Largest(keras.metrics.Metric):
         self.largest.assign(keras.ops.maximum(self.largest, keras.ops.max(y_pred)))
 
     def result(self) -> Any:
-        return self.largest
+        return keras.ops.convert_to_tensor(self.largest)
 
 
 def refused(folder: Path) -> dict[str, np.ndarray]:
@@ -275,14 +270,6 @@ def refused(folder: Path) -> dict[str, np.ndarray]:
     }
 
 
-def run(folder: Path, names: list[str]) -> None:
-    with distributed() as place:
-        for name in names:
-            results = train(TRAININGS[name]()) if name in TRAININGS else FAULTS[name](folder)
-            rank = 0 if place is None else place.rank
-            np.savez(folder / f"{name}-{rank}.npz", allow_pickle=False, **results)
-
-
 FAULTS = {
     "killed": killed,
     "interrupted": interrupted,
@@ -290,5 +277,18 @@ FAULTS = {
     "refused": refused,
 }
 
-if __name__ == "__main__":
-    sys.exit(cli.run(lambda: run(Path(sys.argv[1]), sys.argv[2:])))
+
+def main() -> int:
+    """The worker's program: writes the results of each training to FOLDER/NAME-RANK.npz.
+
+    Its arguments are the folder and names of `TRAININGS` and `FAULTS`.
+    """
+    return cli.run(lambda: run(Path(sys.argv[1]), sys.argv[2:]))
+
+
+def run(folder: Path, names: list[str]) -> None:
+    with distributed() as place:
+        for name in names:
+            results = train(TRAININGS[name]()) if name in TRAININGS else FAULTS[name](folder)
+            rank = 0 if place is None else place.rank
+            np.savez(folder / f"{name}-{rank}.npz", allow_pickle=False, **results)

@@ -131,6 +131,8 @@ def test_launch_passes_ctrl_c_on_to_the_first_worker(run: Callable[..., tuple[in
 def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
     worker = f"""
 import os, sys, time
+import zoo_command
+zoo_command.skip_extras_of_keras()
 from zoo.training import distributed
 with distributed():
     open({str(tmp_path / "worker")!r}, "w").write(str(os.getpid()))

@@ -12,8 +12,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+import zoo_command
 from zoo.backends.selection import NAMES as NAMES
-from zoo.backends.selection import check_backend, hidden_startup_lines, select
+from zoo.backends.selection import check_backend, hidden_startup_lines, select, selected
 from zoo.backends.selection import installed as installed
 
 Tensor = Any
@@ -47,15 +48,11 @@ class Backend(Protocol):
         """Disables TF32, the default for float32 products on GPUs. For comparisons."""
         ...
 
-    def keep_float64(self) -> None:
-        """Stops Keras from reducing the precision of float64 tensors. For comparisons."""
-        ...
-
     def float64(self) -> AbstractContextManager[None]:
-        """Context manager with float64 as Keras' default; float64 results keep their dtype.
+        """Context manager with float64 as Keras' default; float64 results keep their precision.
 
-        For models that are built and called within the context. On TensorFlow some constants of
-        Keras still pass through float32; `keep_float64` corrects them.
+        For models that are built and called within the context. Functions of the backend that
+        round float64 to float32 are replaced meanwhile.
         """
         ...
 
@@ -316,7 +313,7 @@ class Backend(Protocol):
 
 select()
 
-with hidden_startup_lines():
+with hidden_startup_lines(), zoo_command.extras_skipped(selected()):
     import keras  # Keras reads the selection when it is imported
 
 name: str = keras.config.backend()

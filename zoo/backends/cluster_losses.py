@@ -37,7 +37,7 @@ def use_global_divisors(sum_over_workers: Callable[[Tensor], Tensor]) -> None:
         if part is None:
             return reduce(values, sample_weight, mask, reduction, dtype)
         values = ops.convert_to_tensor(values, dtype=dtype)
-        if not values.shape:
+        if len(values.shape) == 0:
             raise ValueError(
                 "A loss must return a value for each example where several workers train. "
                 "Received: a scalar. Return the values, and let `reduction` reduce them"

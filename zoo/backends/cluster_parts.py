@@ -75,6 +75,15 @@ class Part:
         return ops.where(self.count > 0, x, ops.zeros_like(x))
 
 
+def check_local_rank(local_rank: int, gpus: int) -> None:
+    """Raises ValueError if this machine has no GPU for a worker of it."""
+    if local_rank >= gpus:
+        raise ValueError(
+            f"`devices` must be at most {gpus}, the number of GPUs of this machine. Received: a "
+            f"worker with the number {local_rank}"
+        )
+
+
 def span(total: int, rank: int) -> tuple[int, int]:
     """First row of a batch that a worker computes, and the row after its last.
 
@@ -98,6 +107,8 @@ def own_part(data: Any) -> Part:
     """This worker's rows of a batch, of which `WorkerBatches` has read no others."""
     if isinstance(data, Part):
         return data
+    # Without the weights that `train_on_batch` leaves open.
+    data = keras.utils.pack_x_y_sample_weight(*keras.utils.unpack_x_y_sample_weight(data))
     total = len(keras.tree.flatten(data)[0])
     start, stop = span(total, place().rank)
     rows = slice(start, stop) if stop > start else slice(0, 1)
@@ -222,21 +233,24 @@ def check_distributed(trainer: Any) -> None:
                 )
 
 
-LAYER_LOSS = (
-    "A layer must not add a loss of its own where several devices train, since its mean over all "
-    "rows is not known. Add the loss to that of `compile`"
-)
+class SharedLosses:
+    """Base class of trainers of which each worker has its share of the losses."""
 
+    @property
+    def losses(self: Any) -> Any:
+        """The penalties of the weights.
 
-def check_losses(trainer: Any) -> None:
-    """Raises ValueError if a layer has added a loss of its own in the step."""
-    for layer in trainer._flatten_layers():
-        if layer._get_own_losses():
-            raise ValueError(f"{LAYER_LOSS}. Received: the layer {layer.name}")
-
-
-class SharedPenalties:
-    """Base class of trainers in which each worker has its share of the penalties of the weights."""
+        Raises:
+            ValueError: In a cluster, if a layer has added a loss of its own in the step.
+        """
+        for layer in self._flatten_layers() if _part is not None else ():
+            if layer._get_own_losses():
+                raise ValueError(
+                    "A layer must not add a loss of its own where several devices train, since its "
+                    f"mean over all rows is not known. Received: the layer {layer.name}. Add the "
+                    "loss to that of `compile`"
+                )
+        return super().losses  # type: ignore[misc]
 
     def _aggregate_additional_loss(self: Any, loss: Tensor) -> Tensor:
         loss = super()._aggregate_additional_loss(loss)  # type: ignore[misc]

@@ -36,25 +36,36 @@ def keep_malloc_pages(one_arena: bool = True) -> None:
         mallopt(m_arena_max, 1)
 
 
-def keep_float64() -> None:
-    """Makes operations on float64 tensors return float64.
+@contextmanager
+def float64() -> Iterator[None]:
+    """Context manager with float64 as the default; operations on float64 return float64.
 
     Keras returns float32 on PyTorch and JAX: https://github.com/keras-team/keras/issues/23704.
     """
+    result_dtype = dtypes.BIT64_TO_BIT32_DTYPE["float64"]
+    default, policy = keras.config.floatx(), keras.config.dtype_policy()
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    """Context manager with float64 as the default; operations on float64 return float64."""
-    result_dtype, default = dtypes.BIT64_TO_BIT32_DTYPE["float64"], keras.config.floatx()
-    keep_float64()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     try:
         yield
     finally:
         dtypes.BIT64_TO_BIT32_DTYPE["float64"] = result_dtype
         keras.config.set_floatx(default)
+        keras.config.set_dtype_policy(policy)
+
+
+@contextmanager
+def replaced(module: Any, **functions: Any) -> Iterator[None]:
+    """Context manager in which functions of a module, by their names, are replaced by others."""
+    originals = {name: getattr(module, name) for name in functions}
+    try:
+        for name, function in functions.items():
+            setattr(module, name, function)
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(module, name, function)
 
 
 def check_limits(low: Any, high: Any, size: int, rule: str) -> None:

@@ -72,22 +72,16 @@ def disable_tf32() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
-def keep_float64() -> None:
-    """Makes operations on float64 tensors return float64, as in `common.keep_float64`.
+@contextmanager
+def float64() -> Iterator[None]:
+    """Context manager of `common.float64`, with `JAX_ENABLE_X64` enabled in addition.
 
     JAX's attention is replaced, because JAX computes its softmax in float32.
     """
-    common.keep_float64()
-    jax.nn.dot_product_attention = _attention
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    """Context manager of `common.float64`, with `JAX_ENABLE_X64` enabled in addition."""
     x64_enabled = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     try:
-        with common.float64():
+        with common.float64(), common.replaced(jax.nn, dot_product_attention=_attention):
             yield
     finally:
         jax.config.update("jax_enable_x64", x64_enabled)

@@ -20,13 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.backends import cluster_losses, common
 from zoo.backends.cluster_parts import (
-    LAYER_LOSS,
     Part,
-    SharedPenalties,
+    SharedLosses,
     WorkerBatchesAdapter,
     assign_from_first,
     computing,
-    current,
     is_joined,
     leave_place,
     metric_shares,
@@ -298,7 +296,7 @@ class _PredictStep(CheckedStep):
         return gather_rows(outputs, part), (state[0], non_trainable)
 
 
-class TrainerMixin(SharedPenalties):
+class TrainerMixin(SharedLosses):
     """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
 
     _made_in_cluster = False
@@ -330,16 +328,6 @@ class TrainerMixin(SharedPenalties):
             self._made_in_cluster = is_joined()
             self.train_function = self.test_function = self.predict_function = None
         return bool(self._made_in_cluster)
-
-    def stateless_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        results = super().stateless_call(*args, **kwargs)  # type: ignore[misc]
-        if current() is not None:
-            penalties = [v for v in self.trainable_variables if v.regularizer is not None]
-            if len(results[2]) > len(penalties):
-                raise ValueError(
-                    f"{LAYER_LOSS}. Received: {len(results[2]) - len(penalties)} losses"
-                )
-        return results
 
     # -------------------------------------------------------------- shares of a worker
 

@@ -108,6 +108,11 @@ def select() -> None:
     print(f"keras-zoo runs on {choice}, as `KERAS_BACKEND` is not set{also}", file=sys.stderr)
 
 
+def selected() -> str | None:
+    """The backend that Keras will run on, after `select`."""
+    return os.environ.get("KERAS_BACKEND") or _configuration().get("backend")
+
+
 @contextmanager
 def hidden_startup_lines() -> Iterator[None]:
     """Hides TensorFlow's start-up lines on standard error, while a command loads TensorFlow.
@@ -117,9 +122,8 @@ def hidden_startup_lines() -> Iterator[None]:
     nothing is hidden.
     """
     is_command = sys.argv[:1] == ["-m"] or hasattr(sys.modules["__main__"], "__file__")
-    chosen = os.environ.get("KERAS_BACKEND") or _configuration().get("backend")
     can_hide = is_command and hasattr(os, "fork") and not _user_wants_messages
-    if chosen != "tensorflow" or not can_hide:
+    if selected() != "tensorflow" or not can_hide:
         yield
         return
     reader, writer = os.pipe()

@@ -1,7 +1,8 @@
 """TensorFlow backend: functions as graphs, XLA on GPUs only, the fused Adam kernel."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -14,7 +15,6 @@ from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
-from zoo.backends.common import float64 as float64
 from zoo.backends.common import group_norm as group_norm
 from zoo.backends.common import host_integer as host_integer
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
@@ -59,10 +59,11 @@ def disable_tf32() -> None:
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
-def keep_float64() -> None:
-    """Keeps numbers of Python exact, such as 0.9 in optimizers, GELU, leaky ReLU and constants.
+@contextmanager
+def float64() -> Iterator[None]:
+    """Context manager of `common.float64`; keeps numbers of Python exact, such as 0.9.
 
-    TensorFlow rounds such a number to float32 first.
+    TensorFlow rounds such numbers in optimizers, GELU, leaky ReLU and constants to float32 first.
     """
     cast, convert = tf.cast, tf.convert_to_tensor
 
@@ -81,9 +82,13 @@ def keep_float64() -> None:
         scaled = tf.constant(alpha, features.dtype) * features
         return tf.where(features > 0, features, scaled, name=name)
 
-    tf.cast = math_ops.cast = exact_cast
-    tf.convert_to_tensor = exact_convert
-    tf.nn.leaky_relu = exact_leaky_relu
+    with (
+        common.float64(),
+        common.replaced(tf, cast=exact_cast, convert_to_tensor=exact_convert),
+        common.replaced(math_ops, cast=exact_cast),
+        common.replaced(tf.nn, leaky_relu=exact_leaky_relu),
+    ):
+        yield
 
 
 def _jit_compile() -> bool:

@@ -15,10 +15,10 @@ import tensorflow as tf
 from zoo.backends import cluster_losses, common
 from zoo.backends.cluster_parts import (
     Part,
-    SharedPenalties,
+    SharedLosses,
     WorkerBatchesAdapter,
     assign_from_first,
-    check_losses,
+    check_local_rank,
     computing,
     is_joined,
     leave_place,
@@ -39,9 +39,13 @@ _strategy: Any = None  # of the cluster that this process has joined
 def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     global _strategy
     if gpus := tf.config.list_physical_devices("GPU"):
+        check_local_rank(local_rank, len(gpus))
         tf.config.set_visible_devices(gpus[local_rank], "GPU")
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec({"worker": list(addresses)}), task_type="worker", task_id=rank
+        tf.train.ClusterSpec({"worker": list(addresses)}),
+        task_type="worker",
+        task_id=rank,
+        num_accelerators={"GPU": 1} if gpus else {},
     )
     options = tf.distribute.experimental.CommunicationOptions(
         bytes_per_pack=_PACK, timeout_seconds=_TIMEOUT
@@ -101,8 +105,9 @@ def broadcast(content: bytes) -> bytes:
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
+        compiled = tf.function(sum_over_workers)  # else the library warns that it is slow
         with _connected():
-            return sum_over_workers([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
+            return compiled([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
 
     length = int(from_first(np.array(len(content), np.int32)))
     padded = content.ljust(-(-length // 4) * 4, b"\0")[: -(-length // 4) * 4]
@@ -154,7 +159,7 @@ class _WorkerStep:
         return self._step(Part(data, start, count, total))
 
 
-class WorkerTrainer(SharedPenalties):
+class WorkerTrainer(SharedLosses):
     """Base class of trainers: Keras' own steps or, in a cluster, those of a worker."""
 
     _made_in_cluster = False
@@ -202,15 +207,19 @@ class WorkerTrainer(SharedPenalties):
         return function
 
     def _train_as_worker(self: Any, part: Part) -> Any:
+        earlier = self._reset_metrics_variables()
         with tf.GradientTape() as tape:
             predictions, loss = self._share_of_loss(part, training=True)
             scaled = self.optimizer.scale_loss(loss)
         gradients = sum_over_workers(self._gradients_of(scaled, tape))
         self.optimizer.apply(gradients, self.trainable_variables)
-        return self._update_global_metrics(part, predictions, loss)
+        return self._update_global_metrics(part, earlier, predictions, loss)
 
     def _test_as_worker(self: Any, part: Part) -> Any:
-        return self._update_global_metrics(part, *self._share_of_loss(part, training=False))
+        earlier = self._reset_metrics_variables()
+        return self._update_global_metrics(
+            part, earlier, *self._share_of_loss(part, training=False)
+        )
 
     def _gradients_of(self: Any, loss: Tensor, tape: tf.GradientTape) -> list[Tensor]:
         """Gradients of the loss with respect to all trainable variables."""
@@ -224,17 +233,22 @@ class WorkerTrainer(SharedPenalties):
         with computing(part), self.part_of_batch(part.start, part.rows, part.total):
             predictions = self(x, training=training)
             loss = self.compute_loss(x, y, predictions, sample_weight, training=training)
-        check_losses(self)
         return predictions, loss
 
-    def _update_global_metrics(self: Any, part: Part, predictions: Any, loss: Tensor) -> Any:
+    def _reset_metrics_variables(self: Any) -> list[Tensor]:
+        """Values of the metrics' variables, which become 0. Several losses update metrics, too."""
+        earlier = [tf.identity(variable.value) for variable in self.metrics_variables]
+        for variable in self.metrics_variables:
+            variable.assign(tf.zeros_like(variable.value))
+        return earlier
+
+    def _update_global_metrics(
+        self: Any, part: Part, earlier: list[Tensor], predictions: Any, loss: Tensor
+    ) -> Any:
         """Logs of the metrics after an update with the rows of all workers."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
-        variables = self.metrics_variables
-        earlier = [tf.identity(variable.value) for variable in variables]
-        for variable in variables:
-            variable.assign(tf.zeros_like(variable.value))
         self.compute_metrics(x, y, predictions, sample_weight)
+        variables = self.metrics_variables
         values = [tf.identity(variable.value) for variable in variables]
         loss, *sums = sum_over_workers([loss, *metric_shares(self, part, values)])
         for variable, before, added in zip(variables, earlier, sums):

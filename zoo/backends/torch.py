@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,7 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from zoo.backends import common
 from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import create_variables as create_variables
-from zoo.backends.common import float64 as float64
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import sharded_model as sharded_model
@@ -39,13 +39,13 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def keep_float64() -> None:
-    """As `common.keep_float64`; and mends convolutions and hard sigmoids in float64.
+@contextmanager
+def float64() -> Iterator[None]:
+    """Context manager of `common.float64`; mends convolutions and hard sigmoids in float64.
 
     PyTorch cannot compute the gradient of a transposed kernel with one filter or channel, and it
     rounds the slope of a hard sigmoid, 1/6, to float32.
     """
-    common.keep_float64()
     functional = torch.nn.functional
 
     def with_contiguous_kernel(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -53,10 +53,14 @@ def keep_float64() -> None:
             x, kernel.contiguous(), *args, **kwargs
         )
 
-    for dimensions in ("1d", "2d", "3d"):
-        for name in (f"conv{dimensions}", f"conv_transpose{dimensions}"):
-            setattr(functional, name, with_contiguous_kernel(getattr(functional, name)))
-    functional.hardsigmoid = lambda x, inplace=False: functional.relu6(x + 3) / 6
+    exact = {
+        name: with_contiguous_kernel(getattr(functional, name))
+        for dimensions in ("1d", "2d", "3d")
+        for name in (f"conv{dimensions}", f"conv_transpose{dimensions}")
+    }
+    exact["hardsigmoid"] = lambda x, inplace=False: functional.relu6(x + 3) / 6
+    with common.float64(), common.replaced(functional, **exact):
+        yield
 
 
 def on_device(array: Any) -> Tensor:

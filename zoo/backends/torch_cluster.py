@@ -25,12 +25,7 @@ _BUCKET = 2**24  # elements that are added in one operation
 def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        gpus = torch.cuda.device_count()
-        if local_rank >= gpus:
-            raise ValueError(
-                f"`devices` must be at most {gpus}, the number of GPUs of this machine. Received: "
-                f"a worker with the number {local_rank}"
-            )
+        cluster_parts.check_local_rank(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(local_rank)
     with _connected():
         dist.init_process_group(
@@ -126,22 +121,27 @@ def gather_rows(outputs: Any, part: Part) -> Any:
     return keras.tree.map_structure(gather, outputs)
 
 
-@contextmanager
-def global_metrics(trainer: Any, part: Part, loss: Tensor) -> Iterator[None]:
-    """Context manager in which a worker updates metrics, which then are those of all workers.
+def reset_metrics(trainer: Any) -> list[Tensor]:
+    """Values of the metrics' variables, which become 0. Several losses update metrics, too."""
+    values = [variable.value for variable in trainer.metrics_variables]
+    earlier = [value.clone() for value in values]
+    for value in values:
+        value.zero_()
+    return earlier
+
+
+def add_metrics(trainer: Any, part: Part, earlier: list[Tensor], loss: Tensor) -> None:
+    """Adds what all workers have added to the metrics since `reset_metrics`.
 
     Args:
         trainer: The model with the metrics, whose variables are sums over examples.
         part: Rows of the worker.
+        earlier: What `reset_metrics` has returned.
         loss: The worker's share of the loss, which is added over the workers for the mean loss.
     """
-    variables = [metric_variable.value for metric_variable in trainer.metrics_variables]
-    earlier = [value.clone() for value in variables]
-    for value in variables:
-        value.zero_()
-    yield
-    shares = cluster_parts.metric_shares(trainer, part, variables)
+    values = [variable.value for variable in trainer.metrics_variables]
+    shares = cluster_parts.metric_shares(trainer, part, values)
     loss, *sums = sum_over_workers([loss.detach(), *shares])
-    for value, before, added in zip(variables, earlier, sums):
+    for value, before, added in zip(values, earlier, sums):
         value.copy_(before + added)
     common.update_loss_metric(trainer, loss, part.total)

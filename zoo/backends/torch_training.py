@@ -25,7 +25,7 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[no-any-return]
 
 
-class TrainerMixin(cluster_parts.SharedPenalties):
+class TrainerMixin(cluster_parts.SharedLosses):
     """Base class of `zoo.Trainer`: a training step that walks over the weights once.
 
     The step is eager, since compiling would ask the user for a C++ compiler. A weight that the
@@ -89,17 +89,21 @@ class TrainerMixin(cluster_parts.SharedPenalties):
     # -------------------------------------------------------------- as a worker of a cluster
 
     def _train_as_worker(self: Any, part: cluster_parts.Part) -> Any:
+        earlier = torch_cluster.reset_metrics(self)
         predictions, loss = self._share_of_loss(part, training=True)
         gradients = torch_cluster.sum_over_workers(self._gradients_of(loss))
         with torch.no_grad():
             self.optimizer.apply(gradients, self.trainable_variables)
-            return self._update_global_metrics(part, predictions, loss)
+            return self._update_global_metrics(part, earlier, predictions, loss)
 
     def test_step(self: Any, data: Any) -> Any:
         if not cluster_parts.is_joined():
             return super().test_step(data)  # type: ignore[misc]
         part = cluster_parts.own_part(data)
-        return self._update_global_metrics(part, *self._share_of_loss(part, training=False))
+        earlier = torch_cluster.reset_metrics(self)
+        return self._update_global_metrics(
+            part, earlier, *self._share_of_loss(part, training=False)
+        )
 
     def predict_step(self: Any, data: Any) -> Any:
         if not cluster_parts.is_joined():
@@ -117,15 +121,18 @@ class TrainerMixin(cluster_parts.SharedPenalties):
         ):
             predictions = self(x, training=training)
             loss = self.compute_loss(x, y, predictions, sample_weight, training=training)
-        cluster_parts.check_losses(self)
         return predictions, loss
 
     def _update_global_metrics(
-        self: Any, part: cluster_parts.Part, predictions: Any, loss: Tensor
+        self: Any,
+        part: cluster_parts.Part,
+        earlier: list[Tensor],
+        predictions: Any,
+        loss: Tensor,
     ) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
-        with torch_cluster.global_metrics(self, part, loss):
-            self.compute_metrics(x, y, predictions, sample_weight)
+        self.compute_metrics(x, y, predictions, sample_weight)
+        torch_cluster.add_metrics(self, part, earlier, loss)
         return self.get_metrics_result()
 
 

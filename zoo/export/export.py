@@ -188,7 +188,7 @@ class Job:
     def _write(self, path: Path) -> Row:
         """Writes the file in a worker of the format's backend."""
         entry = self._entry
-        worker = self._workers[entry.backend, "float32"]
+        worker = self._workers[entry.backend]
         try:
             worker(tasks.write, self._source, entry.name, path)
         except WorkerError as error:
@@ -199,7 +199,7 @@ class Job:
         self, name: str, compared: list[proof.Batch], timed: list[proof.Batch]
     ) -> list[tasks.Arrays | str]:
         """Computes the model's outputs on one backend, and the time of the exporting one."""
-        worker = self._workers[name, "float32"]
+        worker = self._workers[name]
         measured = timed if name == self._entry.backend else []
         environment, outputs, seconds = worker(
             tasks.answer,

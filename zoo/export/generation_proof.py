@@ -218,7 +218,7 @@ def prove(
     for name in workers.names:
         between = runtime, name
         try:
-            expected = generation.expected(workers[name, "float32"], folder)
+            expected = generation.expected(workers[name], folder)
         except WorkerError as error:
             rows.append(Row("generation", between, "float32", "failed", detail=str(error)))
         else:

@@ -176,6 +176,8 @@ class _Check:
         An error that two backends have alike is the model's, and no third backend is started.
         """
         measurements, precision = self._measurements, self._measurements.precisions[0]
+        for name in measurements.names[:_MAX_CONCURRENT]:
+            self._workers[name].start()  # they import Keras side by side
         for name in measurements.names:
             self._run_task(name, precision, data.prepare)
             if measurements.done("prepare", precision):
@@ -199,16 +201,16 @@ class _Check:
         ]
 
     def _run_on_all_backends(self, selected: dict[str, list[Any]]) -> None:
-        """Runs the selected tasks of each precision on each backend."""
-        workers = [(name, p) for p in selected for name in self._measurements.names]
+        """Runs the selected tasks on each backend, one precision after the other."""
 
-        def run_tasks(name: str, precision: str) -> None:
-            for task in selected[precision]:
-                if not self._stopping.is_set():
-                    self._run_task(name, precision, task)
+        def run_tasks(name: str) -> None:
+            for precision, tasks_of_precision in selected.items():
+                for task in tasks_of_precision:
+                    if not self._stopping.is_set():
+                        self._run_task(name, precision, task)
 
         with ThreadPoolExecutor(_MAX_CONCURRENT) as pool:
-            futures = [pool.submit(run_tasks, *worker) for worker in workers]
+            futures = [pool.submit(run_tasks, name) for name in self._measurements.names]
             try:
                 for future in futures:
                     future.result()
@@ -240,7 +242,9 @@ class _Check:
             self._progress(f"{name}, {precision}: {task.__name__.replace('_', ' ')}", done)
         result = error = None
         try:
-            result = self._workers[name, precision](task, measurements.case, measurements.folder)
+            result = self._workers[name](
+                task, measurements.case, measurements.folder, floatx=precision
+            )
         except WorkerError as raised:
             error = raised
         with self._lock:

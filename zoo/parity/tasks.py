@@ -58,7 +58,7 @@ def _build(case: Case, folder: Path, policy: str = "") -> tuple[ModelUnderTest, 
 
 def _subject(case: Case, folder: Path) -> tuple[ModelUnderTest, Randomness]:
     """As `_build`; the tasks of one check follow each other, and the model is built once."""
-    check = folder, (folder / "weights.npz").stat().st_mtime_ns
+    check = folder, (folder / "weights.npz").stat().st_mtime_ns, keras.config.floatx()
     if not _last or _last[0][0] != check:
         built = _build(case, folder)
         _last.append((check, *built))
@@ -194,36 +194,52 @@ def optimizer_steps(case: Case, folder: Path) -> list[str]:
     """The weights after two steps of each optimizer on given gradients.
 
     The gradients are random numbers, so that only the optimizer's own arithmetic is compared: Adam
-    divides a gradient by its size and would blow up the rounding of a small one.
+    divides a gradient by its size and would blow up the rounding of a small one. The optimizers of
+    `OPTIMIZERS` update each element by itself. So they are given only the elements that are
+    compared, of all weights of a dtype as one variable: JAX compiles each operation once a shape.
 
     Returns:
         The optimizers' names.
     """
     subject, _ = _subject(case, folder)
-    choices = dict(OPTIMIZERS)
-    if case.optimizer is not None:
-        choices["the model's own"] = case.optimizer
-    weights = subject.model.trainable_variables
-    steps = [
-        [
-            random.normal(random.key(case.seed, "gradient", step, path), tuple(weight.shape), 0.01)
-            for path, weight in zip(subject.trainable, weights)
-        ]
-        for step in range(2)
-    ]
-
+    weights = dict(zip(subject.trainable, subject.model.trainable_variables))
+    by_dtype: dict[str, Arrays] = {}
+    for path, weight in weights.items():
+        elements = subsample(to_numpy(weight.value)).ravel()
+        by_dtype.setdefault(weight.dtype, {})[path] = elements
     arrays = {}
-    for name, make in choices.items():
-        subject.load()
-        optimizer = make()
-        optimizer.build(weights)
-        for gradients_of_step in steps:
-            given = [ops.convert_to_tensor(g, w.dtype) for g, w in zip(gradients_of_step, weights)]
-            optimizer.apply(given)
-        for path, weight in zip(subject.trainable, weights):
-            arrays[f"{name}: {path}"] = subsample(to_numpy(weight.value))
+    for name, make in OPTIMIZERS.items():
+        joined = {
+            dtype: keras.Variable(np.concatenate([*by_path.values()]), dtype=dtype)
+            for dtype, by_path in by_dtype.items()
+        }
+        _take_two_steps(make(), case.seed, joined)
+        for dtype, by_path in by_dtype.items():
+            ends = np.cumsum([array.size for array in by_path.values()])
+            for path, updated in zip(by_path, np.split(to_numpy(joined[dtype].value), ends)):
+                arrays[f"{name}: {path}"] = updated
+    names = [*OPTIMIZERS]
+    if case.optimizer is not None:
+        names.append("the model's own")
+        _take_two_steps(case.optimizer(), case.seed, weights)
+        for path, weight in weights.items():
+            arrays[f"{names[-1]}: {path}"] = subsample(to_numpy(weight.value))
     _write(folder, "optimizers", arrays)
-    return list(choices)
+    return names
+
+
+def _take_two_steps(
+    optimizer: keras.optimizers.Optimizer, seed: int, variables: Mapping[str, keras.Variable]
+) -> None:
+    """Takes two steps of an optimizer, each with random gradients of its own, eagerly."""
+    optimizer.build([*variables.values()])
+    for step in range(2):
+        gradients = [
+            random.normal(random.key(seed, "gradient", step, name), tuple(variable.shape), 0.01)
+            for name, variable in variables.items()
+        ]
+        dtypes = [variable.dtype for variable in variables.values()]
+        optimizer.apply([*map(ops.convert_to_tensor, gradients, dtypes)])
 
 
 class _LossTrainer(Trainer):

@@ -1,13 +1,14 @@
-"""Worker process that runs tasks on one backend: `python -P worker.py FLOATX TIME_LIMIT`.
+"""Worker process that runs tasks on one backend: `python -P worker.py TIME_LIMIT`.
 
-The worker receives pickled pairs (time limit, pickled task) on standard input and sends pickled
-results to the original standard output. Output that the tasks print is redirected to standard
-error. The process ends with the process that started it, whatever it is doing, and ends by itself
-if an import or a task exceeds the time limit.
+The worker receives pickled triples (time limit, float type, pickled task) on standard input and
+sends pickled results to the original standard output. Output that the tasks print is redirected to
+standard error. The process ends with the process that started it, whatever it is doing, and ends by
+itself if an import or a task exceeds the time limit.
 
 The file is run by its path and imports `zoo` late, so that both hold while Keras is imported.
 """
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -19,7 +20,7 @@ from typing import Any
 
 _LAST_CALLS = 3  # of the traceback, quoted in an error
 
-Task = tuple[float, bytes]
+Task = tuple[float, str, bytes]
 
 
 def receive(tasks: "queue.SimpleQueue[Task]") -> None:
@@ -44,15 +45,14 @@ def end_after(seconds: float) -> None:
     faulthandler.dump_traceback_later(later, exit=True)
 
 
-def serve(floatx: str, tasks: "queue.SimpleQueue[Task]") -> None:
+def serve(tasks: "queue.SimpleQueue[Task]") -> None:
     """Runs tasks until the parent process closes standard input.
 
     Args:
-        floatx: Keras' default float type, "float32" or "float64".
-        tasks: Queue of time limits in seconds and pickled functions without arguments.
+        tasks: Queue of time limits in seconds, Keras' default float types, "float32" or "float64",
+            and pickled functions without arguments.
     """
     import cloudpickle
-    import keras
 
     from zoo.backends import backend
 
@@ -60,14 +60,12 @@ def serve(floatx: str, tasks: "queue.SimpleQueue[Task]") -> None:
     os.dup2(2, 1)
     backend.keep_malloc_pages()
     backend.disable_tf32()
-    if floatx == "float64":
-        backend.keep_float64()
-    keras.config.set_floatx(floatx)
     faulthandler.cancel_dump_traceback_later()
     while True:
-        time_limit, task = tasks.get()
+        time_limit, floatx, task = tasks.get()
         end_after(time_limit)
-        result = cloudpickle.dumps(_run_task(task))
+        with backend.float64() if floatx == "float64" else contextlib.nullcontext():
+            result = cloudpickle.dumps(_run_task(task))
         faulthandler.cancel_dump_traceback_later()
         pickle.dump(result, results)
         results.flush()
@@ -84,7 +82,7 @@ def _run_task(task: bytes) -> tuple[bool, Any]:
 
 
 if __name__ == "__main__":
-    end_after(float(sys.argv[2]))
+    end_after(float(sys.argv[1]))
     received: "queue.SimpleQueue[Task]" = queue.SimpleQueue()
     threading.Thread(target=receive, args=(received,), daemon=True).start()
-    serve(sys.argv[1], received)
+    serve(received)

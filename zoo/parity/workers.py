@@ -1,4 +1,4 @@
-"""Worker processes, one per backend and precision, and their supervision."""
+"""Worker processes, one per backend, and their supervision."""
 
 import collections
 import contextlib
@@ -40,7 +40,6 @@ class Worker:
 
     Args:
         backend: Name of the backend, one of `zoo.backends.NAMES`.
-        floatx: Keras' default float type in the process, "float32" or "float64".
         time_limit: Time limit of one task, in seconds. The process keeps it, too, and ends some
             seconds later by itself.
         environment: Additional environment variables of the process.
@@ -49,34 +48,33 @@ class Worker:
     def __init__(
         self,
         backend: str,
-        floatx: str = "float32",
         time_limit: float = 600.0,
         environment: dict[str, str] | None = None,
     ):
         self.backend = backend
-        self.floatx = floatx
         self.time_limit = time_limit
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._results: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
-    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def __call__(
+        self, function: Callable[..., Any], *arguments: Any, floatx: str = "float32"
+    ) -> Any:
         """Calls a function in the worker process and returns its result.
 
         Args:
             function: Function to call; it is pickled with the objects that it refers to.
             *arguments: Positional arguments of the function.
+            floatx: Keras' default float type meanwhile, "float32" or "float64".
 
         Raises:
             ValueError: If the function or an argument cannot be pickled.
             WorkerError: If the function raises, the process ends or the time limit is exceeded. The
                 text may include the last lines of the process' standard error.
         """
-        task = self.time_limit, _pickled(lambda: function(*arguments), function)
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._start()
+        task = self.time_limit, floatx, _pickled(lambda: function(*arguments), function)
+        self.start()
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -104,14 +102,20 @@ class Worker:
             raise WorkerError(result, ended=False)
         return result
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the process, unless it runs already."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._results = queue.SimpleQueue()
         environment = {
             "OPENBLAS_NUM_THREADS": "1",  # its idle threads would disturb the other workers
+            # On JAX most of the time went to LLVM's work on code that runs once.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             **os.environ,
             "KERAS_BACKEND": self.backend,
-            "JAX_ENABLE_X64": str(int(self.floatx == "float64")),
+            "JAX_ENABLE_X64": "0",  # but while a task computes in float64
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # several processes share a GPU
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -120,7 +124,7 @@ class Worker:
         }
         self._process = subprocess.Popen(
             # -P: the folder of the file has modules with the names of standard ones.
-            [sys.executable, "-P", worker_program.__file__, self.floatx, str(self.time_limit)],
+            [sys.executable, "-P", worker_program.__file__, str(self.time_limit)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -157,7 +161,7 @@ class Worker:
 
 
 class Workers:
-    """Pool of workers, one per backend and precision, created on first use and then reused.
+    """Pool of workers, one per backend, created on first use and then reused.
 
     Args:
         names: Names of the backends; by default all installed ones.
@@ -195,13 +199,13 @@ class Workers:
             )
         self.names: tuple[str, ...] = chosen
         self._time_limit = time_limit
-        self._workers: dict[tuple[str, str], Worker] = {}
+        self._workers: dict[str, Worker] = {}
 
-    def __getitem__(self, key: tuple[str, str]) -> Worker:
-        """Returns the worker of (backend, floatx)."""
-        if key not in self._workers:
-            self._workers[key] = Worker(*key, time_limit=self._time_limit)
-        return self._workers[key]
+    def __getitem__(self, name: str) -> Worker:
+        """Returns the worker of a backend."""
+        if name not in self._workers:
+            self._workers[name] = Worker(name, time_limit=self._time_limit)
+        return self._workers[name]
 
     def only(self, *names: str) -> "Workers":
         """Returns a pool of the given backends that shares the processes of this pool."""
@@ -221,7 +225,7 @@ class Workers:
             worker.close()
 
 
-def _send(task: tuple[float, bytes], stream: IO[bytes]) -> None:
+def _send(task: worker_program.Task, stream: IO[bytes]) -> None:
     with contextlib.suppress(OSError, ValueError):  # `_receive` reports the end
         pickle.dump(task, stream)
         stream.flush()

@@ -87,7 +87,7 @@ class TrainingConfig:
         chosen = self.progress()
         if self.patience is not None:
             chosen.append(keras.callbacks.EarlyStopping("val_loss", patience=self.patience))
-        if self.tensorboard is not None:
+        if self.tensorboard is not None and cluster.is_first():
             chosen.append(keras.callbacks.TensorBoard(self.tensorboard, write_graph=False))
         return chosen
 

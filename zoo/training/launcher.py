@@ -117,8 +117,14 @@ def launch(
         max_restarts: How often the workers start again.
 
     Raises:
-        ValueError: If `node_rank` is not below `num_nodes`, or `coordinator` is missing.
+        ValueError: If `node_rank` is not below `num_nodes`, `coordinator` is missing, or the
+            operating system is Windows, which has no process groups.
     """
+    if os.name == "nt":
+        raise ValueError(
+            "`devices` above 1 needs Linux or macOS, whose process groups end together. Received: "
+            f"devices={devices} on Windows"
+        )
     if node_rank >= num_nodes:
         raise ValueError(
             f"`node_rank` must be below `num_nodes` (={num_nodes}). Received: node_rank={node_rank}"

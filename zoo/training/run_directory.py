@@ -20,10 +20,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
-from matplotlib.figure import Figure
 from pydantic import ConfigDict, JsonValue, create_model
 from rich.console import Console
 
@@ -41,6 +40,9 @@ from zoo.training.lock import HOLDER_FILE, LOCK_FILE, DirectoryLock
 from zoo.training.run_callbacks import RunCheckpoint
 from zoo.training.run_identity import CONFIG, INPUTS, RunIdentity, environment
 from zoo.validation import FilePath, JSONObject, validated
+
+if TYPE_CHECKING:  # Matplotlib, which a process that makes no plots need not import
+    from matplotlib.figure import Figure
 
 # Names of the files that a run writes into its directory.
 _WRITTEN = r"[a-z][a-z0-9_-]*(\.weights|\.lora)?\.(csv|gif|h5|json|png|tsv)"
@@ -272,7 +274,7 @@ class RunDirectory:
         except OSError as error:
             raise write_error(str(path), self.checkpoints, error) from error
 
-    def save_plot(self, name: str, figure: Figure) -> None:
+    def save_plot(self, name: str, figure: "Figure") -> None:
         """Writes a figure of Matplotlib as a PNG file."""
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=120)
