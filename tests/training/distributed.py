@@ -107,10 +107,29 @@ def gpt() -> Setup:
 
 
 def text_to_image() -> Setup:
-    """Noise, time steps and prompts of each image, of which some are dropped."""
     network = zoo.text_to_image(
         9, 4, hidden_dim=8, input_shape=(8, 8, 1), channels=(8,), num_steps=20, dropout=0.3
-    )  # fmt: skip
+    )
+    return _diffusion(network)
+
+
+def diffusion() -> Setup:
+    """A network that compiles in a tenth of the time of `text_to_image`."""
+    image, time = keras.Input((8, 8, 1), name="image"), keras.Input((), dtype="int32", name="time")
+    prompt = keras.Input((4,), dtype="int32", name="prompt")
+    kernel = FanInUniform(0, "kernel")
+    embedding = keras.layers.Embedding(20, 8, embeddings_initializer=kernel)(time)
+    prompts = keras.layers.Embedding(9, 8, embeddings_initializer=kernel)(prompt)
+    embedding += keras.ops.mean(prompts, axis=1)
+    outputs = keras.layers.Conv2D(8, 3, padding="same", kernel_initializer=kernel)(image)
+    outputs = random.Dropout(0.3, name="dropout")(outputs)
+    outputs += keras.ops.reshape(embedding, (-1, 1, 1, 8))
+    outputs = keras.layers.Dense(1, kernel_initializer=kernel)(keras.ops.tanh(outputs))
+    return _diffusion(keras.Model({"image": image, "time": time, "prompt": prompt}, outputs))
+
+
+def _diffusion(network: keras.Model) -> Setup:
+    """Noise, time steps and prompts of each image, of which some are dropped."""
     trainer = DiffusionTrainer(network, GaussianDiffusion(cosine(20)), 0, PROMPTS)
     trainer.compile(Adam(1e-2, global_clipnorm=0.5, epsilon=EPSILON))
     examples = {"image": IMAGES, "label": LABELS}
@@ -194,6 +213,7 @@ TRAININGS: dict[str, Callable[[], Setup]] = {
     "lstm": lstm,
     "gpt": gpt,
     "text_to_image": text_to_image,
+    "diffusion": diffusion,
     "two_losses": two_losses,
     "unequal": unequal,
 }
