@@ -33,7 +33,7 @@ from zoo.training import (
 EPOCHS = 2
 STEPS = 3  # of an epoch; the last batch has two examples, fewer than three workers
 EXAMPLES, BATCH = 12, 5
-TEST_EXAMPLES, TEST_BATCH = 7, 3
+TEST_EXAMPLES, TEST_BATCH = 7, 3  # of the classifier; the others' are one batch
 # The gradient of an attention's key bias is 0; Adam's usual epsilon would turn its rounding errors
 # into steps.
 EPSILON = 1e-5
@@ -48,12 +48,16 @@ PROMPTS = _NUMBERS.integers(1, 9, (3, 2, 4), dtype=np.int32)  # of the classes
 
 @dataclass
 class Setup:
-    """A compiled trainer, its batches, and further arguments of `fit`."""
+    """A compiled trainer, its batches, and further arguments of `fit`.
+
+    The shapes of the batches are few, since JAX compiles a step for each.
+    """
 
     trainer: Trainer
     batches: Batches
     test: Batches
     options: dict[str, Any] = field(default_factory=dict)
+    predicts: bool = False
 
 
 def classifier() -> Trainer:
@@ -80,7 +84,7 @@ def cnn() -> Setup:
     test = Batches((IMAGES[:TEST_EXAMPLES], LABELS[:TEST_EXAMPLES]), TEST_BATCH)
     class_weight = {0: 0.5, 1: 1.0, 2: 3.0}
     batches = Batches((IMAGES, LABELS), BATCH, seed=3)
-    return Setup(trainer, batches, test, {"class_weight": class_weight})
+    return Setup(trainer, batches, test, {"class_weight": class_weight}, predicts=True)
 
 
 def lstm() -> Setup:
@@ -89,7 +93,7 @@ def lstm() -> Setup:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile(Adam(1e-2, global_clipnorm=0.5), loss, weighted_metrics=["accuracy"])
     examples = IDS[:, :-1], IDS[:, 1:], WEIGHTS
-    test = Batches(tuple(array[:TEST_EXAMPLES] for array in examples), TEST_BATCH)
+    test = Batches(tuple(array[:TEST_EXAMPLES] for array in examples))
     return Setup(trainer, Batches(examples, BATCH, seed=3), test)
 
 
@@ -98,7 +102,7 @@ def gpt() -> Setup:
     optimizer = AdamW(1e-2, global_clipnorm=0.5, epsilon=EPSILON)
     trainer.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     batches = Batches((IDS[:, :-1], IDS[:, 1:]), BATCH, seed=3)
-    test = Batches((IDS[:TEST_EXAMPLES, :-1], IDS[:TEST_EXAMPLES, 1:]), TEST_BATCH)
+    test = Batches((IDS[:TEST_EXAMPLES, :-1], IDS[:TEST_EXAMPLES, 1:]))
     return Setup(trainer, batches, test)
 
 
@@ -111,7 +115,7 @@ def text_to_image() -> Setup:
     trainer.compile(Adam(1e-2, global_clipnorm=0.5, epsilon=EPSILON))
     examples = {"image": IMAGES, "label": LABELS}
     held_out = held_out_examples(IMAGES[:TEST_EXAMPLES], 20, PROMPTS[LABELS[:TEST_EXAMPLES], 0])
-    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(held_out, TEST_BATCH))
+    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(held_out))
 
 
 class _EachStep(keras.callbacks.Callback):
@@ -144,11 +148,12 @@ def train(
         checkpoint=checkpoint, **setup.options,
     )  # fmt: skip
     optimizer = trainer.optimizer.variables
+    predictions = trainer.predict(setup.test, verbose=0) if setup.predicts else []
     return {
+        "predictions": np.asarray(predictions),
         "steps": np.array(steps.logs),
         "history": np.array([history.history[name] for name in sorted(history.history)]),
         "scores": np.array(trainer.evaluate(setup.test, verbose=0)),
-        "predictions": np.asarray(trainer.predict(setup.test, verbose=0)),
         **{f"weight {number}": w for number, w in enumerate(trainer.network.get_weights())},
         **{
             f"optimizer {number}": np.array(keras.ops.convert_to_numpy(variable.value))
@@ -173,7 +178,7 @@ def two_losses() -> Setup:
         (WEIGHTS[:, 0], WEIGHTS[:, 1]),
     )
     # Batches of one size, since Keras on TensorFlow weighs the losses of others alike.
-    return Setup(trainer, Batches(examples, 4, seed=3), Batches(examples, 4))
+    return Setup(trainer, Batches(examples, 4, seed=3), Batches(examples))
 
 
 def unequal() -> Setup:
@@ -182,7 +187,7 @@ def unequal() -> Setup:
     trainer = Trainer(network)
     trainer.compile("sgd", "mean_squared_error")
     examples = IDS[:, :6].astype(np.float32), LABELS.astype(np.float32)[:, None]
-    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(examples, BATCH))
+    return Setup(trainer, Batches(examples, BATCH, seed=3), Batches(examples))
 
 
 TRAININGS: dict[str, Callable[[], Setup]] = {
