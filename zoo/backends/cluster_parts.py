@@ -205,13 +205,15 @@ def metric_shares(trainer: Any, part: Part, values: Sequence[Tensor]) -> list[Te
         part: The worker's rows.
         values: Values of the metrics' variables after an update that began with zeros.
     """
-    # The mean of each of several losses weighs a share by the worker's rows, not by all.
-    means = {id(metric.total) for metric in getattr(trainer._compile_loss, "metrics", ())}
-    factor = ops.cast(part.total, "float32") / ops.cast(part.rows, "float32")
-    return [
-        part.counted(value * ops.cast(factor, value.dtype) if id(variable) in means else value)
-        for variable, value in zip(trainer.metrics_variables, values)
-    ]
+    updated = dict(zip(map(id, trainer.metrics_variables), values))
+    # The mean of each of several losses holds the worker's share once for each of its rows, or only
+    # once where TensorFlow does not know their number.
+    for metric in getattr(trainer._compile_loss, "metrics", ()):
+        total, count = (updated[id(variable)] for variable in (metric.total, metric.count))
+        share = ops.divide_no_nan(total, count)
+        updated[id(metric.total)] = share * ops.cast(part.total, share.dtype)
+        updated[id(metric.count)] = ops.cast(part.count, count.dtype)
+    return [part.counted(updated[id(variable)]) for variable in trainer.metrics_variables]
 
 
 def check_distributed(trainer: Any) -> None:
