@@ -21,21 +21,8 @@ import numpy as np
 from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zoo.backends import cluster_losses, common
-from zoo.backends.cluster_parts import (
-    Part,
-    SharedLosses,
-    WorkerBatchesAdapter,
-    assign_from_first,
-    computing,
-    is_joined,
-    leave_place,
-    metric_shares,
-    own_part,
-    place,
-    spans,
-    take_place,
-)
+from zoo.backends import cluster_losses, cluster_parts, common
+from zoo.backends.cluster_parts import Part
 from zoo.backends.jax_training import CheckedStep, State
 
 Tensor = Any
@@ -82,14 +69,14 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
         jax.jit(lambda x: x, out_shardings=replicated),
     )
     cluster_losses.use_global_divisors(lambda own: _divisors.total(own))
-    take_place(rank, len(addresses))
+    cluster_parts.take_place(rank, len(addresses))
 
 
 def leave_cluster() -> None:
     global _workers
     _workers = None
     cluster_losses.use_own_divisors()
-    leave_place()
+    cluster_parts.leave_place()
     error = sys.exc_info()[1]
     if error is None or (isinstance(error, SystemExit) and not error.code):
         jax.distributed.shutdown()
@@ -125,7 +112,7 @@ def _connected() -> Iterator[None]:
 def _on_mesh(operation: Callable[[Any], Any], tensors: Any) -> Any:
     """Applies an operation to arrays (workers, ...), of which each worker has one row."""
     assert _workers is not None
-    count = place().num_workers
+    count = cluster_parts.place().num_workers
 
     def global_array(x: Tensor) -> Tensor:
         shape = (count, *x.shape[1:])
@@ -145,21 +132,21 @@ def sum_over_workers(tensors: Any) -> Any:
 def gather_rows(outputs: Any, part: Part) -> Any:
     """The rows of all workers, in the order of the batch; nested outputs of one part each."""
     assert _workers is not None
-    most = -(-part.total // place().num_workers)
+    most = -(-part.total // cluster_parts.place().num_workers)
 
     def padded(rows: Tensor) -> Tensor:
         rows = rows[: part.count]
         return jnp.pad(rows, ((0, most - part.count), *[(0, 0)] * (rows.ndim - 1)))[None]
 
     def joined(rows: Tensor) -> np.ndarray:
-        parts = zip(np.asarray(rows), spans(part.total))
+        parts = zip(np.asarray(rows), cluster_parts.spans(part.total))
         return np.concatenate([x[: stop - start] for x, (start, stop) in parts])
 
     return jax.tree.map(joined, _on_mesh(_workers.gather, jax.tree.map(padded, outputs)))
 
 
 def broadcast(content: bytes) -> bytes:
-    is_first = place().rank == 0
+    is_first = cluster_parts.place().rank == 0
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
@@ -173,14 +160,14 @@ def broadcast(content: bytes) -> bytes:
 
 
 def broadcast_variables(variables: Sequence[Any]) -> None:
-    assign_from_first(variables, broadcast)
+    cluster_parts.assign_from_first(variables, broadcast)
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    if not is_joined():
+    if not cluster_parts.is_joined():
         return batches
     common.create_variables(trainer, batches[0])  # Keras cannot do so from the part of a batch
-    return WorkerBatchesAdapter(batches, class_weight)
+    return cluster_parts.WorkerBatchesAdapter(batches, class_weight)
 
 
 @partial(
@@ -276,7 +263,7 @@ class _WorkerStep(CheckedStep):
         self._is_weighted = False
 
     def __call__(self, state: State, data: Any) -> Any:
-        part = own_part(data)
+        part = cluster_parts.own_part(data)
         try:
             shares, non_trainable = self._share_of(state, part)
         except _UnknownDivisor:
@@ -310,12 +297,12 @@ class _PredictStep(CheckedStep):
     """A step of a worker that computes its rows of a batch and gathers those of all workers."""
 
     def __call__(self, state: State, data: Any) -> Any:
-        part = own_part(data)
+        part = cluster_parts.own_part(data)
         outputs, non_trainable = super().__call__(state, part)
         return gather_rows(outputs, part), (state[0], non_trainable)
 
 
-class TrainerMixin(SharedLosses):
+class TrainerMixin(cluster_parts.SharedLosses):
     """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
 
     _made_in_cluster = False
@@ -343,8 +330,8 @@ class TrainerMixin(SharedLosses):
 
     def _is_worker(self: Any) -> bool:
         """Whether this process is in a cluster; forgets functions made while that was otherwise."""
-        if self._made_in_cluster != is_joined():
-            self._made_in_cluster = is_joined()
+        if self._made_in_cluster != cluster_parts.is_joined():
+            self._made_in_cluster = cluster_parts.is_joined()
             self.train_function = self.test_function = self.predict_function = None
         return bool(self._made_in_cluster)
 
@@ -373,7 +360,7 @@ class TrainerMixin(SharedLosses):
         """The worker's share of the loss, scaled and as it is, and what it adds to the metrics."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         sums = [jnp.zeros_like(value) for value in metrics]
-        with computing(part), self.part_of_batch(part.start, part.rows, part.total):
+        with cluster_parts.computing(part), self.part_of_batch(part.start, part.rows, part.total):
             scaled, (loss, outputs, non_trainable, sums) = self.compute_loss_and_updates(
                 trainable, non_trainable, sums, x, y, sample_weight, **options
             )
@@ -381,7 +368,7 @@ class TrainerMixin(SharedLosses):
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self.compute_metrics(x, y, outputs, sample_weight)
         sums = [scope.get_current_value(variable) for variable in self.metrics_variables]
-        return scaled, (loss, metric_shares(self, part, sums), non_trainable)
+        return scaled, (loss, cluster_parts.metric_shares(self, part, sums), non_trainable)
 
     def _apply_training(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
         trainable, (optimizer, metrics) = state
