@@ -36,6 +36,7 @@ from zoo.backends.cluster_parts import (
     spans,
     take_place,
 )
+from zoo.backends.jax_packing import Packed
 from zoo.backends.jax_training import CheckedStep, State
 
 Tensor = Any
@@ -183,38 +184,6 @@ def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
     return WorkerBatchesAdapter(batches, class_weight)
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["structure", "shapes"]
-)
-@dataclass(frozen=True)
-class _Packed:
-    """Nested arrays as one (1, elements) of each dtype, to be added in one operation."""
-
-    flat: dict[str, Tensor]
-    structure: Any
-    shapes: tuple[jax.ShapeDtypeStruct, ...]
-
-    @classmethod
-    def pack(cls, tree: Any) -> "_Packed":
-        leaves, structure = jax.tree.flatten(tree)
-        rows: dict[str, list[Tensor]] = {}
-        for leaf in leaves:
-            rows.setdefault(leaf.dtype.name, []).append(leaf.reshape(1, -1))
-        flat = {dtype: jnp.concatenate(parts, axis=1) for dtype, parts in rows.items()}
-        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-        return cls(flat, structure, shapes)
-
-    def unpack(self) -> Any:
-        """The arrays again, of sums without the first axis."""
-        used = dict.fromkeys(self.flat, 0)
-        leaves = []
-        for shape in self.shapes:
-            dtype = shape.dtype.name
-            start, used[dtype] = used[dtype], used[dtype] + shape.size
-            leaves.append(self.flat[dtype][start : used[dtype]].reshape(shape.shape))
-        return jax.tree.unflatten(self.structure, leaves)
-
-
 class _UnknownDivisor(Exception):
     """A loss divides by a sum of weights, which the workers have not added yet."""
 
@@ -297,7 +266,7 @@ class _WorkerStep(CheckedStep):
         part, divisors = data
         with _dividing_by(_Divisors(divisors)):
             shares, non_trainable = self._compute(state, part)
-        return _Packed.pack(shares), non_trainable
+        return Packed.pack(shares), non_trainable
 
     def _collect_divisors(self, state: State, part: Part) -> list[Tensor]:
         with _dividing_by(_Divisors(collect=True)) as divisors:
@@ -383,14 +352,14 @@ class TrainerMixin(SharedLosses):
         sums = [scope.get_current_value(variable) for variable in self.metrics_variables]
         return scaled, (loss, metric_shares(self, part, sums), non_trainable)
 
-    def _apply_training(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
+    def _apply_training(self: Any, state: Any, sums: Packed, total: Tensor) -> Any:
         trainable, (optimizer, metrics) = state
         loss, metric_sums, gradients = sums.unpack()
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
         return logs, trainable, [optimizer, metrics]
 
-    def _apply_test(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
+    def _apply_test(self: Any, state: Any, sums: Packed, total: Tensor) -> Any:
         trainable, (metrics,) = state
         loss, metric_sums = sums.unpack()
         logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
