@@ -21,8 +21,22 @@ import numpy as np
 from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zoo.backends import cluster_losses, cluster_parts, common
-from zoo.backends.cluster_parts import Part
+from zoo.backends import cluster_losses, common
+from zoo.backends.cluster_parts import (
+    Part,
+    SharedLosses,
+    WorkerBatchesAdapter,
+    assign_from_first,
+    computing,
+    is_joined,
+    leave_place,
+    metric_shares,
+    own_part,
+    place,
+    spans,
+    take_place,
+)
+from zoo.backends.jax_packing import Packed
 from zoo.backends.jax_training import CheckedStep, State
 
 Tensor = Any
@@ -69,14 +83,14 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
         jax.jit(lambda x: x, out_shardings=replicated),
     )
     cluster_losses.use_global_divisors(lambda own: _divisors.total(own))
-    cluster_parts.take_place(rank, len(addresses))
+    take_place(rank, len(addresses))
 
 
 def leave_cluster() -> None:
     global _workers
     _workers = None
     cluster_losses.use_own_divisors()
-    cluster_parts.leave_place()
+    leave_place()
     error = sys.exc_info()[1]
     if error is None or (isinstance(error, SystemExit) and not error.code):
         jax.distributed.shutdown()
@@ -112,7 +126,7 @@ def _connected() -> Iterator[None]:
 def _on_mesh(operation: Callable[[Any], Any], tensors: Any) -> Any:
     """Applies an operation to arrays (workers, ...), of which each worker has one row."""
     assert _workers is not None
-    count = cluster_parts.place().num_workers
+    count = place().num_workers
 
     def global_array(x: Tensor) -> Tensor:
         shape = (count, *x.shape[1:])
@@ -132,21 +146,21 @@ def sum_over_workers(tensors: Any) -> Any:
 def gather_rows(outputs: Any, part: Part) -> Any:
     """The rows of all workers, in the order of the batch; nested outputs of one part each."""
     assert _workers is not None
-    most = -(-part.total // cluster_parts.place().num_workers)
+    most = -(-part.total // place().num_workers)
 
     def padded(rows: Tensor) -> Tensor:
         rows = rows[: part.count]
         return jnp.pad(rows, ((0, most - part.count), *[(0, 0)] * (rows.ndim - 1)))[None]
 
     def joined(rows: Tensor) -> np.ndarray:
-        parts = zip(np.asarray(rows), cluster_parts.spans(part.total))
+        parts = zip(np.asarray(rows), spans(part.total))
         return np.concatenate([x[: stop - start] for x, (start, stop) in parts])
 
     return jax.tree.map(joined, _on_mesh(_workers.gather, jax.tree.map(padded, outputs)))
 
 
 def broadcast(content: bytes) -> bytes:
-    is_first = cluster_parts.place().rank == 0
+    is_first = place().rank == 0
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
@@ -160,46 +174,14 @@ def broadcast(content: bytes) -> bytes:
 
 
 def broadcast_variables(variables: Sequence[Any]) -> None:
-    cluster_parts.assign_from_first(variables, broadcast)
+    assign_from_first(variables, broadcast)
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
-    if not cluster_parts.is_joined():
+    if not is_joined():
         return batches
     common.create_variables(trainer, batches[0])  # Keras cannot do so from the part of a batch
-    return cluster_parts.WorkerBatchesAdapter(batches, class_weight)
-
-
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["structure", "shapes"]
-)
-@dataclass(frozen=True)
-class _Packed:
-    """Nested arrays as one (1, elements) of each dtype, to be added in one operation."""
-
-    flat: dict[str, Tensor]
-    structure: Any
-    shapes: tuple[jax.ShapeDtypeStruct, ...]
-
-    @classmethod
-    def pack(cls, tree: Any) -> "_Packed":
-        leaves, structure = jax.tree.flatten(tree)
-        rows: dict[str, list[Tensor]] = {}
-        for leaf in leaves:
-            rows.setdefault(leaf.dtype.name, []).append(leaf.reshape(1, -1))
-        flat = {dtype: jnp.concatenate(parts, axis=1) for dtype, parts in rows.items()}
-        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-        return cls(flat, structure, shapes)
-
-    def unpack(self) -> Any:
-        """The arrays again, of sums without the first axis."""
-        used = dict.fromkeys(self.flat, 0)
-        leaves = []
-        for shape in self.shapes:
-            dtype = shape.dtype.name
-            start, used[dtype] = used[dtype], used[dtype] + shape.size
-            leaves.append(self.flat[dtype][start : used[dtype]].reshape(shape.shape))
-        return jax.tree.unflatten(self.structure, leaves)
+    return WorkerBatchesAdapter(batches, class_weight)
 
 
 class _UnknownDivisor(Exception):
@@ -263,7 +245,7 @@ class _WorkerStep(CheckedStep):
         self._is_weighted = False
 
     def __call__(self, state: State, data: Any) -> Any:
-        part = cluster_parts.own_part(data)
+        part = own_part(data)
         try:
             shares, non_trainable = self._share_of(state, part)
         except _UnknownDivisor:
@@ -284,7 +266,7 @@ class _WorkerStep(CheckedStep):
         part, divisors = data
         with _dividing_by(_Divisors(divisors)):
             shares, non_trainable = self._compute(state, part)
-        return _Packed.pack(shares), non_trainable
+        return Packed.pack(shares), non_trainable
 
     def _collect_divisors(self, state: State, part: Part) -> list[Tensor]:
         with _dividing_by(_Divisors(collect=True)) as divisors:
@@ -297,12 +279,12 @@ class _PredictStep(CheckedStep):
     """A step of a worker that computes its rows of a batch and gathers those of all workers."""
 
     def __call__(self, state: State, data: Any) -> Any:
-        part = cluster_parts.own_part(data)
+        part = own_part(data)
         outputs, non_trainable = super().__call__(state, part)
         return gather_rows(outputs, part), (state[0], non_trainable)
 
 
-class TrainerMixin(cluster_parts.SharedLosses):
+class TrainerMixin(SharedLosses):
     """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
 
     _made_in_cluster = False
@@ -330,8 +312,8 @@ class TrainerMixin(cluster_parts.SharedLosses):
 
     def _is_worker(self: Any) -> bool:
         """Whether this process is in a cluster; forgets functions made while that was otherwise."""
-        if self._made_in_cluster != cluster_parts.is_joined():
-            self._made_in_cluster = cluster_parts.is_joined()
+        if self._made_in_cluster != is_joined():
+            self._made_in_cluster = is_joined()
             self.train_function = self.test_function = self.predict_function = None
         return bool(self._made_in_cluster)
 
@@ -360,7 +342,7 @@ class TrainerMixin(cluster_parts.SharedLosses):
         """The worker's share of the loss, scaled and as it is, and what it adds to the metrics."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         sums = [jnp.zeros_like(value) for value in metrics]
-        with cluster_parts.computing(part), self.part_of_batch(part.start, part.rows, part.total):
+        with computing(part), self.part_of_batch(part.start, part.rows, part.total):
             scaled, (loss, outputs, non_trainable, sums) = self.compute_loss_and_updates(
                 trainable, non_trainable, sums, x, y, sample_weight, **options
             )
@@ -368,16 +350,16 @@ class TrainerMixin(cluster_parts.SharedLosses):
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self.compute_metrics(x, y, outputs, sample_weight)
         sums = [scope.get_current_value(variable) for variable in self.metrics_variables]
-        return scaled, (loss, cluster_parts.metric_shares(self, part, sums), non_trainable)
+        return scaled, (loss, metric_shares(self, part, sums), non_trainable)
 
-    def _apply_training(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
+    def _apply_training(self: Any, state: Any, sums: Packed, total: Tensor) -> Any:
         trainable, (optimizer, metrics) = state
         loss, metric_sums, gradients = sums.unpack()
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
         return logs, trainable, [optimizer, metrics]
 
-    def _apply_test(self: Any, state: Any, sums: _Packed, total: Tensor) -> Any:
+    def _apply_test(self: Any, state: Any, sums: Packed, total: Tensor) -> Any:
         trainable, (metrics,) = state
         loss, metric_sums = sums.unpack()
         logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
