@@ -14,7 +14,7 @@ from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
 from zoo.training import Adam, Batches
 
 BATCH = 32
-STEPS = 150  # of one pass over the training images
+STEPS = 60  # of one pass over the training images
 TOKENIZER = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
 PROMPTS = ["a handwritten seven", "the digit 3", "zero", "draw a 4"]
 

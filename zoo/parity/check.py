@@ -21,11 +21,9 @@ from zoo.parity.workers import WorkerError, Workers
 from zoo.validation import AnyPath, Positive, each, validated, whole
 
 Progress = Callable[[str, Sequence[RungReport]], None]
+Rungs = str | Annotated[Sequence[int], each(whole(None, None))]
 
 _MAX_CONCURRENT = 2  # workers; much of their work is single-threaded
-
-
-Rungs = str | Annotated[Sequence[int], each(whole(None, None))]
 
 
 @validated
