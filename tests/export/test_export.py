@@ -144,7 +144,7 @@ def test_export_reports_what_a_format_cannot_hold(workers: Workers, tmp_path: Pa
 def test_source_of_trained_weights_has_their_card(tmp_path: Path) -> None:
     from zoo.export.source import describe
 
-    source = describe("mlp-mnist", None, None, None, tmp_path)
+    source = describe("mlp-mnist", None, None, None, tmp_path, FORMATS["onnx"])
     assert json.loads(source.metadata["card"])["builder"] == source.metadata["builder"] == "mlp"
     graph = source.graph()
     trained = registry.get("mlp").build(weights="mnist")
