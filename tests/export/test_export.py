@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from tests.export import faults
+from tests.export import faults, models
 from zoo import registry
 from zoo.export import FORMATS, ExportReport, export, tasks
 from zoo.parity import Workers, html
@@ -88,16 +87,26 @@ def test_export_of_a_model_with_two_inputs(onnx: Any, workers: Workers, tmp_path
 
 
 @pytest.mark.slow
-def test_export_of_mobilenet_keeps_builder_and_metadata(
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_export_of_models_that_another_backend_created(
+    backend: str, onnx: Any, workers: Workers, tmp_path: Path
+) -> None:
+    """MobileNetV2 and a model with two inputs leave from the process that has made them."""
+    reports = workers[backend, "float32"](models.export_from_here, tmp_path)
+    assert len(reports) == 2
+    for report in reports:
+        assert report.settings["starting_backend"] == backend
+        assert_proven(report, tmp_path / f"{report.model}.onnx", 1)
+        metadata = onnx.load(tmp_path / f"{report.model}.onnx").metadata_props
+        assert {entry.key: entry.value for entry in metadata}["model"] == report.model
+
+
+@pytest.mark.slow
+def test_export_of_mobilenet_agrees_with_all_backends(
     onnx: Any, workers: Workers, tmp_path: Path
 ) -> None:
-    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
-    path = tmp_path / "mobilenet.onnx"
-    one = workers.only("torch")
-    assert_proven(export(model, path, "onnx", workers=one), path, 1)
-    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert metadata["model"] == model.name
-    assert metadata["keras"] == keras.__version__
+    path = tmp_path / "net.onnx"
+    assert_proven(export(models.mobilenet(), path, "onnx", workers=workers), path)
 
 
 @pytest.mark.parametrize(

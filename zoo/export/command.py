@@ -80,16 +80,13 @@ def run_export(config: Export) -> int:
         )
     specs = [InputSpec.parse(text)[1] for text in config.input]
     options: dict[str, Any] = {}
-    if config.generation:
-        if specs:
-            raise ValueError(
-                "`input` must not be given with `generation`, whose models define their inputs. "
-                f"Received: input={config.input[0]}"
-            )
-    else:
-        options["test_data"] = config.test_data
-        if specs:
-            options["inputs"] = specs if len(specs) > 1 else specs[0]
+    if specs:
+        options["inputs"] = specs if len(specs) > 1 else specs[0]
+    if specs and config.generation:
+        raise ValueError(
+            "`input` must not be given with `generation`, whose models define their inputs. "
+            f"Received: input={config.input[0]}"
+        )
     function: Callable[..., ExportReport] = export_generation if config.generation else export
     console = cli.console()
     with console.status(config.model) as status:
@@ -101,6 +98,7 @@ def run_export(config: Export) -> int:
             backends=config.backends.split(",") if config.backends is not None else None,
             dtype=config.dtype,
             tolerance=config.tolerance,
+            test_data=config.test_data,
             seed=config.seed,
             time_limit=config.time_limit,
             progress=status.update,

@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 TestData = Literal["part", "whole"]
 
 _MAX_CONCURRENT = 2  # processes; much of their work is single-threaded
-_REASONS = {
+REASONS = {
     "file": (
         "Traced with symbolic sizes and written on one backend; for ONNX checked with the shapes."
     ),
@@ -109,19 +109,25 @@ def export(
         # Beside the path, so that the proven file is moved at once.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".zoo-", dir=path.parent))
         source = describe(model, arguments, inputs, tolerance, Path(folder), entry, dtype)
-        notes, evaluation = [], None
-        if entry.name == "safetensors":
-            source = weights_alone(source)
-        elif (saved := find_saved(model)) is not None:
-            try:
-                evaluation = make_evaluation(saved, test_data == "whole")
-            except NoTestDataError as error:
-                notes.append(f"no metrics: {error}")
+        evaluation, notes = evaluation_of(model, test_data)
+        if entry.name == "safetensors":  # has no outputs
+            source, evaluation, notes = weights_alone(source), None, []
         job = Job(
             source, entry, path, workers, Path(folder), progress or (lambda _: None), evaluation,
             notes,
         )  # fmt: skip
         return job.execute(seed, time_limit)
+
+
+def evaluation_of(model: Any, test_data: TestData) -> tuple[Evaluation | None, list[str]]:
+    """The evaluation of a trained model, or a note that says why there is none."""
+    saved = find_saved(model)
+    if saved is None:
+        return None, []
+    try:
+        return make_evaluation(saved, test_data == "whole"), []
+    except NoTestDataError as error:
+        return None, [f"no metrics: {error}"]
 
 
 def check_path(path: Path) -> None:
@@ -193,7 +199,7 @@ class Job:
             },
             notes=tuple(self._notes),
             rungs=tuple(
-                RungReport(number, title, _REASONS[title], tuple(rows))
+                RungReport(number, title, REASONS[title], tuple(rows))
                 for number, (title, rows) in enumerate(self._rows.items(), 1)
             ),
             seconds=round(time.perf_counter() - started, 1),
@@ -294,7 +300,7 @@ class Job:
             expected = {name: answer.metrics for name, answer in before.items()}
             card = {"card": self._evaluation.card} if self._evaluation.card else {}
             self._rows["metrics"] = list(
-                proof.compare_metrics(source, entry, result.metrics, {**expected, **card})
+                proof.compare_metrics(source, entry.runtime, result.metrics, expected | card)
             )
 
     def _measure(

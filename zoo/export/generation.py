@@ -13,9 +13,10 @@ import keras
 
 from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.export import formats, generation_proof
-from zoo.export.export import Job, Progress, check_path
+from zoo.export.evaluation import Evaluation
+from zoo.export.export import REASONS, Job, Progress, TestData, check_path, evaluation_of
 from zoo.export.formats import Format
-from zoo.export.generation_proof import GenerationProof, ImageProof, TokenProof
+from zoo.export.generation_proof import GenerationProof, ImageProof, Proven, TokenProof
 from zoo.export.parts import decoding_parts, diffusion_parts, source_vocabulary
 from zoo.export.report import ExportReport
 from zoo.export.source import Source, describe, find_saved
@@ -24,7 +25,7 @@ from zoo.files.saved import SavedModel
 from zoo.files.weights import CARD
 from zoo.generation.decoding import check_language_model, is_encoder_decoder, max_length
 from zoo.layers.transformer_block import TransformerBlock
-from zoo.parity.report import Row, RungReport
+from zoo.parity.report import RungReport
 from zoo.parity.workers import Workers
 from zoo.validation import FilePath, Index, JSONObject, Positive, TextList, validated
 from zoo.validation import Source as NameOrPath
@@ -59,6 +60,7 @@ def export_generation(
     workers: Workers | None = None,
     dtype: WeightDType = "float32",
     tolerance: Positive | None = None,
+    test_data: TestData = "part",
     seed: Index = 0,
     time_limit: Positive = 600.0,
     progress: Progress | None = None,
@@ -83,6 +85,7 @@ def export_generation(
         dtype: Type in which the files store the weights, as for `export`.
         tolerance: Largest distance of the outputs of a file, relative to their scale, as for
             `export`.
+        test_data: How much of a trained model's test data is used, as for `export`.
         seed: Seed of the random inputs.
         time_limit: Time limit of one task, in seconds.
         progress: Callback, called with a line of text.
@@ -134,17 +137,18 @@ def export_generation(
             reports[name] = job.execute(seed, time_limit)
             if not reports[name].proven:
                 break
-        rows = None
+        proven = None
+        evaluation, notes = evaluation_of(model, test_data)
         if all(report.proven for report in reports.values()):
             report_progress("generation")
             for name, content in generator.files.items():
                 (directory / name).write_bytes(content)
             generation_proof.write_content(generator.proof, directory)
-            rows = generation_proof.prove(
-                generator.proof, entry.runtime, directory, folder, workers, time_limit
+            proven = generation_proof.prove(
+                generator.proof, entry.runtime, directory, folder, workers, evaluation, time_limit
             )
         seconds = round(time.perf_counter() - started, 1)
-        report = _merged(generator, entry, dtype, seed, reports, rows, seconds)
+        report = _merged(generator, entry, dtype, seed, reports, proven, evaluation, notes, seconds)
         if report.proven:
             if path.is_dir():
                 path.rmdir()  # it is empty
@@ -158,7 +162,9 @@ def _merged(
     dtype: WeightDType,
     seed: int,
     reports: Mapping[str, ExportReport],
-    rows: Sequence[Row] | None,
+    proven: Proven | None,
+    evaluation: Evaluation | None,
+    notes: Sequence[str],
     seconds: float,
 ) -> ExportReport:
     """One report of all files and, if all are proven, of the generation."""
@@ -167,21 +173,30 @@ def _merged(
         for name, report in reports.items()
         for rung in report.rungs
     ]
-    if rows is not None:
-        rungs.append(("generation", generator.proof.reason, tuple(rows)))
+    settings: dict[str, Any] = {
+        "format": entry.name,
+        "weights": dtype,
+        "seed": seed,
+        "files": {name: dict(report.settings) for name, report in reports.items()},
+    }
+    all_notes = [f"{name}: {note}" for name in reports for note in reports[name].notes] + [*notes]
+    if proven is not None:
+        rungs.append(("generation", generator.proof.reason, tuple(proven.rows)))
+        if evaluation is not None:
+            rungs.append(("metrics", REASONS["metrics"], tuple(proven.metrics)))
+            texts = [f"{name} {value:.6g}" for name, value in proven.values.items()]
+            all_notes.append(f"{', '.join(texts)} on {evaluation.examples}")
+            settings |= {"examples": evaluation.examples, "file_metrics": proven.values}
     return ExportReport(
         model=generator.proof.source.name,
         environments=dict(
             pair for report in reports.values() for pair in report.environments.items()
         ),
-        settings={
-            "format": entry.name, "weights": dtype, "seed": seed,
-            "files": {name: dict(report.settings) for name, report in reports.items()},
-        },
-        notes=tuple(f"{name}: {note}" for name in reports for note in reports[name].notes),
+        settings=settings,
+        notes=tuple(all_notes),
         rungs=tuple(RungReport(number, *rung) for number, rung in enumerate(rungs, 1)),
         seconds=seconds,
-    )  # fmt: skip
+    )
 
 
 def _file_name(part: str, entry: Format) -> str:

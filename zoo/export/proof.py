@@ -205,7 +205,7 @@ def _row(
 
 def compare_metrics(
     source: Source,
-    entry: Format,
+    runtime: str,
     metrics: Metrics | str,
     expected: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Row]:
@@ -213,12 +213,12 @@ def compare_metrics(
 
     Args:
         source: The model.
-        entry: Format of the file.
+        runtime: Name of the library that runs the file.
         metrics: Metrics of the file, or the text of the error with which it refuses the inputs.
         expected: Metrics by the name of the backend, or "card".
     """
     for origin, values in expected.items():
-        between = entry.runtime, origin
+        between = runtime, origin
         if isinstance(metrics, str):
             yield Row("metrics", between, "float32", "differs", detail=metrics)
             continue
