@@ -23,8 +23,6 @@ class _Module(torch.nn.Module):  # type: ignore[misc]
         self.names = [f"stored_{number}" for number, _ in enumerate(arrays)]
         for name, array in zip(self.names, arrays):
             self.register_buffer(name, torch.from_numpy(array))
-        if not graph.stored:
-            self.model = graph.model  # a PyTorch module: its parameters are those of the file
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = [getattr(self, name) for name in self.names]
@@ -63,13 +61,26 @@ def write_onnx(graph: Graph, path: Path) -> None:
     }
     # The names of the axes are all that is taken from `dynamic_shapes`: the program has its own.
     onnx_program = torch.onnx.export(
-        program(graph), dynamic_shapes=(axes,), dynamo=True, verbose=False, external_data=False
-    )
+        program(graph), dynamic_shapes=(axes,), dynamo=True, verbose=False, external_data=False,
+        optimize=not graph.stored,
+    )  # fmt: skip
+    if graph.stored:
+        from onnxscript import optimizer  # ONNX alone needs it
+
+        optimizer.optimize_ir(onnx_program.model, should_fold=_should_fold)
+    for node in onnx_program.model.graph.all_nodes():
+        node.metadata_props.clear()  # of the exporter; often longer than the weights
     _rename(onnx_program.model.graph, graph)
     onnx_program.model.metadata_props.update(graph.metadata)
     parameters = [*graph.model.parameters(), *graph.model.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in parameters)
     onnx_program.save(path, external_data=size > MAX_ONNX_BYTES)
+
+
+def _should_fold(node: Any) -> bool | None:
+    """Leaves stored weights as they are, which folding would turn into float32."""
+    dtype = node.inputs[0].dtype if node.op_type == "Cast" else None
+    return False if dtype is not None and dtype.name in ("INT8", "FLOAT16") else None
 
 
 def _rename(onnx_graph: Any, graph: Graph) -> None:

@@ -48,7 +48,7 @@ class Export:
     tolerance: float | None = None
     """Largest distance of the outputs relative to their scale; by default 1e-5, or 1e-4 with
     recurrence or attention. With float16 and int8 the largest relative change of outputs and
-    metrics; by default 0.01 and 0.2."""
+    metrics; by default 0.002 and 0.1."""
     test_data: TestData = "part"
     """Test data of the metrics of trained weights or a run: a part, which takes seconds, or the
     whole."""

@@ -84,8 +84,8 @@ def export(
             what they are multiplied with.
         tolerance: With float32 weights the largest distance of the outputs, relative to their
             scale; by default 1e-5, or 1e-4 for a model with recurrence or attention. With others
-            the largest relative change, of outputs and metrics, by the rounding; by default 0.01
-            for float16 and 0.2 for int8.
+            the largest relative change, of outputs and metrics, by the rounding; by default
+            0.002 for float16 and 0.1 for int8.
         test_data: How much of a trained model's test data the metrics are computed with: "part", as
             the card has it, which takes seconds, or "whole".
         seed: Seed of the random inputs.

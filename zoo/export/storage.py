@@ -14,10 +14,11 @@ from zoo.backends.exporting import Stored
 WeightDType = Literal["float32", "float16", "int8"]
 
 DTYPES: tuple[WeightDType, ...] = get_args(WeightDType)
-# Largest distance of outputs, relative to their scale, and of metrics from those of the float32
-# model.
-TOLERANCES: dict[str, float] = {"float16": 1e-2, "int8": 0.2}
-METRIC_TOLERANCE = 1e-3
+# Largest relative change of outputs and metrics by the rounding. Measured over models of the zoo in
+# float16: outputs by 5e-4. In int8: outputs by 2e-2, with LiteRT's own by 3.4e-2, and metrics by
+# 6e-3, with LiteRT's own by 1.8e-2, the loss of a classifier that is nearly always right.
+TOLERANCES: dict[str, float] = {"float16": 2e-3, "int8": 0.1}
+METRIC_TOLERANCE = 1e-3  # without rounding; on another processor, a sum may round otherwise
 
 _LEVELS = 127
 _SMALLEST = 256  # numbers of a weight in int8; below, a scale for each row saves nothing
