@@ -45,7 +45,8 @@ def test_evaluation_computes_the_metrics_of_the_card(name: str, examples: str) -
     model = saved.load_model()
 
     def outputs(batch: list[np.ndarray]) -> list[np.ndarray]:
-        inputs = dict(zip((tensor.name for tensor in model.inputs), batch, strict=True))
+        names = [tensor.name for tensor in model.inputs]
+        inputs = dict(zip(names, batch, strict=True)) if len(names) > 1 else batch[0]
         return [keras.ops.convert_to_numpy(model(inputs, training=False))]
 
     metrics = evaluation.metrics(map(outputs, evaluation.batches))
@@ -137,10 +138,10 @@ def test_export_refuses_a_file_without_the_metrics_of_the_card(
             metrics["part"]["test_accuracy"] = 0.98
 
     folder = card_copy(tmp_path / "weights", "mlp-mnist", lower)
-    report = export(folder, tmp_path / "mlp.pt2", "pt2", workers=workers.only("torch"))
+    report = export(folder, tmp_path / "mlp.litert", "litert", workers=workers.only("tensorflow"))
     assert report.exit_status == 1
     assert [rung.status for rung in report.rungs] == ["agrees", "agrees", "differs"]
     (failure,) = report.failures
-    assert "test_accuracy, PyTorch and card" in failure
+    assert "test_accuracy, LiteRT and card" in failure
     assert "0.996667, and 0.98 of card" in failure
-    assert not (tmp_path / "mlp.pt2").exists()
+    assert not (tmp_path / "mlp.litert").exists()
