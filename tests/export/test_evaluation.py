@@ -109,6 +109,7 @@ def test_evaluation_of_a_run_uses_its_data(tmp_path: Path) -> None:
 def test_export_compares_real_inputs_and_the_metrics_of_the_card(
     workers: Workers, tmp_path: Path
 ) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the extra `litert`")
     report = export("mlp-mnist", tmp_path / "mlp.litert", "litert", workers=workers)
     assert report.proven, report.failures
     assert [rung.title for rung in report.rungs] == ["file", "outputs", "metrics"]
@@ -133,6 +134,8 @@ def test_export_compares_real_inputs_and_the_metrics_of_the_card(
 def test_export_refuses_a_file_without_the_metrics_of_the_card(
     workers: Workers, tmp_path: Path
 ) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the extra `litert`")
+
     def lower(card: dict[str, Any]) -> None:
         for metrics in card["metrics"].values():
             metrics["part"]["test_accuracy"] = 0.98

@@ -253,8 +253,8 @@ def test_example_draws_the_same_image(exported: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_generation_in_another_format(workers: Workers, tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="needs the extra `litert`")
-    run, out = BUILDERS["transformer"](tmp_path / "run"), tmp_path / "files"
-    report = export_generation(run, out, "litert", workers=workers.only("tensorflow"))
+    model, out = language_model("gpt", tokenizer()), tmp_path / "files"
+    report = export_generation(model, out, "litert", workers=workers.only("tensorflow"))
     assert report.proven, report.failures
     assert {"prefill.litert", "step.litert"} < {path.name for path in out.iterdir()}
 
@@ -270,11 +270,11 @@ def test_files_that_generate_something_else_are_refused(
     """Each file agrees with its source, and only what they generate together is wrong."""
     monkeypatch.setattr(generation, "decoding_parts", faults.step_forgets)
     out, model = tmp_path / "files", language_model("gpt", tokenizer())
-    report = export_generation(model, out, "stablehlo", workers=workers.only("jax"))
+    report = export_generation(model, out, "pt2", workers=workers.only("torch"))
     assert report.exit_status == 1
     assert report.verdict == "not exported: the file differs from the model"
     assert [rung.status for rung in report.rungs] == ["agrees"] * 4 + ["differs"]
-    assert report.failures[0].startswith("rung 5 (generation): logits, JAX and jax")
+    assert report.failures[0].startswith("rung 5 (generation): logits, PyTorch and torch")
     assert not list(tmp_path.iterdir())
 
 
