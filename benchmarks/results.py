@@ -8,10 +8,11 @@
     python -m benchmarks.results
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
-results/accuracy.json is the output of benchmarks/accuracy.py, results/gpu-NAME.json that of
-benchmarks/gpu.py, and results/scaling.json that of benchmarks/scaling.py, from which the tables of
-docs/planning.md are written as well. Without a machine only the tables are written, and
-zoo/data/catalogue.json, which `zoo list` and `zoo --help` print.
+results/accuracy.json is the output of benchmarks/accuracy.py, results/export.json that of
+benchmarks/export.py, results/gpu-NAME.json that of benchmarks/gpu.py, and results/scaling.json that
+of benchmarks/scaling.py, from which the tables of docs/planning.md are written as well. Without a
+machine only the tables are written, and zoo/data/catalogue.json, which `zoo list` and `zoo --help`
+print.
 """
 
 import csv
@@ -28,6 +29,7 @@ import zoo_command
 from benchmarks import scaling
 from benchmarks.accuracy import HEAD, cells
 from zoo.__main__ import catalogue
+from zoo.export import FORMATS
 from zoo.files.weights import PACKED, WeightsFolder, packed_names
 
 ROOT = Path(__file__).parents[1]
@@ -565,6 +567,71 @@ def planning_check() -> str:
     return table(head, lines)
 
 
+# ------------------------------------------------------------------ results/export.json
+
+
+def export_rows() -> list[dict[str, Any]]:
+    """The content of results/export.json."""
+    rows: list[dict[str, Any]] = json.loads((ROOT / "results" / "export.json").read_text())
+    return rows
+
+
+def exports() -> str:
+    """A row for each model: in each format the backends from which its file is proven."""
+    rows = [row for row in export_rows() if row["model"] not in packed_names()]
+    formats = [name for name in FORMATS if any(row["format"] == name for row in rows)]
+    notes: list[str] = []
+
+    def cell(model: str, format_name: str) -> str:
+        texts = []
+        for row in rows:
+            if (row["model"], row["format"]) == (model, format_name):
+                texts.append(row["starting_backend"])
+                if not row["proven"]:
+                    reason = " ".join([row["verdict"], *row["failures"][:1]])
+                    notes.append(f"{len(notes) + 1}. `{model}` as {format_name}: {reason}")
+                    texts[-1] += f": no ({len(notes)})"
+        return ", ".join(texts)
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [(f"`{model}`", *(cell(model, name) for name in formats)) for model in models]
+    content = table(("model", *formats), lines)
+    return "\n".join([content, "", *notes]) if notes else content
+
+
+def quantized() -> str:
+    """A row for trained weights in a format: size and metrics of each type of the weights."""
+    results: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in export_rows():
+        if row["model"] in packed_names():
+            results.setdefault((row["model"], row["format"]), {})[row["weights"]] = row
+
+    def cells(row: dict[str, Any] | None) -> tuple[str, str]:
+        if row is None:
+            return "", ""
+        if "file_metrics" not in row:
+            return "", row["verdict"]
+        metrics = [
+            f"{name.removeprefix('test_').replace('_', ' ')} {value:.4g}"
+            for name, value in row["file_metrics"].items()
+        ]
+        prefix = "" if row["proven"] else f"{row['verdict']}: "
+        return f"{row['bytes'] / 1e6:.2f}", prefix + ", ".join(metrics)
+
+    dtypes = ("float32", "float16", "int8")
+    head = ["weights", "format", "test data", "before"]
+    head += [text for dtype in dtypes for text in (f"{dtype}, MB", "metrics")]
+    lines = []
+    for (name, format_name), by_dtype in results.items():
+        measured = [row for row in by_dtype.values() if "model_metrics" in row]
+        if measured:
+            examples, metrics = measured[0]["examples"], measured[0]["model_metrics"]
+            before = ", ".join(f"{value:.4g}" for value in metrics.values())
+            columns = [text for dtype in dtypes for text in cells(by_dtype.get(dtype))]
+            lines.append((f"`{name}`", format_name, examples, before, *columns))
+    return table(head, lines)
+
+
 # ------------------------------------------------------------------ README.md
 
 
@@ -585,6 +652,8 @@ def tables() -> dict[str, str]:
         "scaling": scaling_table(),
         "weights": weights(),
         "commands": commands(),
+        "exports": exports(),
+        "quantized": quantized(),
         "machines": "\n".join(f"- **{m['name']}**: {m['description']}" for m in machines()),
     }
 

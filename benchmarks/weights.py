@@ -41,7 +41,16 @@ from zoo.evaluation.language_model import DocumentScorer, bits_per_character, lo
 from zoo.files import documents, tensors
 from zoo.files.runs import FinishedRun
 from zoo.files.saved import describe_files
-from zoo.files.weights import CARD, PACKED, Card, WeightsFolder, open_saved, packed_names, shown
+from zoo.files.weights import (
+    CARD,
+    PACKED,
+    PART,
+    Card,
+    WeightsFolder,
+    open_saved,
+    packed_names,
+    shown,
+)
 from zoo.tasks import ImageClassifier, ImageSampler, NextWord, Task, TextCompletion, Translator
 from zoo.training import Batches, CrossEntropy
 from zoo.training.losses import cross_entropy
@@ -56,8 +65,6 @@ DATA = {
 }
 CLASSIFIER = "cnn_48x48-mnist"  # for the metrics of samples
 SAMPLES = 1000
-# What the tests compute, in seconds, of the models whose metrics take minutes.
-PART = {"images": 100, "tokens": 3000, "pairs": 8, "samples": 10, "steps": 5, "real": 100}
 TEXT_DATA = {"shakespeare": "shakespeare", "next_word": "shakespeare", "translate": "eng-spa"}
 
 

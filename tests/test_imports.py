@@ -80,8 +80,8 @@ ROOMS: dict[str, set[str]] = {
         "cli", "datasets", "diffusion", "files", "generation", "registry", "training", "validation",
     },
     "export": {
-        "_version", "backends", "cli", "diffusion", "files", "generation", "layers", "parity",
-        "random", "registry", "training", "validation",
+        "_version", "backends", "cli", "datasets", "diffusion", "evaluation", "files", "generation",
+        "layers", "parity", "random", "registry", "tasks", "training", "validation",
     },
     "pretrained": {"files", "registry", "tasks", "validation"},
     "__init__": {"_version", "backends", "datasets", "models", "pretrained", "training"},

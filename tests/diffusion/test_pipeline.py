@@ -69,8 +69,8 @@ def test_sample_rejects_invalid_arguments(
         pipeline.sample(**{"prompts": ["a seven"], "steps": 2, **arguments})
 
 
-def save_finished_run(pipeline: DiffusionPipeline, folder: Path) -> Path:
-    run = RunDirectory(folder, {})
+def save_finished_run(pipeline: DiffusionPipeline, folder: Path, **config: Any) -> Path:
+    run = RunDirectory(folder, config)
     run.write_config()
     pipeline.save(run)
     run.write_metrics({})

@@ -9,5 +9,5 @@ from zoo.parity import Workers
 
 @pytest.fixture(scope="package")
 def workers() -> Iterator[Workers]:
-    with Workers() as pool:
+    with Workers(min_backends=1) as pool:
         yield pool

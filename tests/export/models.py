@@ -1,9 +1,13 @@
 """Models of a user's own, which the tests export by their addresses."""
 
+from pathlib import Path
+
 import keras
 from keras import ops
 
+from zoo.export import ExportReport, export
 from zoo.layers.recurrent import GRU
+from zoo.parity import Workers
 
 
 def two_inputs() -> keras.Model:
@@ -13,7 +17,21 @@ def two_inputs() -> keras.Model:
     x = keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu", name="conv")(image)
     x = keras.layers.Concatenate()([keras.layers.Flatten()(x), keras.layers.GRU(6)(steps)])
     labels = keras.layers.Dense(3, activation="softmax", name="label")(x)
-    return keras.Model([image, steps], [labels, keras.layers.Dense(1, name="score")(x)])
+    score = keras.layers.Dense(1, name="score")(x)
+    return keras.Model([image, steps], [labels, score], name="two_inputs")
+
+
+def mobilenet() -> keras.Model:
+    return keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
+
+
+def export_from_here(folder: Path) -> list[ExportReport]:
+    """Exports models that the running backend creates, as its users do."""
+    with Workers(["torch"], min_backends=1) as workers:
+        return [
+            export(model, folder / f"{model.name}.onnx", "onnx", workers=workers)
+            for model in (mobilenet(), two_inputs())
+        ]
 
 
 def gru() -> keras.Model:

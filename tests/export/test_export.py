@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from tests.export import faults
+from tests.export import faults, models
 from zoo import registry
 from zoo.export import FORMATS, ExportReport, export, tasks
 from zoo.parity import Workers, html
@@ -88,16 +87,27 @@ def test_export_of_a_model_with_two_inputs(onnx: Any, workers: Workers, tmp_path
 
 
 @pytest.mark.slow
-def test_export_of_mobilenet_keeps_builder_and_metadata(
-    onnx: Any, workers: Workers, tmp_path: Path
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_export_of_models_that_another_backend_created(
+    backend: str, onnx: Any, workers: Workers, tmp_path: Path
 ) -> None:
-    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
-    path = tmp_path / "mobilenet.onnx"
-    one = workers.only("torch")
-    assert_proven(export(model, path, "onnx", workers=one), path, 1)
+    """MobileNetV2 and a model with two inputs leave from the process that has made them."""
+    reports = workers[backend](models.export_from_here, tmp_path)
+    assert len(reports) == 2
+    for report in reports:
+        assert report.settings["starting_backend"] == backend
+        assert_proven(report, tmp_path / f"{report.model}.onnx", 1)
+        metadata = onnx.load(tmp_path / f"{report.model}.onnx").metadata_props
+        assert {entry.key: entry.value for entry in metadata}["model"] == report.model
+
+
+@pytest.mark.slow
+def test_export_of_mobilenet(onnx: Any, workers: Workers, tmp_path: Path) -> None:
+    path, one = tmp_path / "net.onnx", workers.only("torch")
+    report = export(models.mobilenet(), path, "onnx", workers=one)
+    assert_proven(report, path, 1)
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert metadata["model"] == model.name
-    assert metadata["keras"] == keras.__version__
+    assert metadata["keras"] == report.environments["torch"]["keras_version"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,7 @@ def test_export_reports_what_a_format_cannot_hold(workers: Workers, tmp_path: Pa
 def test_source_of_trained_weights_has_their_card(tmp_path: Path) -> None:
     from zoo.export.source import describe
 
-    source = describe("mlp-mnist", None, None, None, tmp_path)
+    source = describe("mlp-mnist", None, None, None, tmp_path, FORMATS["onnx"])
     assert json.loads(source.metadata["card"])["builder"] == source.metadata["builder"] == "mlp"
     graph = source.graph()
     trained = registry.get("mlp").build(weights="mnist")

@@ -17,10 +17,11 @@ import zoo
 from tests.diffusion.test_pipeline import save_finished_run
 from tests.export import faults
 from tests.export.test_arguments import own_format
+from zoo.datasets import shakespeare
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.diffusion.metrics import to_uint8
 from zoo.diffusion.pipeline import DiffusionPipeline, DiffusionSpec
-from zoo.diffusion.prompts import WordTokenizer
+from zoo.diffusion.prompts import WordTokenizer, prompts_by_class
 from zoo.export import ExportReport, export_generation, generation
 from zoo.export.generation_proof import first_difference
 from zoo.generation.sampling import generate
@@ -36,13 +37,18 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([TEXT], 40)
 
 
-def language_model(builder: str, **arguments: Any) -> keras.Model:
+def characters() -> Tokenizer:
+    """A tokenizer that can encode the test text, with which metrics are computed."""
+    return Tokenizer.characters(shakespeare.split("test"))
+
+
+def language_model(builder: str, vocabulary: Tokenizer, **arguments: Any) -> keras.Model:
     """A small model whose greedy tokens vary, as those of a trained one."""
     sizes = ("vocabulary_size",)
     if builder == "transformer":
         sizes = ("source_vocabulary_size", "target_vocabulary_size")
     model = zoo.registry.get(builder).build(
-        **dict.fromkeys(sizes, len(tokenizer())), max_length=20, num_layers=1, num_heads=4,
+        **dict.fromkeys(sizes, len(vocabulary)), max_length=20, num_layers=1, num_heads=4,
         num_kv_heads=2, hidden_dim=32, tie_embeddings=False, **arguments,
     )  # fmt: skip
     generator = np.random.default_rng(3)
@@ -50,31 +56,37 @@ def language_model(builder: str, **arguments: Any) -> keras.Model:
     return model
 
 
-def save_run(model: keras.Model, folder: Path) -> Path:
-    run = RunDirectory(folder, {})
+def save_run(
+    folder: Path, builder: str, vocabulary: Tokenizer, recipe: str, **arguments: Any
+) -> Path:
+    run = RunDirectory(folder, {"recipe": recipe})
     run.write_config()
-    run.write("vocabulary.json", tokenizer().to_json())
-    run.save_model(model)
+    run.write("vocabulary.json", vocabulary.to_json())
+    run.save_model(language_model(builder, vocabulary, **arguments))
     run.write_metrics({})
     return folder
 
 
 def save_diffusion_run(folder: Path, **spec: Any) -> Path:
-    words = WordTokenizer(["a seven", "the digit 3"])
+    words = WordTokenizer([prompt for prompts in prompts_by_class() for prompt in prompts])
     model = zoo.text_to_image(
         len(words), words.max_length, hidden_dim=16, input_shape=(8, 8, 1), channels=(8,),
         num_steps=20,
     )  # fmt: skip
-    return save_finished_run(
-        DiffusionPipeline(model, DiffusionSpec(num_steps=20, **spec), words), folder
-    )
+    pipeline = DiffusionPipeline(model, DiffusionSpec(num_steps=20, **spec), words)
+    return save_finished_run(pipeline, folder, dataset="mnist")
 
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
-    "gpt": lambda folder: save_run(language_model("gpt"), folder),
+    "gpt": lambda folder: save_run(folder, "gpt", characters(), "shakespeare"),
     "transformer": lambda folder: save_run(
-        language_model("transformer", positions="rotary", norm="rms_norm", activation="swiglu"),
         folder,
+        "transformer",
+        tokenizer(),
+        "translate",
+        positions="rotary",
+        norm="rms_norm",
+        activation="swiglu",
     ),
     "text_to_image": save_diffusion_run,
 }
@@ -131,13 +143,20 @@ def test_generation_is_proven_for_files_alone_and_together(model: str, exported:
     names = {f"{part}.onnx" for part in parts} | {"generation.json", vocabulary}
     assert {path.name for path in out.iterdir()} == names
     assert (out / vocabulary).read_bytes() == (run / vocabulary).read_bytes()
-    assert [rung.number for rung in report.rungs] == [1, 2, 3, 4, 5]
+    titles = [f"{part}: {title}" for part in parts for title in ("file", "outputs")]
+    titles += ["generation"] if has_tokens else ["generation", "metrics"]
+    assert [rung.title for rung in report.rungs] == titles
     backends = {"tensorflow", "torch", "jax"} if model == "transformer" else {"torch"}
     for rung in report.rungs[1:4:2]:
         assert len(rung.rows) == 3 * len(backends)  # three batches
     between = {row.between for row in report.rungs[4].rows}
     assert between == {("ONNX Runtime", name) for name in backends}
     assert all(row.status == "agrees" for row in report.rows)
+    if has_tokens:  # the test verses have other characters
+        assert report.notes[-1].startswith("no metrics: The test data of eng-spa cannot be used")
+    else:
+        assert report.settings["examples"] == "300 noisy test images of mnist"
+        assert [row.comparison for row in report.rungs[5].rows] == ["squared_error"]
     assert report.settings["files"][parts[0]]["bytes"] == (out / f"{parts[0]}.onnx").stat().st_size
 
 
@@ -186,11 +205,15 @@ def test_command_writes_files_with_which_an_example_generates_the_same_text(
     assert sorted(path.name for path in out.iterdir()) == names
     (read,) = read_json(report)
     assert [row.comparison for row in read.rungs[4].rows] == ["logits", "greedy tokens"]
+    metrics = ["test_loss", "test_bits_per_character"]  # of the tokens that the files step through
+    assert [row.comparison for row in read.rungs[5].rows] == metrics
+    assert read.settings["examples"] == "2,980 test tokens of shakespeare"
     assert "greedy tokens" in (tmp_path / "report.html").read_text()
     prompt = "to be, or not"
     text = run_example("generate_onnx.py", out, prompt, "--tokens", 30)  # beyond the context
-    (ids,) = generate(zoo.gpt(weights=run), [tokenizer().encode(prompt)], 30, temperature=0.0)
-    assert text == f"{prompt}{tokenizer().decode(ids)}\n"
+    vocabulary = characters()
+    (ids,) = generate(zoo.gpt(weights=run), [vocabulary.encode(prompt)], 30, temperature=0.0)
+    assert text == f"{prompt}{vocabulary.decode(ids)}\n"
     assert len(set(ids)) > 3
 
 
@@ -230,8 +253,8 @@ def test_example_draws_the_same_image(exported: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_generation_in_another_format(workers: Workers, tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="needs the extra `litert`")
-    run, out = BUILDERS["transformer"](tmp_path / "run"), tmp_path / "files"
-    report = export_generation(run, out, "litert", workers=workers.only("tensorflow"))
+    model, out = language_model("gpt", tokenizer()), tmp_path / "files"
+    report = export_generation(model, out, "litert", workers=workers.only("tensorflow"))
     assert report.proven, report.failures
     assert {"prefill.litert", "step.litert"} < {path.name for path in out.iterdir()}
 
@@ -246,12 +269,12 @@ def test_files_that_generate_something_else_are_refused(
 ) -> None:
     """Each file agrees with its source, and only what they generate together is wrong."""
     monkeypatch.setattr(generation, "decoding_parts", faults.step_forgets)
-    out = tmp_path / "files"
-    report = export_generation(language_model("gpt"), out, "stablehlo", workers=workers.only("jax"))
+    out, model = tmp_path / "files", language_model("gpt", tokenizer())
+    report = export_generation(model, out, "pt2", workers=workers.only("torch"))
     assert report.exit_status == 1
     assert report.verdict == "not exported: the file differs from the model"
     assert [rung.status for rung in report.rungs] == ["agrees"] * 4 + ["differs"]
-    assert report.failures[0].startswith("rung 5 (generation): logits, JAX and jax")
+    assert report.failures[0].startswith("rung 5 (generation): logits, PyTorch and torch")
     assert not list(tmp_path.iterdir())
 
 

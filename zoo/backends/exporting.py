@@ -1,12 +1,14 @@
 """Export of models to files: the switch that fast paths ask, and the description of a file."""
 
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
 _EXAMPLE = 20  # size of the first dynamic axis while a model is traced
 
@@ -46,6 +48,25 @@ class Axes:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Weight as a file stores it.
+
+    Attributes:
+        values: Numbers of the weight's shape, in the type of the file.
+        scale: float32 factors, one for each index of an axis, of 8-bit numbers.
+    """
+
+    values: np.ndarray
+    scale: np.ndarray | None = None
+
+    def unpacked(self) -> np.ndarray:
+        """The weight that a file computes."""
+        if self.values.dtype.kind == "f":
+            return self.values.astype(np.float32)
+        return self.values if self.scale is None else self.values.astype(np.float32) * self.scale
+
+
+@dataclass(frozen=True)
 class Graph:
     """A model as one function, with what a file says about it.
 
@@ -56,6 +77,8 @@ class Graph:
         outputs: Names of the outputs, in order.
         limits: Largest size of a dynamic axis by its name, where the model has one.
         metadata: Texts by key that the file holds, where its format has a place.
+        dtype: Type in which the file stores the weights: "float32", "float16" or "int8".
+        stored: The model's weights as the file stores them; empty for float32.
     """
 
     model: Any
@@ -64,6 +87,8 @@ class Graph:
     outputs: tuple[str, ...]
     limits: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "float32"
+    stored: Sequence[Stored] = ()
 
     @property
     def axes(self) -> list[str]:
@@ -84,3 +109,20 @@ class Graph:
             np.zeros([sizes[s] if isinstance(s, str) else s for s in spec.shape], spec.dtype)
             for spec in self.inputs.values()
         ]
+
+    def stored_arrays(self) -> list[np.ndarray]:
+        """Arrays that a file holds in place of the weights: the values, each before its scale."""
+        pairs = ((stored.values, stored.scale) for stored in self.stored)
+        return [array for pair in pairs for array in pair if array is not None]
+
+    def weights_scope(self, tensors: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Context in which the model's weights are computed from tensors of `stored_arrays`."""
+        if not self.stored:
+            return nullcontext()
+        remaining = iter(tensors)
+        mapping = []
+        for variable, stored in zip(self.model.weights, self.stored, strict=True):
+            value = ops.cast(next(remaining), variable.dtype)
+            mapping.append((variable, value if stored.scale is None else value * next(remaining)))
+        scope: AbstractContextManager[Any] = keras.StatelessScope(state_mapping=mapping)
+        return scope

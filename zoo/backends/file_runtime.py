@@ -83,12 +83,24 @@ def load_stablehlo(path: str, outputs: list[str]) -> tuple[Function, str]:
     return function, f"JAX {jax.__version__}"
 
 
+def load_safetensors(path: str, outputs: list[str]) -> tuple[Function, str]:
+    import safetensors
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    if set(arrays) != set(outputs):
+        names = ", ".join(sorted(set(arrays) ^ set(outputs)))
+        raise ValueError(f"The file must hold the weights of the model, no more. Received: {names}")
+    return lambda _: [arrays[name] for name in outputs], f"safetensors {safetensors.__version__}"
+
+
 LOADERS = {
     "onnx": load_onnx,
     "saved_model": load_saved_model,
     "litert": load_litert,
     "pt2": load_pt2,
     "stablehlo": load_stablehlo,
+    "safetensors": load_safetensors,
 }
 
 
@@ -118,12 +130,12 @@ def main(folder: Path) -> None:
         "errors": {},
         "call_seconds": [],
     }
-    for number in range(request["compared"]):
+    for number in range(request["run"]):
         try:
             np.savez(folder / f"out-{number}.npz", *function(batch(number)))
         except Exception as error:  # of any kind, by the runtime
             result["errors"][number] = f"{type(error).__name__}: {error}"
-    for number in range(request["compared"], request["compared"] + request["timed"]):
+    for number in range(request["run"], request["run"] + request["timed"]):
         try:
             result["call_seconds"].append(seconds(function, batch(number)))
         except Exception:  # reported above for a batch that is compared

@@ -2,8 +2,9 @@
 
 FOLDER/request.json names the directory of the files, which `generation.json` there describes, and
 the prompts. Tokens and their logits go to FOLDER/tokens.npy and FOLDER/logits.npy, images to
-FOLDER/images.npy. Like `file_runtime`, whose functions load the files, the program imports nothing
-of this package.
+FOLDER/images.npy. FOLDER/evaluated-i.npz has inputs of the whole model; its outputs, which the
+parts compute, go to FOLDER/predicted-i.npy. Like `file_runtime`, whose functions load the files,
+the program imports nothing of this package.
 """
 
 import itertools
@@ -52,9 +53,6 @@ def generate(
             state["source"] = np.array([row[:width] for row in padded], np.int32)
         return {"padding": padding, **past(graphs["prefill"](state))}
 
-    def past(outputs: Arrays) -> Arrays:
-        return {"logits": outputs.pop("logits")} | {f"past_{k}": x for k, x in outputs.items()}
-
     tokens, all_logits = [], []
     state = prefill()
     while True:
@@ -70,6 +68,27 @@ def generate(
             state = prefill()
         else:
             state |= past(graphs["step"](state | {"ids": tokens[-1][:, None]}))
+
+
+def past(outputs: Arrays) -> Arrays:
+    """Logits, and the other outputs by the names of a step's inputs."""
+    return {"logits": outputs.pop("logits")} | {f"past_{k}": x for k, x in outputs.items()}
+
+
+def predict(graphs: Graphs, inputs: Arrays) -> np.ndarray:
+    """Outputs of the whole model; those of a language model token by token."""
+    if "unet" in graphs:
+        text = graphs["text_encoder"]({"prompt": inputs.pop("prompt")})
+        (output,) = graphs["unet"]({**inputs, **text}).values()
+        return output
+    ids = inputs.pop("target" if "source" in inputs else "ids")
+    state = {"padding": np.zeros(len(ids), np.int32)}
+    state |= past(graphs["prefill"](state | {"ids": ids[:, :1], **inputs}))
+    logits = [state.pop("logits")]
+    for index in range(1, ids.shape[1]):
+        state |= past(graphs["step"](state | {"ids": ids[:, index : index + 1]}))
+        logits.append(state.pop("logits"))
+    return np.stack(logits, 1)
 
 
 def draw(
@@ -114,6 +133,10 @@ def main(folder: Path) -> None:
     else:
         noise = np.load(folder / "noise.npy")
         np.save(folder / "images.npy", draw(graphs, content, request, noise))
+    for number in range(request["evaluated"]):
+        with np.load(folder / f"evaluated-{number}.npz") as arrays:
+            inputs = dict(arrays)
+        np.save(folder / f"predicted-{number}.npy", predict(graphs, inputs))
 
 
 if __name__ == "__main__":

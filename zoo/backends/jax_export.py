@@ -16,9 +16,11 @@ Tensor = Any
 def write_stablehlo(graph: Graph, path: Path) -> None:
     variables = graph.model.variables
     values = [jnp.asarray(variable.value) for variable in variables]
+    stored = [jnp.asarray(array) for array in graph.stored_arrays()]
 
     def function(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        with exporting(), keras.StatelessScope(state_mapping=list(zip(variables, values))):
+        scope = keras.StatelessScope(state_mapping=list(zip(variables, values)))
+        with exporting(), scope, graph.weights_scope(stored):
             outputs = graph.function(*(inputs[name] for name in graph.inputs))
         return dict(zip(graph.outputs, outputs, strict=True))
 

@@ -1,5 +1,6 @@
 """Files that TensorFlow writes: SavedModel directories and LiteRT."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ Tensor = Any
 
 def _module(graph: Graph) -> tf.Module:
     """A graph as a module with one signature, from inputs by name to outputs by name."""
+    module = tf.Module()
+    if graph.stored:
+        module.variables_ = [tf.Variable(array, False) for array in graph.stored_arrays()]
+    else:
+        module.variables_ = [variable.value for variable in graph.model.variables]
 
     def serve(**inputs: Tensor) -> dict[str, Tensor]:
-        with exporting():
+        with exporting(), graph.weights_scope(module.variables_):
             outputs = graph.function(*(inputs[name] for name in graph.inputs))
         return {
             name: tf.identity(output, name)
             for name, output in zip(graph.outputs, outputs, strict=True)
         }
 
-    module = tf.Module()
-    module.variables_ = [variable.value for variable in graph.model.variables]
     signature = {
         name: tf.TensorSpec(
             [None if isinstance(s, str) else s for s in spec.shape], spec.dtype, name
@@ -43,7 +47,12 @@ def write_saved_model(graph: Graph, path: Path) -> None:
 
 
 def write_litert(graph: Graph, path: Path) -> None:
-    module = _module(graph)
+    # The converter would compute the weights itself, and store them in float32.
+    module = _module(dataclasses.replace(graph, stored=()))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve], module)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if graph.dtype != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]  # int8
+    if graph.dtype == "float16":
+        converter.target_spec.supported_types = [tf.float16]
     path.write_bytes(converter.convert())

@@ -4,6 +4,7 @@
 
     report = export("cnn_48x48-mnist", "digits.onnx", "onnx")
     print(report.verdict)
+    export("cnn_48x48-mnist", "small.onnx", "onnx", dtype="int8")  # a quarter of the bytes
     export_generation("gpt-shakespeare", "gpt")  # a directory of files that generate together
 
 `FORMATS` lists the formats with the backend that writes each.

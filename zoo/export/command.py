@@ -4,14 +4,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from zoo import cli
-from zoo.export.export import export
+from zoo.export.export import TestData, export
 from zoo.export.generation import export_generation
 from zoo.export.report import ExportReport
+from zoo.export.storage import WeightDType
 from zoo.parity import html
 from zoo.parity.inputs import InputSpec
 from zoo.parity.report import write_json
@@ -28,7 +29,7 @@ class Export:
     model: tyro.conf.Positional[str]
     """Model that `list` shows, or name/example; weights that `weights` prints; weights folder;
     directory of a finished run; or package.module:function for a model of your own."""
-    format: Literal["onnx", "saved_model", "litert", "pt2", "stablehlo"]
+    format: Literal["onnx", "saved_model", "litert", "pt2", "stablehlo", "safetensors"]
     """Format of the file."""
     out: Path
     """File, or directory of a SavedModel or of the files of --generation."""
@@ -42,9 +43,15 @@ class Export:
     define its inputs. Once for each input, in order."""
     backends: str | None = None
     """Backends with which the file is compared, such as torch,jax; by default all installed."""
+    dtype: WeightDType = "float32"
+    """Type in which the file stores the weights; int8 has scales, which safetensors does not."""
     tolerance: float | None = None
     """Largest distance of the outputs relative to their scale; by default 1e-5, or 1e-4 with
-    recurrence or attention."""
+    recurrence or attention. With float16 and int8 the largest relative change of outputs and
+    metrics; by default 0.002 and 0.1."""
+    test_data: TestData = "part"
+    """Test data of the metrics of trained weights or a run: a part, which takes seconds, or the
+    whole."""
     seed: int = 0
     """Seed of the random inputs."""
     time_limit: float = 600.0
@@ -72,8 +79,10 @@ def run_export(config: Export) -> int:
             f"Received: arguments={config.arguments}"
         )
     specs = [InputSpec.parse(text)[1] for text in config.input]
-    inputs = {"inputs": specs if len(specs) > 1 else specs[0]} if specs else {}
-    if inputs and config.generation:
+    options: dict[str, Any] = {}
+    if specs:
+        options["inputs"] = specs if len(specs) > 1 else specs[0]
+    if specs and config.generation:
         raise ValueError(
             "`input` must not be given with `generation`, whose models define their inputs. "
             f"Received: input={config.input[0]}"
@@ -87,11 +96,13 @@ def run_export(config: Export) -> int:
             config.format,
             arguments=arguments or None,
             backends=config.backends.split(",") if config.backends is not None else None,
+            dtype=config.dtype,
             tolerance=config.tolerance,
+            test_data=config.test_data,
             seed=config.seed,
             time_limit=config.time_limit,
             progress=status.update,
-            **inputs,
+            **options,
         )
     console.print(report)
     line = f"{report.model}: {report.verdict} ({report.seconds:.0f} s)"

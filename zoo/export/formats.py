@@ -3,6 +3,8 @@
 import importlib.util
 from dataclasses import dataclass
 
+from zoo.export.storage import DTYPES, WeightDType
+
 
 @dataclass(frozen=True)
 class Format:
@@ -11,13 +13,16 @@ class Format:
     Attributes:
         name: Name of the format.
         runtime: Name of the library that runs such a file.
-        backend: Backend that writes it. Weights are the same on every backend, so that the
-            backend on which a model was trained does not matter.
+        backend: Backend that writes it; empty if any can. Weights are the same on every backend,
+            so that the backend on which a model was trained does not matter.
         packages: Packages that are needed besides, by the name that Python imports.
         extra: Extra of keras-zoo that installs the packages.
         holds_metadata: Whether the file has a place for metadata, which otherwise are in a JSON
             file beside it.
         reason: Why this backend writes the format.
+        dtypes: Types in which the format can store weights.
+        rounds_activations: Whether its int8 is that of the format's own quantizer, whose products
+            are of 8-bit numbers. The others compute in float32.
     """
 
     name: str
@@ -27,6 +32,8 @@ class Format:
     extra: str
     holds_metadata: bool
     reason: str
+    dtypes: tuple[WeightDType, ...] = DTYPES
+    rounds_activations: bool = False
 
 
 FORMATS = {
@@ -59,6 +66,7 @@ FORMATS = {
             "litert",
             False,
             "TensorFlow's converter keeps dynamic axes.",
+            rounds_activations=True,
         ),
         Format(
             "pt2", "PyTorch", "torch", (), "torch", True, "The format is PyTorch's own."
@@ -66,24 +74,41 @@ FORMATS = {
         Format(
             "stablehlo", "JAX", "jax", (), "jax", False, "jax.export has symbolic axes."
         ),
+        Format(
+            "safetensors",
+            "safetensors",
+            "",
+            (),
+            "",
+            True,
+            "The file holds arrays, which are the same on every backend.",
+            ("float32", "float16"),  # there is no rule for where the scales of integers are
+        ),
     )
 }  # fmt: skip
 
 
-def get(name: str) -> Format:
+def get(name: str, dtype: WeightDType = "float32") -> Format:
     """Returns a format whose packages are installed.
 
     Args:
         name: Name of the format.
+        dtype: Type of the stored weights.
 
     Raises:
-        ValueError: If there is no such format. The text lists all names.
+        ValueError: If there is no such format, or it cannot store the type. The text lists those
+            that there are.
         ImportError: If a package is missing. The text has the command that installs it.
     """
     if name not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: format={name!r}")
     entry = FORMATS[name]
-    needed = [entry.backend, *entry.packages]
+    if dtype not in entry.dtypes:
+        raise ValueError(
+            f"`dtype` must be {' or '.join(entry.dtypes)} for the format {name}, which has no "
+            f"place for the scales of integers. Received: dtype={dtype!r}"
+        )
+    needed = [entry.backend, *entry.packages] if entry.backend else []
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         packages = " ".join(name.replace("_", "-") for name in missing)

@@ -13,17 +13,19 @@ import keras
 
 from zoo.diffusion.pipeline import DiffusionPipeline
 from zoo.export import formats, generation_proof
-from zoo.export.export import Job, Progress, check_path
+from zoo.export.evaluation import Evaluation
+from zoo.export.export import REASONS, Job, Progress, TestData, check_path, evaluation_of
 from zoo.export.formats import Format
-from zoo.export.generation_proof import GenerationProof, ImageProof, TokenProof
+from zoo.export.generation_proof import GenerationProof, ImageProof, Proven, TokenProof
 from zoo.export.parts import decoding_parts, diffusion_parts, source_vocabulary
 from zoo.export.report import ExportReport
 from zoo.export.source import Source, describe, find_saved
+from zoo.export.storage import WeightDType
 from zoo.files.saved import SavedModel
 from zoo.files.weights import CARD
 from zoo.generation.decoding import check_language_model, is_encoder_decoder, max_length
 from zoo.layers.transformer_block import TransformerBlock
-from zoo.parity.report import Row, RungReport
+from zoo.parity.report import RungReport
 from zoo.parity.workers import Workers
 from zoo.validation import FilePath, Index, JSONObject, Positive, TextList, validated
 from zoo.validation import Source as NameOrPath
@@ -56,7 +58,9 @@ def export_generation(
     arguments: JSONObject | None = None,
     backends: TextList | None = None,
     workers: Workers | None = None,
+    dtype: WeightDType = "float32",
     tolerance: Positive | None = None,
+    test_data: TestData = "part",
     seed: Index = 0,
     time_limit: Positive = 600.0,
     progress: Progress | None = None,
@@ -78,8 +82,10 @@ def export_generation(
         arguments: Keyword arguments of the builder.
         backends: Backends with which the files are compared; by default all installed ones.
         workers: Workers of an earlier call, which replace `backends` and `time_limit`.
-        tolerance: Largest distance of the outputs of a file, relative to their scale; by default
-            1e-4, or 1e-5 for a part without attention.
+        dtype: Type in which the files store the weights, as for `export`.
+        tolerance: Largest distance of the outputs of a file, relative to their scale, as for
+            `export`.
+        test_data: How much of a trained model's test data is used, as for `export`.
         seed: Seed of the random inputs.
         time_limit: Time limit of one task, in seconds.
         progress: Callback, called with a line of text.
@@ -93,7 +99,17 @@ def export_generation(
         ImportError: If a package that the format needs is missing; the text says how to install it.
         OSError: If a file cannot be read or written.
     """
-    entry = formats.get(format)
+    entry = formats.get(format, dtype)
+    if entry.name == "safetensors":
+        raise ValueError(
+            "`format` must be one that computes, to generate. Received: format='safetensors'"
+        )
+    if dtype == "int8" and entry.rounds_activations:
+        raise ValueError(
+            f"`dtype` must be float32 or float16 for the generation with {entry.name}, whose int8 "
+            "also rounds what the weights are multiplied with, so that other tokens and images "
+            "come out. Received: dtype='int8'"
+        )
     check_path(path)
     if path.is_file():
         raise ValueError(
@@ -108,7 +124,7 @@ def export_generation(
         # Beside the path, so that the proven directory is moved at once.
         temporary = tempfile.TemporaryDirectory(prefix=".zoo-", dir=path.parent)
         folder = Path(stack.enter_context(temporary))
-        generator = _describe(model, arguments, tolerance, seed, entry, folder)
+        generator = _describe(model, arguments, tolerance, seed, entry, dtype, folder)
         directory = folder / "files"
         directory.mkdir()
         reports: dict[str, ExportReport] = {}
@@ -121,17 +137,18 @@ def export_generation(
             reports[name] = job.execute(seed, time_limit)
             if not reports[name].proven:
                 break
-        rows = None
+        proven = None
+        evaluation, notes = evaluation_of(model, test_data)
         if all(report.proven for report in reports.values()):
             report_progress("generation")
             for name, content in generator.files.items():
                 (directory / name).write_bytes(content)
             generation_proof.write_content(generator.proof, directory)
-            rows = generation_proof.prove(
-                generator.proof, entry.runtime, directory, folder, workers, time_limit
+            proven = generation_proof.prove(
+                generator.proof, entry.runtime, directory, folder, workers, evaluation, time_limit
             )
         seconds = round(time.perf_counter() - started, 1)
-        report = _merged(generator, entry, seed, reports, rows, seconds)
+        report = _merged(generator, entry, dtype, seed, reports, proven, evaluation, notes, seconds)
         if report.proven:
             if path.is_dir():
                 path.rmdir()  # it is empty
@@ -142,9 +159,12 @@ def export_generation(
 def _merged(
     generator: _Generator,
     entry: Format,
+    dtype: WeightDType,
     seed: int,
     reports: Mapping[str, ExportReport],
-    rows: Sequence[Row] | None,
+    proven: Proven | None,
+    evaluation: Evaluation | None,
+    notes: Sequence[str],
     seconds: float,
 ) -> ExportReport:
     """One report of all files and, if all are proven, of the generation."""
@@ -153,21 +173,30 @@ def _merged(
         for name, report in reports.items()
         for rung in report.rungs
     ]
-    if rows is not None:
-        rungs.append(("generation", generator.proof.reason, tuple(rows)))
+    settings: dict[str, Any] = {
+        "format": entry.name,
+        "weights": dtype,
+        "seed": seed,
+        "files": {name: dict(report.settings) for name, report in reports.items()},
+    }
+    all_notes = [f"{name}: {note}" for name in reports for note in reports[name].notes] + [*notes]
+    if proven is not None:
+        rungs.append(("generation", generator.proof.reason, tuple(proven.rows)))
+        if evaluation is not None:
+            rungs.append(("metrics", REASONS["metrics"], tuple(proven.metrics)))
+            texts = [f"{name} {value:.6g}" for name, value in proven.values.items()]
+            all_notes.append(f"{', '.join(texts)} on {evaluation.examples}")
+            settings |= {"examples": evaluation.examples, "file_metrics": proven.values}
     return ExportReport(
         model=generator.proof.source.name,
         environments=dict(
             pair for report in reports.values() for pair in report.environments.items()
         ),
-        settings={
-            "format": entry.name, "seed": seed,
-            "files": {name: dict(report.settings) for name, report in reports.items()},
-        },
-        notes=tuple(f"{name}: {note}" for name in reports for note in reports[name].notes),
+        settings=settings,
+        notes=tuple(all_notes),
         rungs=tuple(RungReport(number, *rung) for number, rung in enumerate(rungs, 1)),
         seconds=seconds,
-    )  # fmt: skip
+    )
 
 
 def _file_name(part: str, entry: Format) -> str:
@@ -180,13 +209,14 @@ def _describe(
     tolerance: float | None,
     seed: int,
     entry: Format,
+    dtype: WeightDType,
     folder: Path,
 ) -> _Generator:
     """Finds the model, its parts and its vocabulary."""
-    saved = None if isinstance(model, keras.Model) else find_saved(str(model))
+    saved = find_saved(model)
     if saved is not None and "diffusion.json" in saved:
-        return _diffusion(saved, arguments, tolerance, seed, entry, folder)
-    source = describe(model, arguments, None, tolerance, folder)
+        return _diffusion(saved, arguments, tolerance, seed, entry, dtype, folder)
+    source = describe(model, arguments, None, tolerance, folder, entry, dtype)
     built, _ = source.load_model()
     if not _is_transformer(built):
         raise ValueError(
@@ -221,16 +251,17 @@ def _diffusion(
     tolerance: float | None,
     seed: int,
     entry: Format,
+    dtype: WeightDType,
     folder: Path,
 ) -> _Generator:
-    source = describe(str(saved.folder), arguments, None, tolerance, folder)
+    source = describe(str(saved.folder), arguments, None, tolerance, folder, entry, dtype)
     pipeline = DiffusionPipeline.load(saved.folder)
     if pipeline.tokenizer is None or pipeline.latent_scaler is not None:
         raise ValueError(
             "`model` must be a text_to_image model of pixels, without an autoencoder. Received: "
             f"model={str(saved.folder)!r}. Write its networks with `export`"
         )
-    parts = diffusion_parts(pipeline, tolerance, folder)
+    parts = diffusion_parts(pipeline, tolerance, folder, entry, dtype)
     schedule = pipeline.spec.make_diffusion().schedule
     content = _content(entry, parts) | {
         "prompts": PROMPTS,

@@ -15,6 +15,7 @@ from zoo.diffusion.pipeline import DiffusionSpec
 from zoo.diffusion.prompts import BOS, empty_prompts
 from zoo.diffusion.sampler import noise
 from zoo.export import proof, tasks
+from zoo.export.evaluation import Evaluation, Metrics
 from zoo.export.source import Source
 from zoo.export.tasks import Rows
 from zoo.parity.report import Row, Status
@@ -191,14 +192,30 @@ class ImageProof(GenerationProof):
         yield Row("images", between, "float32", status, distance, _IMAGE_TOLERANCE)
 
 
+@dataclass(frozen=True)
+class Proven:
+    """Comparisons of what files generate together.
+
+    Attributes:
+        rows: Tokens or images against those of each backend.
+        metrics: Metrics of the parts against those of the whole model and its card.
+        values: Metrics of the parts by name.
+    """
+
+    rows: list[Row]
+    metrics: list[Row]
+    values: Metrics
+
+
 def prove(
     generation: GenerationProof,
     runtime: str,
     directory: Path,
     folder: Path,
     workers: Workers,
+    evaluation: Evaluation | None,
     time_limit: float,
-) -> list[Row]:
+) -> Proven:
     """Generates with the files of a directory and on each backend, and compares the results.
 
     Args:
@@ -207,13 +224,19 @@ def prove(
         directory: Directory of the files, with `generation.json`.
         folder: Empty folder for what the processes exchange.
         workers: Workers of the backends.
+        evaluation: Real inputs of the whole model, and their metrics.
         time_limit: Time limit of the process without Keras, in seconds.
     """
-    request = {"directory": str(directory), **generation.prepare(folder)}
+    batches = [] if evaluation is None else evaluation.batches
+    for number, arrays in enumerate(batches):
+        inputs = dict(zip(generation.source.specs, arrays, strict=True))
+        np.savez(folder / f"evaluated-{number}.npz", allow_pickle=False, **inputs)
+    request = {"directory": str(directory), "evaluated": len(batches), **generation.prepare(folder)}
     try:
         proof.run_alone(generation_runtime.__file__, request, folder, time_limit)
     except RuntimeError as error:
-        return [Row("generation", (runtime,), "", "differs", detail=str(error))]
+        row = Row("generation", (runtime,), "", "differs", detail=str(error))
+        return Proven([row], [], {})
     rows: list[Row] = []
     for name in workers.names:
         between = runtime, name
@@ -223,7 +246,20 @@ def prove(
             rows.append(Row("generation", between, "float32", "failed", detail=str(error)))
         else:
             rows += generation.compare(between, folder, expected)
-    return rows
+    if evaluation is None:
+        return Proven(rows, [], {})
+    predicted = (np.load(folder / f"predicted-{number}.npy") for number in range(len(batches)))
+    values = evaluation.metrics([array] for array in predicted)
+    first, before = workers.names[0], generation.source.before_rounding
+    try:
+        answer = workers[first](tasks.answer, before, [], [], evaluation)
+    except WorkerError as error:
+        return Proven(rows, [Row("metrics", (first,), "float32", "failed", detail=str(error))], {})
+    expected = {first: answer.metrics}
+    if evaluation.card:
+        expected["card"] = evaluation.card
+    compared = proof.compare_metrics(generation.source, runtime, values, expected)
+    return Proven(rows, list(compared), values)
 
 
 def write_content(generation: GenerationProof, directory: Path) -> None:

@@ -18,7 +18,9 @@ from keras import ops
 
 from zoo.backends.exporting import Axes, Graph
 from zoo.diffusion.pipeline import DiffusionPipeline
+from zoo.export.formats import Format
 from zoo.export.source import Source, describe
+from zoo.export.storage import WeightDType
 from zoo.generation.decoding import KVCacheDecoder, max_length
 from zoo.layers.core import Embedding
 from zoo.parity.inputs import InputSpec
@@ -40,7 +42,7 @@ class DecodingSource(Source):
             outputs = _decode(decoder, dict(zip(self.specs, tensors, strict=True)))
             return [outputs[name] for name in self.outputs]
 
-        return Graph(model, function, self.axes, self.outputs, self.limits, self.metadata)
+        return self.as_graph(model, function)
 
 
 def _decode(decoder: KVCacheDecoder, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +134,11 @@ def source_vocabulary(model: keras.Model) -> int:
 
 
 def diffusion_parts(
-    pipeline: DiffusionPipeline, tolerance: float | None, folder: Path
+    pipeline: DiffusionPipeline,
+    tolerance: float | None,
+    folder: Path,
+    entry: Format,
+    dtype: WeightDType,
 ) -> dict[str, Source]:
     """The text encoder and the U-Net of a `text_to_image` model.
 
@@ -140,6 +146,8 @@ def diffusion_parts(
         pipeline: The trained model.
         tolerance: As for `describe`.
         folder: Folder for the weights.
+        entry: Format of the files.
+        dtype: Type in which the files store the weights.
     """
     inputs = {"time": InputSpec((), "int32", 0, pipeline.spec.num_steps)}
     outputs = {"text_encoder": ("context", "context_mask"), "unet": ("predicted",)}
@@ -147,6 +155,7 @@ def diffusion_parts(
     for name, names in outputs.items():
         (folder / name).mkdir()
         part = pipeline.model.get_layer(name)
-        source = describe(part, None, inputs if name == "unet" else None, tolerance, folder / name)
+        specs = inputs if name == "unet" else None
+        source = describe(part, None, specs, tolerance, folder / name, entry, dtype)
         parts[name] = dataclasses.replace(source, outputs=names)
     return parts

@@ -13,10 +13,11 @@ import numpy as np
 
 from zoo import random
 from zoo.backends import file_runtime
+from zoo.export.evaluation import Evaluation, Metrics
 from zoo.export.formats import Format
 from zoo.export.source import Source
 from zoo.export.tasks import Arrays
-from zoo.parity.report import Row
+from zoo.parity.report import Row, Status
 
 BATCH_SIZES = (1, 3, 17)  # the example of the export has 20 rows
 LENGTHS = (1, 7, 12)  # of the dynamic axes besides; the example's are 21, 22, ...
@@ -42,9 +43,11 @@ def batches(source: Source, seed: int) -> tuple[list[Batch], list[Batch]]:
     """Random inputs of the batches to compare, and of those to measure.
 
     Args:
-        source: The model.
+        source: The model; weights alone have no inputs, and nothing to measure.
         seed: Seed of the inputs.
     """
+    if not source.specs:
+        return [Batch(f"{len(source.outputs)} weights", [])], []
     key = random.key(seed)
     sizes = [*zip(BATCH_SIZES, LENGTHS), *((size, _TIMED_LENGTH) for size in TIMED)]
     drawn = [
@@ -79,12 +82,14 @@ class FileResult:
         load_seconds: Seconds of loading the file.
         call_seconds: Seconds of a call by the batch size; None where the file refuses the batch.
         outputs: Outputs of each compared batch, or the text of the error.
+        metrics: Metrics of the evaluation, or the text of the error; None without an evaluation.
     """
 
     runtime: str
     load_seconds: float
     call_seconds: dict[int, float | None]
     outputs: list[Arrays | str]
+    metrics: Metrics | str | None
 
 
 def run_file(
@@ -93,6 +98,7 @@ def run_file(
     source: Source,
     compared: list[Batch],
     timed: list[Batch],
+    evaluation: Evaluation | None,
     folder: Path,
     time_limit: float,
 ) -> FileResult:
@@ -101,27 +107,34 @@ def run_file(
     Raises:
         RuntimeError: If the file cannot be loaded. The text has the last lines of the error.
     """
-    for number, batch in enumerate([*compared, *timed]):
-        np.savez(folder / f"in-{number}.npz", *batch.arrays)
+    evaluated = [] if evaluation is None else evaluation.batches
+    run = [*(batch.arrays for batch in compared), *evaluated]
+    for number, arrays in enumerate([*run, *(batch.arrays for batch in timed)]):
+        np.savez(folder / f"in-{number}.npz", *arrays)
     request = {
         "format": entry.name,
         "path": str(path),
         "inputs": list(source.specs),
         "outputs": list(source.outputs),
-        "compared": len(compared),
+        "run": len(run),
         "timed": len(timed),
     }
     run_alone(file_runtime.__file__, request, folder, time_limit)
     result = json.loads((folder / "result.json").read_text("utf-8"))
-    outputs: list[Arrays | str] = []
-    for number in range(len(compared)):
-        if (error := result["errors"].get(str(number))) is not None:
-            outputs.append(error)
-            continue
-        with np.load(folder / f"out-{number}.npz") as arrays:
-            outputs.append([arrays[name] for name in arrays.files])
-    call_seconds = dict(zip(TIMED, result["call_seconds"], strict=True))
-    return FileResult(result["runtime"], result["load_seconds"], call_seconds, outputs)
+    errors = {int(number): text for number, text in result["errors"].items()}
+
+    def read(number: int) -> Arrays:
+        with np.load(folder / f"out-{number}.npz") as stored:
+            return [stored[name] for name in stored.files]
+
+    outputs = [errors[n] if n in errors else read(n) for n in range(len(compared))]
+    metrics: Metrics | str | None = None
+    if evaluation is not None:
+        numbers = range(len(compared), len(run))
+        refused = [errors[n] for n in numbers if n in errors]
+        metrics = refused[0] if refused else evaluation.metrics(map(read, numbers))
+    call_seconds = dict(zip(TIMED, result["call_seconds"]))
+    return FileResult(result["runtime"], result["load_seconds"], call_seconds, outputs, metrics)
 
 
 def run_alone(program: str, request: Mapping[str, Any], folder: Path, time_limit: float) -> None:
@@ -149,6 +162,7 @@ def run_alone(program: str, request: Mapping[str, Any], folder: Path, time_limit
 def compare(
     source: Source,
     entry: Format,
+    tolerance: float,
     compared: list[Batch],
     file_outputs: list[Arrays | str],
     answers: Mapping[str, list[Arrays | str]],
@@ -163,25 +177,59 @@ def compare(
             elif isinstance(from_file, str):
                 yield Row(batch.title, between, "float32", "differs", detail=from_file)
             else:
-                yield _row(source, batch.title, between, from_file, expected)
+                yield _row(source.outputs, tolerance, batch.title, between, from_file, expected)
 
 
 def _row(
-    source: Source, title: str, between: tuple[str, ...], actual: Arrays, expected: Arrays
+    names: tuple[str, ...],
+    tolerance: float,
+    title: str,
+    between: tuple[str, ...],
+    actual: Arrays,
+    expected: Arrays,
 ) -> Row:
     """Compares the outputs of one batch; the row is of the most distant one."""
     if not any(np.isfinite(array).any() for array in expected):
         detail = "The model's outputs have no finite number"
         return Row(title, between, "float32", "ruled out", detail=detail)
     measured = []
-    for name, x, y in zip(source.outputs, actual, expected, strict=True):
+    for name, x, y in zip(names, actual, expected, strict=True):
         if x.shape != y.shape:
             detail = f"{name} must have the shape {y.shape}. Received: {x.shape}"
             return Row(title, between, "float32", "differs", where=name, detail=detail)
         measured.append((relative_distance(x, y), name))
     distance, name = max(measured, key=lambda pair: pair[0])
-    status: Any = "agrees" if distance <= source.tolerance else "differs"
-    return Row(title, between, "float32", status, distance, source.tolerance, name)
+    status: Status = "agrees" if distance <= tolerance else "differs"
+    return Row(title, between, "float32", status, distance, tolerance, name)
+
+
+def compare_metrics(
+    source: Source,
+    runtime: str,
+    metrics: Metrics | str,
+    expected: Mapping[str, Mapping[str, float]],
+) -> Iterator[Row]:
+    """Compares the metrics of a file with those of the model and of the card.
+
+    Args:
+        source: The model.
+        runtime: Name of the library that runs the file.
+        metrics: Metrics of the file, or the text of the error with which it refuses the inputs.
+        expected: Metrics by the name of the backend, or "card".
+    """
+    for origin, values in expected.items():
+        between = runtime, origin
+        if isinstance(metrics, str):
+            yield Row("metrics", between, "float32", "differs", detail=metrics)
+            continue
+        for name in (name for name in metrics if name in values):
+            actual, value = metrics[name], values[name]
+            distance = relative_distance(np.array([actual]), np.array([value]))
+            status: Status = "agrees" if distance <= source.change_tolerance else "differs"
+            detail = f"{actual:.6g}, and {value:.6g} of {origin}"
+            yield Row(
+                name, between, "float32", status, distance, source.change_tolerance, detail=detail
+            )
 
 
 def relative_distance(actual: np.ndarray, expected: np.ndarray) -> float:

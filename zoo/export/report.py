@@ -9,15 +9,17 @@ from zoo.parity.report import Report
 class ExportReport(Report):
     """Report of an export: the comparisons of the file with the model.
 
-    `settings` has the format, the sizes of the compared batches, and what was measured of the file:
-    `bytes`, `load_seconds`, and `file_seconds` and `model_seconds` of a call by the batch size.
+    `settings` has the format and the type of its weights, the backend that the model came from, the
+    sizes of the compared batches, and what was measured of the file: `bytes`, `load_seconds`,
+    `file_seconds` and `model_seconds` of a call by the batch size, and for a trained model
+    `examples`, `file_metrics`, `model_metrics` and `card_metrics`.
     """
 
     @property
     def exit_status(self) -> int:
-        """Exit status of the command: 0 only if outputs were compared, and all agree."""
-        outputs = [row for row in self.rungs[-1].rows if row.status == "agrees"]
-        return super().exit_status or (0 if outputs else 2)
+        """Exit status of the command: 0 only if each rung compared something, and all agree."""
+        compared = [any(row.status == "agrees" for row in rung.rows) for rung in self.rungs]
+        return super().exit_status or (0 if all(compared) else 2)
 
     @property
     def proven(self) -> bool:

@@ -14,7 +14,9 @@ from keras import ops, tree
 
 from zoo import registry
 from zoo._version import __version__
-from zoo.backends.exporting import Axes, Graph
+from zoo.backends.exporting import Axes, Graph, Stored
+from zoo.export.formats import Format
+from zoo.export.storage import METRIC_TOLERANCE, TOLERANCES, WeightDType, store
 from zoo.files.saved import SavedModel
 from zoo.files.weights import PACKED, WeightsFolder, open_saved, packed_names
 from zoo.layers import recurrent
@@ -42,24 +44,40 @@ class Source:
     Attributes:
         name: Name of the model in the report.
         case: Builder and inputs of the model.
-        weights: NumPy file of the weights in the model's order.
+        weights: NumPy file of the weights in the model's order, as the file's program has them.
+        original: NumPy file of the weights before they were rounded to `dtype`.
+        dtype: Type in which the file stores the weights.
         specs: Specification of each input by its name, in order.
         axes: Dtype and axes of each input by its name, in order.
         outputs: Names of the outputs, in order.
         limits: Largest size of a dynamic axis by its name, where the model has one.
         tolerance: Largest distance of the file's outputs, relative to their scale.
+        change_tolerance: Largest distance of outputs and metrics from those before the rounding.
         metadata: Texts by key for the file.
     """
 
     name: str
     case: Case
     weights: Path
+    original: Path
+    dtype: WeightDType
     specs: Mapping[str, InputSpec]
     axes: Mapping[str, Axes]
     outputs: tuple[str, ...]
     limits: Mapping[str, int]
     tolerance: float
+    change_tolerance: float
     metadata: Mapping[str, str]
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the weights are others than those that the model was given with."""
+        return self.weights != self.original
+
+    @property
+    def before_rounding(self) -> "Source":
+        """The model with the weights that it was given with."""
+        return dataclasses.replace(self, weights=self.original)
 
     def graph(self, for_file: bool = False) -> Graph:
         """Builds the model with its weights, as one function of its inputs.
@@ -74,7 +92,18 @@ class Source:
             outputs = model(tree.pack_sequence_as(specs, list(tensors)), training=False)
             return tree.flatten(outputs)  # type: ignore[no-any-return]
 
-        return Graph(model, function, self.axes, self.outputs, self.limits, self.metadata)
+        return self.as_graph(model, function)
+
+    def as_graph(self, model: keras.Model, function: Callable[..., list[Any]]) -> Graph:
+        """A function of the inputs with what a file says about it, and stores of the model."""
+        stored: list[Stored] = []
+        if self.dtype != "float32":
+            with np.load(self.original) as arrays:
+                weights = [arrays[name] for name in arrays.files]
+            stored = store(weights, [weight.path for weight in model.weights], self.dtype)
+        return Graph(
+            model, function, self.axes, self.outputs, self.limits, self.metadata, self.dtype, stored
+        )
 
     def load_model(self, for_file: bool = False) -> tuple[keras.Model, Any]:
         """Builds the model with its weights, and an `InputSpec` of each of its inputs."""
@@ -87,12 +116,34 @@ class Source:
         return model, specs
 
 
+@dataclasses.dataclass(frozen=True)
+class WeightsSource(Source):
+    """The weights of a model alone: outputs without inputs."""
+
+    def graph(self, for_file: bool = False) -> Graph:
+        model, _ = self.load_model(for_file)
+        return self.as_graph(model, lambda: [weight.value for weight in model.weights])
+
+
+def weights_alone(source: Source) -> WeightsSource:
+    """The weights of a model as outputs by their paths, which a file has exactly."""
+    model, _ = source.load_model()
+    common = {field.name: getattr(source, field.name) for field in dataclasses.fields(Source)}
+    changed = {
+        "specs": {}, "axes": {}, "outputs": tuple(weight.path for weight in model.weights),
+        "tolerance": 0.0,
+    }  # fmt: skip
+    return WeightsSource(**{**common, **changed})
+
+
 def describe(
     model: Any,
     arguments: Mapping[str, Any] | None,
     inputs: Any,
     tolerance: float | None,
     folder: Path,
+    entry: Format,
+    dtype: WeightDType = "float32",
 ) -> Source:
     """Builds a model and writes its weights for the workers.
 
@@ -100,8 +151,11 @@ def describe(
         model: Model; or a name, folder or address, as for `zoo.export.export`.
         arguments: Keyword arguments of the builder.
         inputs: Specifications of the inputs of a model that does not define them.
-        tolerance: Largest distance; by default 1e-5, or 1e-4 with recurrence or attention.
+        tolerance: Largest distance of float32 files, by default 1e-5, or 1e-4 with recurrence or
+            attention; of others, largest change by the rounding, by default `TOLERANCES`.
         folder: Folder for the weights.
+        entry: Format of the file.
+        dtype: Type in which the file stores the weights.
 
     Raises:
         ValueError: If there is no such model, an argument is invalid, or a batch size is fixed.
@@ -118,26 +172,40 @@ def describe(
             "without `batch_size` and `batch_shape`"
         )
     weights = [ops.convert_to_numpy(ops.cast(w.value, _stored_dtype(w))) for w in built.weights]
-    np.savez(folder / "weights.npz", *weights)
+    rounded = original = folder / "weights.npz"
+    np.savez(original, *weights)
+    by_format = dtype == "int8" and entry.rounds_activations
+    if dtype != "float32" and not by_format:
+        rounded = folder / "rounded.npz"
+        stored = store(weights, [weight.path for weight in built.weights], dtype)
+        np.savez(rounded, *(array.unpacked() for array in stored))
     names = _input_names(built, len(flat))
     axes = _axes(built, specs, names)
     lengths = {axis for entry in axes.values() for axis in entry.shape[1:] if isinstance(axis, str)}
     longest = [layer.max_length for layer in _layers(built) if getattr(layer, "max_length", 0)]
-    if tolerance is None:
-        # Rounding of one product is some 1e-7 of its scale; states and softmax amplify it.
-        amplifies = any(isinstance(x, (keras.layers.RNN, *_ATTENTION)) for x in _layers(built))
-        tolerance = 1e-4 if amplifies else 1e-5
+    # Rounding of one product is some 1e-7 of its scale; states and softmax amplify it.
+    amplifies = any(isinstance(x, (keras.layers.RNN, *_ATTENTION)) for x in _layers(built))
+    exact, change = 1e-4 if amplifies else 1e-5, METRIC_TOLERANCE
+    if dtype != "float32":
+        change = tolerance or TOLERANCES[dtype]
+        exact = change if by_format else exact
+    elif tolerance is not None:
+        exact = tolerance
     return Source(
         name=case.name,
         case=case,
-        weights=folder / "weights.npz",
+        weights=rounded,
+        original=original,
+        dtype=dtype,
         specs=dict(zip(names, flat, strict=True)),
         axes=axes,
         outputs=_output_names(built, specs),
         limits={axis: min(longest) for axis in lengths} if longest else {},
-        tolerance=tolerance,
+        tolerance=exact,
+        change_tolerance=change,
         metadata={
             "model": built.name,
+            "weights": dtype,
             "keras_zoo": __version__,
             "keras": keras.__version__,
             **_origin(built),
@@ -153,7 +221,7 @@ def _find(
     if isinstance(model, keras.Model):
         return Case(lambda: model, name=model.name, inputs=inputs), {}
     text = str(model)
-    saved = find_saved(text)
+    saved = find_saved(model)
     if saved is None:
         return Case.of(text, arguments, inputs=inputs), {}
     if arguments:
@@ -166,12 +234,18 @@ def _find(
     return case, {} if card is None else {"card": card}
 
 
-def find_saved(text: str) -> SavedModel | None:
-    """Opens trained weights or a finished run; None for the name or the address of a builder.
+def find_saved(model: Any) -> SavedModel | None:
+    """Opens trained weights or a finished run; None for other models.
+
+    Args:
+        model: Model; or a name, folder or address, as for `zoo.export.export`.
 
     Raises:
         ValueError: If there is no such model, or what is saved is damaged.
     """
+    if isinstance(model, keras.Model):
+        return None
+    text = str(model)
     is_address = ":" in text and not Path(text).exists()
     if is_address or text.partition("/")[0] in registry.models:
         return None

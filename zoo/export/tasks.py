@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from zoo import backends
 from zoo.backends import backend
 from zoo.diffusion.pipeline import DiffusionSpec
 from zoo.diffusion.sampler import Sampler
+from zoo.export.evaluation import Evaluation
 from zoo.export.source import Source
+from zoo.files import tensors
 from zoo.generation.sampling import generate, prepare_generation
 
 Arrays = list[np.ndarray]
@@ -22,31 +25,54 @@ Rows = list[list[int]]
 
 def write(source: Source, format_name: str, path: Path) -> None:
     """Writes the file of a model, on the backend that the format needs."""
+    if format_name == "safetensors":
+        model, _ = source.load_model()
+        dtype: Any = source.dtype
+        path.write_bytes(tensors.save_weights(model, dtype, source.metadata))
+        return
     module = importlib.import_module(f"zoo.backends.{backends.name}_export")
     getattr(module, f"write_{format_name}")(source.graph(for_file=True), path)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model answers on one backend.
+
+    Attributes:
+        environment: Versions and device.
+        outputs: Outputs of each batch, or the text of the error with which the model refuses it.
+        seconds: Seconds of a call of each timed batch.
+        metrics: Metrics of the evaluation, by name.
+    """
+
+    environment: dict[str, str]
+    outputs: list[Arrays | str]
+    seconds: list[float]
+    metrics: dict[str, float]
+
+
 def answer(
-    source: Source, batches: list[Arrays], timed: list[Arrays]
-) -> tuple[dict[str, str], list[Arrays | str], list[float]]:
+    source: Source, batches: list[Arrays], timed: list[Arrays], evaluation: Evaluation | None = None
+) -> Answer:
     """Computes the model's outputs.
 
     Args:
         source: The model.
         batches: Inputs of each batch.
         timed: Inputs of the batches whose duration is measured.
-
-    Returns:
-        Versions and device; the outputs of each batch, or the text of the error with which the
-        model refuses it; and the seconds of a call of each timed batch.
+        evaluation: Real inputs whose metrics are computed.
     """
     graph = source.graph()
     function = backend.inference_function(graph.model, graph.function)
+
+    def run(batch: Arrays) -> Arrays:
+        results = function(*map(ops.convert_to_tensor, batch))
+        return [np.array(ops.convert_to_numpy(result)) for result in results]
+
     outputs: list[Arrays | str] = []
     for batch in batches:
         try:
-            tensors = function(*map(ops.convert_to_tensor, batch))
-            outputs.append([np.array(ops.convert_to_numpy(tensor)) for tensor in tensors])
+            outputs.append(run(batch))
         except Exception as error:  # of any kind, by the backend
             outputs.append(f"{type(error).__name__}: {error}")
     environment = {
@@ -54,7 +80,9 @@ def answer(
         "keras_version": keras.__version__,
         "device": backend.device(),
     }
-    return environment, outputs, [_seconds(function, batch) for batch in timed]
+    seconds = [_seconds(function, batch) for batch in timed]
+    metrics = {} if evaluation is None else evaluation.metrics(map(run, evaluation.batches))
+    return Answer(environment, outputs, seconds, metrics)
 
 
 def _seconds(function: Any, batch: Arrays, calls: int = 5) -> float:

@@ -5,7 +5,7 @@ and the library checks that the arrays fill the file without gaps.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,18 +34,26 @@ def weight_shapes(path: Path) -> list[tuple[int, ...]]:
         return [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
 
 
-def save_weights(model: keras.Model, dtype: StorageDType) -> bytes:
+def save_weights(
+    model: keras.Model, dtype: StorageDType, metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Returns the content of a file with the weights of a model.
 
     Args:
         model: Model whose weights have different paths.
         dtype: Type of the stored numbers.
+        metadata: Texts by key for the header.
 
     Raises:
-        ValueError: If a weight is not finite in this type.
+        ValueError: If two weights have one path, or a weight is not finite in this type.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for weight in model.weights:
+        if weight.path in arrays:
+            raise ValueError(
+                "`model` must have weights with different paths. Received: two weights with the "
+                f"path {weight.path}. Give the layers names"
+            )
         values = keras.ops.convert_to_numpy(keras.ops.cast(weight.value, "float32"))
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(values, dtype)
@@ -55,7 +63,7 @@ def save_weights(model: keras.Model, dtype: StorageDType) -> bytes:
                 f"with values up to {np.abs(values).max():g}"
             )
         arrays[weight.path] = stored
-    return save(arrays)
+    return save(arrays, None if metadata is None else dict(metadata))
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
