@@ -5,12 +5,13 @@
     python -m benchmarks.book check check.json
     python -m benchmarks.book write
 
-`run` needs the three backends side by side. It records what each block prints on each backend, and
-the seconds, in results/book/PAGE.json. `keep` takes the metrics and the picture of finished runs
-into results/book/, and `check` the reports of `zoo check --json`. Each command ends with `write`,
-which makes the sections and the linked numbers of all pages anew.
+`run` records what each block prints on each installed backend, and the seconds, in
+results/book/PAGE.json; a page needs those of all three. `keep` takes the metrics and the picture of
+finished runs into results/book/, and `check` the reports of `zoo check --json`. Each command ends
+with `write`, which makes the sections and the linked numbers of all pages anew.
 """
 
+import ast
 import contextlib
 import io
 import json
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +31,7 @@ import tyro
 
 import zoo.__main__
 from benchmarks import pages, results
+from zoo import backends
 from zoo.parity import report
 
 CHECKS = pages.RESULTS / "check.json"
@@ -36,51 +39,44 @@ RUNS = pages.RESULTS / "runs.json"
 
 
 def run(names: tyro.conf.Positional[tuple[str, ...]]) -> None:
-    """Run pages on the three backends and record what they print.
+    """Run pages on the installed backends and record what they print.
 
     Args:
         names: Pages, such as chapters/backpropagation.
     """
-    outputs = {backend: _run_on(backend, names) for backend in pages.BACKENDS}
-    for name in names:
-        content = {
-            key: {backend: output[name][key] for backend, output in outputs.items()}
-            for key in ("seconds", "printed")
-        }
-        _write_json(pages.RESULTS / f"{name}.json", content)
+    failed = False
+    for backend in backends.installed():
+        command = [sys.executable, "-m", "benchmarks.book", "execute", *names]
+        environment = {**os.environ, "KERAS_BACKEND": backend}
+        failed |= subprocess.run(command, env=environment, cwd=pages.ROOT).returncode != 0
+    if failed:
+        raise SystemExit("A page could not be run; see above")
     write()
 
 
-def _run_on(backend: str, names: Sequence[str]) -> dict[str, Any]:
-    """What the blocks of pages print on a backend, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "printed.json"
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.book", "execute", str(output), *names],
-            env={**os.environ, "KERAS_BACKEND": backend},
-            cwd=pages.ROOT,
-            check=True,
-        )
-        content: dict[str, Any] = json.loads(output.read_text("utf-8"))
-        return content
-
-
-def execute(
-    output: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str, ...]]
-) -> None:
-    """Run the blocks of pages in this process, in empty folders, and write what they print.
+def execute(names: tyro.conf.Positional[tuple[str, ...]]) -> None:
+    """Run pages in this process, each in an empty folder, and record what they print.
 
     Args:
-        output: JSON file that is written.
         names: Pages, such as chapters/backpropagation.
     """
-    content = {}
+    failed = False
     for name in names:
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            printed = pages.run(pages.DOCS / f"{name}.md")
-        content[name] = {"seconds": round(time.perf_counter() - started, 1), "printed": printed}
-    _write_json(output, content)
+        started = time.process_time()  # of all threads; other work does not count
+        try:
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                printed = pages.run(pages.DOCS / f"{name}.md")
+        except Exception:
+            traceback.print_exc()
+            failed = True
+            continue
+        seconds = round(time.process_time() - started, 1)
+        path = pages.RESULTS / f"{name}.json"
+        content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        content[backends.name] = {"seconds": seconds, "printed": printed}
+        _write_json(path, dict(sorted(content.items())))
+    if failed:
+        raise SystemExit(1)
 
 
 def keep(folders: tyro.conf.Positional[tuple[Path, ...]], picture: str | None = None) -> None:
@@ -159,6 +155,66 @@ def check_table(model: str) -> str:
     return f"{results.table(head, rows)}\n\n`{model}` **{content['verdict']}** on {versions}."
 
 
+def footprint(_: str) -> str:
+    """Table of the disk and the memory that each backend takes."""
+    content = json.loads((pages.ROOT / "results" / "footprint.json").read_text("utf-8"))
+    rows = (
+        (
+            f"{pages.BACKENDS[name]} {measured['version']}",
+            f"{measured['megabytes']:,}",
+            f"{measured['import_mebibytes']}",
+            f"{measured['predict_mebibytes']}",
+        )
+        for name, measured in content.items()
+    )
+    head = ("", "disk, MB", "memory after `import zoo`, MiB", "after one prediction, MiB")
+    return results.table(head, rows)
+
+
+def rooms(_: str) -> str:
+    """Table of the parts of `zoo/`, with what each imports, read from the code."""
+    package = pages.ROOT / "zoo"
+    folders = (path for path in package.iterdir() if not path.is_symlink())
+    paths = [path for path in folders if (path / "__init__.py").exists()]
+    paths += [path for path in package.glob("*.py") if not path.stem.startswith("_")]
+    names = {path.stem for path in paths}
+    imports: dict[str, set[str]] = {}
+    summaries = {}
+    for path in paths:
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        trees = [ast.parse(file.read_text("utf-8")) for file in files]
+        found = {name for tree in trees for name in _imported(tree)}
+        imports[path.stem] = (found & names) - {path.stem}
+        summaries[path.stem] = str(ast.get_docstring(trees[0])).partition("\n")[0]
+    depth: dict[str, int] = {}
+
+    def floor(name: str) -> int:
+        if name not in depth:
+            depth[name] = 1 + max(map(floor, imports[name]), default=0)
+        return depth[name]
+
+    order = sorted(names, key=lambda name: (floor(name), name))
+    rows = (
+        (
+            str(floor(name)),
+            f"`{name}`",
+            summaries[name],
+            ", ".join(f"`{other}`" for other in sorted(imports[name])),
+        )
+        for name in order
+    )
+    return results.table(("floor", "part", "contents", "imports"), rows)
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Names of the parts of `zoo/` that a file imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            first, *rest = node.module.split(".")
+            if first == "zoo":
+                yield from rest[:1] or [alias.name for alias in node.names]
+
+
 def help_text(command: str) -> str:
     """What a command prints with `--help`, in lines of 96 characters."""
     output = io.StringIO()
@@ -177,7 +233,13 @@ def sections() -> Mapping[str, Callable[[str], str]]:
     tables: dict[str, Callable[[str], str]] = {
         name: lambda _, text=text: text for name, text in results.tables().items()
     }
-    return {**tables, "check": check_table, "help": help_text}
+    return {
+        **tables,
+        "check": check_table,
+        "footprint": footprint,
+        "help": help_text,
+        "rooms": rooms,
+    }
 
 
 def write() -> None:

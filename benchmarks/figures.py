@@ -4,7 +4,7 @@
     KERAS_BACKEND=jax python -m benchmarks.figures attention gates
 
 Each figure is a file in results/book/figures/, which the page contains and `docs/_static/book.js`
-draws.
+draws. `attention` also draws the picture of the chapter on transformers.
 """
 
 import base64
@@ -24,7 +24,7 @@ from zoo import datasets
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.diffusion import plots
 from zoo.diffusion.metrics import to_uint8
-from zoo.evaluation.attention_maps import attention_maps
+from zoo.evaluation.attention_maps import attention_maps, plot_attention
 from zoo.lessons.activations import ACTIVATIONS
 
 SENTENCE = "In the beginning was the word."
@@ -120,6 +120,11 @@ def attention() -> dict[str, Any]:
                         "heads": rounded(weights[0], 3),
                     }
                 )
+    result.sort(key=lambda layer: "cross" not in layer["layer"])
+    decoder = next(layer for layer in result if layer["layer"] == "decoder_block3/cross_attention")
+    shares = np.asarray(decoder["heads"], np.float32)
+    figure = plot_attention(shares, decoder["queries"], decoder["keys"])
+    figure.savefig(RESULTS / "transformer-attention.png")
     return {"layers": result}
 
 

@@ -18,7 +18,7 @@ import fnmatch
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,12 @@ def run(page: Path) -> list[str]:
     return printed
 
 
-def recorded(page: Path) -> dict[str, Any]:
-    """What the blocks of a page printed on each backend, and the seconds that they took."""
-    content: dict[str, Any] = json.loads((RESULTS / f"{name_of(page)}.json").read_text("utf-8"))
+def recorded(page: Path) -> dict[str, dict[str, Any]]:
+    """What the blocks of a page printed, and the seconds that they took, by backend."""
+    path = RESULTS / f"{name_of(page)}.json"
+    content: dict[str, dict[str, Any]] = (
+        json.loads(path.read_text("utf-8")) if path.exists() else {}
+    )
     return content
 
 
@@ -212,7 +215,7 @@ def select(content: Any, entry: str) -> Iterator[float]:
 
 
 _WORDS = "half|one|two|three|four|five|six|seven|eight|nine|ten|some|several"
-_UNITS = r"%|ms\b|s\b|seconds?\b|minutes?\b|hours?\b|[KMG]i?B\b|images/s|tokens/s|times\b|nats?\b|bits?\b"
+_UNITS = r"%|ms\b|s\b|seconds?\b|minutes?\b|hours?\b|[KMG]i?B\b|images/s|tokens/s|times\b|nats?\b"
 _MEASURED = re.compile(
     rf"\d+(?:,\d{{3}})+|\d+\.\d+|\d+e-?\d+|\d+\s?(?:{_UNITS})"
     rf"|\b(?:{_WORDS})(?: (?:a|an|to \w+|or \w+))? (?:seconds?|minutes?|hours?)\b"
@@ -233,7 +236,7 @@ def typed_numbers(text: str) -> list[str]:
             lines.append(line)
     text = "\n".join(lines)
     text = _LINK.sub("", text)
-    text = re.sub(r"`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`]*`|\$\$.*?\$\$|\$[^$]+\$", "", text, flags=re.DOTALL)
     text = re.sub(r"\]\([^)]*\)|<[^>]*>", "", text)
     return [match[0] for match in _MEASURED.finditer(text)]
 
@@ -276,9 +279,14 @@ def with_sections(text: str, page: Path, sections: Mapping[str, Callable[[str], 
 
 def _printing(page: Path) -> list[dict[str, str]]:
     """What the blocks that print anything printed, by backend."""
-    by_backend: dict[str, Sequence[str]] = recorded(page)["printed"]
+    content = recorded(page)
+    if set(content) != set(BACKENDS):
+        raise ValueError(
+            f"{name_of(page)} must have been run on {', '.join(BACKENDS)}: "
+            f"`python -m benchmarks.book run`. Received: {', '.join(content)}"
+        )
     return [
-        dict(zip(by_backend, texts))
-        for texts in zip(*by_backend.values(), strict=True)
+        dict(zip(content, texts))
+        for texts in zip(*(result["printed"] for result in content.values()), strict=True)
         if any(texts)
     ]

@@ -169,7 +169,7 @@ const FIGURES = {
 
   gates(figure, { tokens, units, input, forget, output, cell }) {
     const bar = controls(figure);
-    const step = 54;
+    const step = 40;
     const width = step * (tokens.length - 1);
     const height = 120;
     const left = 60;
@@ -177,7 +177,7 @@ const FIGURES = {
       viewBox: `0 0 ${width + 2 * left} ${2 * height + 90}`, width: width + 2 * left, role: "img",
     });
     plot.setAttribute("aria-label", "Gates of one unit, and its cell state, at each token");
-    plot.style.maxWidth = "none";
+    plot.style.minWidth = "460px";
     const gate = { "input gate": COLOURS.blue, "forget gate": COLOURS.red, "output gate": COLOURS.green };
     const line = (colour, y) =>
       svg("path", { fill: "none", stroke: colour, "stroke-width": 2, transform: `translate(${left} ${y})` });
@@ -301,6 +301,8 @@ const FIGURES = {
 };
 
 document.addEventListener("DOMContentLoaded", () => {
+  // The theme's name of the search button lacks the shortcut that it shows.
+  document.querySelector(".search-button-field")?.removeAttribute("aria-label");
   for (const figure of document.querySelectorAll("figure.interactive")) {
     const data = JSON.parse(figure.querySelector("script").textContent);
     FIGURES[figure.dataset.figure](figure, data);

@@ -1,6 +1,7 @@
 """The pages of `docs/`: their code runs, and their numbers and sections match results/."""
 
 import contextlib
+import functools
 import re
 from pathlib import Path
 
@@ -11,15 +12,14 @@ from zoo import backends
 
 PAGES = pages.paths()
 WITH_CODE = [path for path in PAGES if any(not b.reason for b in pages.blocks(path.read_text()))]
-_SHORT = 2.0  # seconds, on every backend; a page that takes longer is run on one of them
+_SHORT = 3.0  # seconds of CPU, on every backend; a page that takes longer is run on one of them
 
 # Numbers that are no measurements, with the reason why no result has them.
 TYPED: dict[str, dict[str, str]] = {
-    "chapters/convolutional-networks": {
-        "12,800": "images of the quick setting",
-        "3,221,504": "quoted from the document",
-        "18,496": "quoted from the document",
-    },
+    "chapters/convolutional-networks": {"3,221,504": "quoted from the document"},
+    "guides/install": {"3.11": "a version of Python", "3.13": "a version of Python"},
+    "promises": {"*": "limits that tests assert, and counts of campaigns that leave no file"},
+    "results": {"20 %": "a setting of the document"},
 }
 
 
@@ -27,17 +27,17 @@ def runs_here(page: Path) -> bool:
     """Whether the code of a page is run on this backend."""
     index = WITH_CODE.index(page)
     return (
-        max(pages.recorded(page)["seconds"].values()) <= _SHORT
+        max((result["seconds"] for result in pages.recorded(page).values()), default=0) <= _SHORT
         or list(pages.BACKENDS)[index % len(pages.BACKENDS)] == backends.name
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(runs_here, WITH_CODE), ids=pages.name_of)
+@pytest.mark.parametrize("page", list(filter(runs_here, WITH_CODE)), ids=pages.name_of)
 def test_page_code_prints_what_is_recorded(page: Path, tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
         printed = pages.run(page)
-    expected = pages.recorded(page)["printed"][backends.name]
+    expected = pages.recorded(page)[backends.name]["printed"]
     assert len(printed) == len(expected)
     for text, before in zip(printed, expected):
         assert pages.distance(text, before) <= 1e-3
@@ -54,8 +54,9 @@ def test_page_matches_the_results(page: Path) -> None:
 @pytest.mark.once
 @pytest.mark.parametrize("page", PAGES, ids=pages.name_of)
 def test_page_has_no_number_that_is_typed_by_hand(page: Path) -> None:
+    allowed = set(TYPED.get(pages.name_of(page), {}))
     typed = set(pages.typed_numbers(page.read_text("utf-8")))
-    assert typed == set(TYPED.get(pages.name_of(page), {}))
+    assert typed == allowed or (typed and allowed == {"*"})
 
 
 @pytest.mark.once
@@ -69,6 +70,27 @@ def test_page_names_existing_files(page: Path) -> None:
     for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
         assert (page.parent / target).exists(), target
     assert not re.search(r"!\[\]", text)  # a picture has a text
+
+
+@functools.cache
+def help_of(command: str) -> str:
+    return book.help_text(command)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("page", PAGES, ids=pages.name_of)
+def test_page_commands_have_existing_recipes_and_flags(page: Path) -> None:
+    """Checks `zoo COMMAND --FLAG` in code against the help texts."""
+    names = "train|classify|generate|next-word|translate|draw|weights|card|check|show|export"
+    text = re.sub(r"<!-- help .*?<!-- end", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for command in re.findall(rf"\bzoo ((?:{names})\b[^`#\n]*)", text):
+        first, *rest = command.split()
+        words = [first, *rest[:1]] if first in ("train", "show") else [first]
+        flags = re.findall(r"--[a-z][a-z-]*", command)
+        if flags and words[-1] not in ("finetune_llm", "--help"):  # the first needs KerasHub
+            shown = help_of(" ".join(words))
+            for flag in flags:
+                assert flag in shown, command
 
 
 def test_distance_is_relative_to_the_largest_number() -> None:
