@@ -98,8 +98,13 @@ def recorded(page: Path) -> dict[str, dict[str, Any]]:
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-def distance(first: str, second: str) -> float:
+def distance(first: str, second: str, each: bool = False) -> float:
     """Largest difference of the numbers in two texts, relative to the largest number.
+
+    Args:
+        first: One text.
+        second: The other text.
+        each: Whether the difference of two numbers is relative to the larger of the two.
 
     Raises:
         ValueError: If the texts differ in more than their numbers.
@@ -109,13 +114,17 @@ def distance(first: str, second: str) -> float:
         raise ValueError(
             f"The texts must differ in numbers only. Received:\n{first}\nand\n{second}"
         )
-    pairs = [
-        (float(one.replace(",", "")), float(other.replace(",", "")))
-        for one, other in zip(_NUMBER.findall(first), _NUMBER.findall(second), strict=True)
-    ]
-    if first == second or not pairs:
+    numbers = (
+        [float(number.replace(",", "")) for number in _NUMBER.findall(text)]
+        for text in (first, second)
+    )
+    different = [(a, b) for a, b in zip(*numbers, strict=True) if a != b]
+    if not different:
         return 0.0
-    return max(abs(a - b) for a, b in pairs) / max(abs(a) for pair in pairs for a in pair)
+    if each:
+        return max(abs(a - b) / max(abs(a), abs(b)) for a, b in different)
+    largest = max(abs(float(n.replace(",", ""))) for n in _NUMBER.findall(first + " " + second))
+    return max(abs(a - b) for a, b in different) / largest
 
 
 def printed_section(by_backend: Mapping[str, str]) -> str:
