@@ -63,7 +63,10 @@ def test_pages_fit_the_screen_and_load_nothing_from_elsewhere(
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800})
     problems: list[str] = []
-    page.on("console", lambda message: problems.append(f"{page.url}: {message.text}"))
+    page.on(
+        "console", lambda message: message.type in ("error", "warning") and
+        problems.append(f"{page.url}: {message.text}"),
+    )  # fmt: skip
     page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
     page.on(
         "request", lambda request: request.url.startswith((address, "data:")) or
