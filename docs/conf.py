@@ -25,6 +25,7 @@ myst_links_external_new_tab = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "keras-zoo"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
