@@ -25,7 +25,7 @@ WIDTHS = (390, 1280)
 CHAPTERS = [path for path in (pages.DOCS / "chapters").glob("*.md") if path.stem != "index"]
 PAGES = [
     path
-    for path in sorted(Path(os.environ.get("BOOK_HTML", ".")).rglob("*.html"))
+    for path in sorted(Path(os.environ.get("BOOK_HTML", "nowhere")).rglob("*.html"))
     if not {"_modules", "_static"} & set(path.parts)
 ]
 
