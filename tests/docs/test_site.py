@@ -1,0 +1,151 @@
+"""The built book in a headless Chromium, as telephones and desks show it: `tox -e docs`."""
+
+import functools
+import importlib
+import inspect
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import pages
+
+pytestmark = pytest.mark.skipif(
+    "BOOK_HTML" not in os.environ, reason="needs the built book in BOOK_HTML: `tox -e docs`"
+)
+
+WIDTHS = (390, 1280)
+CHAPTERS = [path for path in (pages.DOCS / "chapters").glob("*.md") if path.stem != "index"]
+PAGES = [
+    path
+    for path in sorted(Path(os.environ.get("BOOK_HTML", "nowhere")).rglob("*.html"))
+    if not {"_modules", "_static"} & set(path.parts)
+]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    handler = functools.partial(QuietHandler, directory=os.environ["BOOK_HTML"])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium, such as Debian's package")
+    with ExitStack() as stack:
+        driver = stack.enter_context(playwright.sync_playwright())
+        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        stack.callback(started.close)
+        yield started
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_fit_the_screen_and_load_nothing_from_elsewhere(
+    browser: Any, address: str, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    problems: list[str] = []
+    page.on(
+        "console", lambda message: message.type in ("error", "warning") and
+        problems.append(f"{page.url}: {message.text}"),
+    )  # fmt: skip
+    page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
+    page.on(
+        "request", lambda request: request.url.startswith((address, "data:")) or
+        problems.append(request.url),
+    )  # fmt: skip
+    assert len(PAGES) > 30
+    for path in PAGES:
+        page.goto(f"{address}/{path.relative_to(os.environ['BOOK_HTML']).as_posix()}")
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            problems.append(f"{page.url} is wider than {width} pixels")
+        if page.locator("img:not([alt]), img[alt='']").count():
+            problems.append(f"{page.url} has a picture without a text")
+    page.close()
+    assert not problems
+
+
+def test_tabs_keep_the_backend_on_other_pages(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/chapters/activation-functions.html")
+    page.get_by_text("PyTorch", exact=True).first.click()
+    page.goto(f"{address}/chapters/neural-networks.html")
+    chosen = page.locator(".sd-tab-set > input:checked + label").all_inner_texts()
+    assert chosen
+    assert set(chosen) == {"PyTorch"}
+    page.close()
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=pages.name_of)
+def test_notebook_has_the_code_that_the_page_runs(page: Path) -> None:
+    path = Path(os.environ["BOOK_HTML"]) / "notebooks" / f"{page.stem}.ipynb"
+    notebook = json.loads(path.read_text("utf-8"))
+    code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    run = [block.code.strip() for block in pages.blocks(page.read_text()) if not block.reason]
+    assert code[1:] == run
+    assert "KERAS_BACKEND" in code[0]
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    assert ":::" not in text
+    assert "<!--" not in text
+
+
+@pytest.mark.parametrize(
+    "package", ["", ".training", ".layers", ".datasets", ".parity", ".export", ".tasks"]
+)
+def test_reference_has_every_public_name(package: str) -> None:
+    inventory = pytest.importorskip("sphinx.util.inventory", reason="needs sphinx")
+    content = (Path(os.environ["BOOK_HTML"]) / "objects.inv").read_bytes()
+    known = {
+        name
+        for objects in inventory.InventoryFile.loads(content, uri="").data.values()
+        for name in objects
+    }
+    module = importlib.import_module(f"zoo{package}")
+    public = {
+        name: value
+        for name, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__.startswith(f"zoo{package}.")
+        and not name.startswith("_")
+    }
+    assert public
+    for name, value in public.items():
+        paths = {f"zoo{package}.{name}", f"{value.__module__}.{value.__qualname__}"}
+        assert paths & known, name
+
+
+def test_search_finds_the_vanishing_gradient(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q=vanishing+gradient")
+    page.wait_for_selector("ul.search li a")
+    found = page.locator("ul.search li a").all_inner_texts()
+    assert {"Activation functions", "RNN, LSTM and GRU"} <= set(found)
+    page.close()
+
+
+def test_figures_answer_to_their_sliders(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/chapters/activation-functions.html")
+    figure = page.locator("figure[data-figure=activations]")
+    assert "y = 0.731" in figure.inner_text()  # the sigmoid of 1
+    figure.locator("input").fill("60")
+    assert "y = 0.500" in figure.inner_text()  # of 0
+    page.close()
