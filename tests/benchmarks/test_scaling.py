@@ -57,5 +57,5 @@ def test_rows_are_replaced_and_tables_written(
 
 
 def test_planning_page_matches_the_results() -> None:
-    page = (results.ROOT / "docs" / "planning.md").read_text()
+    page = (results.ROOT / "docs" / "guides" / "planning.md").read_text()
     assert results.with_tables(page, results.planning_tables) == page
