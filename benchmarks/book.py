@@ -238,6 +238,8 @@ def sections() -> Mapping[str, Callable[[str], str]]:
         "check": check_table,
         "footprint": footprint,
         "help": help_text,
+        "planning": lambda _: results.planning(),
+        "planning_check": lambda _: results.planning_check(),
         "rooms": rooms,
     }
 

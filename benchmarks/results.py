@@ -10,9 +10,8 @@
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
 results/accuracy.json is the output of benchmarks/accuracy.py, results/export.json that of
 benchmarks/export.py, results/gpu-NAME.json that of benchmarks/gpu.py, and results/scaling.json that
-of benchmarks/scaling.py, from which the tables of docs/guides/planning.md are written as well. Without a
-machine only the tables are written, and zoo/data/catalogue.json, which `zoo list` and `zoo --help`
-print.
+of benchmarks/scaling.py. Without a machine only the tables are written, and
+zoo/data/catalogue.json, which `zoo list` and `zoo --help` print.
 """
 
 import csv
@@ -658,14 +657,9 @@ def tables() -> dict[str, str]:
     }
 
 
-def planning_tables() -> dict[str, str]:
-    """The tables of docs/guides/planning.md by name, in Markdown."""
-    return {"planning": planning(), "check": planning_check()}
-
-
-def with_tables(text: str, contents: Callable[[], dict[str, str]] = tables) -> str:
-    """The README, or another page, with each table between its markers replaced."""
-    for name, content in contents().items():
+def with_tables(text: str) -> str:
+    """The README with each table between its markers replaced."""
+    for name, content in tables().items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         start, rest = text.split(begin)
         text = f"{start}{begin}\n{content}\n{end}{rest.split(end)[1]}"
@@ -677,8 +671,6 @@ def main(config: Config) -> None:
         update(config.machine, config)
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text()))
-    page = ROOT / "docs" / "guides" / "planning.md"
-    page.write_text(with_tables(page.read_text(), planning_tables))
     zoo_command.CATALOGUE.write_text(
         json.dumps(catalogue(), indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
