@@ -32,7 +32,7 @@ def card_copy(folder: Path, name: str, change: Callable[[dict[str, Any]], None])
 @pytest.mark.parametrize(
     ("name", "examples"),
     [
-        ("gru-mnist", "100 test images of mnist"),
+        ("gru-mnist", "300 test images of mnist"),
         ("gpt-shakespeare-subwords", "2,944 test tokens of shakespeare"),
         ("lstm-shakespeare", "2,999 test tokens of shakespeare"),
         ("transformer-eng-spa", "8 test verses of eng-spa"),
@@ -95,7 +95,7 @@ def test_evaluation_of_a_run_uses_its_data(tmp_path: Path) -> None:
     run.save_model(saved.load_model())
     run.write_metrics({"dataset": "mnist", "mean": [0.1307], "std": [0.3081]})
     evaluation = make_evaluation(FinishedRun(tmp_path / "run"), whole=False)
-    assert evaluation.examples == "100 test images of mnist"
+    assert evaluation.examples == "300 test images of mnist"
     assert evaluation.card == {}
     expected = make_evaluation(saved, whole=False)
     for one, two in zip(evaluation.batches, expected.batches, strict=True):
@@ -127,7 +127,7 @@ def test_export_compares_real_inputs_and_the_metrics_of_the_card(
     assert settings["card_metrics"] == card
     assert settings["file_metrics"] == pytest.approx(card, rel=1e-3)
     assert settings["model_metrics"] == pytest.approx(card, rel=1e-3)
-    assert any("on 100 test images of mnist" in note for note in report.notes)
+    assert any("on 300 test images of mnist" in note for note in report.notes)
 
 
 @pytest.mark.parity

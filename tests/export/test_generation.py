@@ -155,7 +155,7 @@ def test_generation_is_proven_for_files_alone_and_together(model: str, exported:
     if has_tokens:  # the test verses have other characters
         assert report.notes[-1].startswith("no metrics: The test data of eng-spa cannot be used")
     else:
-        assert report.settings["examples"] == "100 noisy test images of mnist"
+        assert report.settings["examples"] == "300 noisy test images of mnist"
         assert [row.comparison for row in report.rungs[5].rows] == ["squared_error"]
     assert report.settings["files"][parts[0]]["bytes"] == (out / f"{parts[0]}.onnx").stat().st_size
 

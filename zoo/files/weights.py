@@ -25,7 +25,7 @@ from zoo.validation import AnyPath, show
 PACKED = Path(__file__).parents[1] / "weights"
 CARD = "card.json"
 # The part of the test data on which a card has metrics besides, which takes seconds.
-PART = {"images": 100, "tokens": 3000, "pairs": 8, "samples": 10, "steps": 5, "real": 100}
+PART = {"images": 300, "tokens": 3000, "pairs": 8, "samples": 10, "steps": 5, "real": 100}
 
 # Arguments of builders that change neither the weights nor what an inference computes from them.
 _FREE_ARGUMENTS = ("dropout", "dtype", "name", "seed")
