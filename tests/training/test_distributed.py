@@ -67,7 +67,7 @@ def three_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the results of three machines with a worker each, which are this computer."""
     folder = tmp_path_factory.mktemp("three")
     coordinator = f"127.0.0.2:{free_port()}"
-    names = "cnn", "lstm", "gpt", DIFFUSION
+    names = "cnn", "gpt"
     statuses = {}
 
     def machine(rank: int) -> None:
@@ -156,7 +156,7 @@ def test_trainings_that_cannot_be_split_are_refused(
         assert re.search(REFUSED[name], error)
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm", "gpt", DIFFUSION])
+@pytest.mark.parametrize("name", ["cnn", "gpt"])
 def test_three_machines_with_ragged_batches_train_as_one_process(
     name: str, three_machines: Path, of_one_process: Callable[[str], Results]
 ) -> None:
