@@ -19,12 +19,12 @@ EXAMPLES = {
     for example, arguments in registry.examples(name).items()
 }
 BUILDERS = pytest.mark.parametrize("name", EXAMPLES)
-# On one backend: second examples of a builder, since `zoo check` trains them on each, and the
-# U-Net, since `text_to_image` contains one.
+# On one backend: second examples of a builder, and large networks; `zoo check` trains them on each.
+ONCE = "unet", "text_to_image"
 TRAINED = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.once] * ("/" in name or name == "unet"))
+        pytest.param(name, marks=[pytest.mark.once] * ("/" in name or name in ONCE))
         for name in EXAMPLES
     ],
 )
