@@ -45,7 +45,8 @@ ERROR = re.compile(r"(`\w+`|must be a file).*(Received: |does not fit the model:
 SKIPPED = (
     "zoo.__main__", "zoo.backends", "zoo.cli", "zoo.data.", "zoo.diffusion.config", "zoo.export",
     "zoo.files", "zoo.interop", "zoo.parity.", "zoo.progress", "zoo.recipes", "zoo.tasks.command",
-    "zoo.training.checkpoints", "zoo.training.config", "zoo.training.lock", "zoo.training.run_",
+    "zoo.training.accumulation", "zoo.training.checkpoints", "zoo.training.config",
+    "zoo.training.lock", "zoo.training.rendezvous", "zoo.training.run_",
     "zoo.validation",
 )  # fmt: skip
 # Functions for users in these rooms.
@@ -92,6 +93,8 @@ UNCHECKED = {
     "zoo.lessons.backprop.update",
     "zoo.registry.register",
     "zoo.registry.set_pretrained_builder",
+    "zoo.training.cluster.from_first",
+    "zoo.training.cluster.joined",
     "zoo.training.losses.at_least_float32",
     "zoo.training.losses.cross_entropy",
 }

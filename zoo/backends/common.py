@@ -229,7 +229,7 @@ def adam_update(
 def sharded_model(devices: int) -> AbstractContextManager[None]:
     """Refuses to divide a model's weights."""
     raise ValueError(
-        "A model's weights can be divided among devices on JAX alone. Received: the backend "
+        "`devices` can divide a model's weights on JAX alone. Received: the backend "
         f"{keras.config.backend()}. Use `KERAS_BACKEND=jax`, or let each device have all weights "
         "with `--devices`"
     )

@@ -28,6 +28,8 @@ _PORT = whole(1, 65535)
 
 
 def _check_coordinator(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
     host, _, port = value.rpartition(":")
     _PORT.check(int(port))
     if not host or host != host.strip() or not port.isdecimal():

@@ -180,6 +180,7 @@ class _Worker:
         self.place = place
         self._lines: deque[str] = deque(maxlen=_LINES)
         environment = {
+            "PYTHONUNBUFFERED": "1",  # the last lines before a worker was killed
             "OMP_NUM_THREADS": str(threads),
             "NPROC": str(threads),  # read by XLA
             "TF_NUM_INTRAOP_THREADS": str(threads),
