@@ -176,7 +176,6 @@ GATES_AND_BIASES = {"simple_rnn": (1, 1), "lstm": (4, 1), "gru": (3, 2)}
 
 
 @validated
-@validated
 def recurrent_layer(
     cell: Cell,
     units: Size,
