@@ -238,6 +238,15 @@ def check_distributed(trainer: Any) -> None:
 class SharedLosses:
     """Base class of trainers of which each worker has its share of the losses."""
 
+    _made_in_cluster = False
+
+    def _is_worker(self: Any) -> bool:
+        """Whether this process is in a cluster; forgets functions made while that was otherwise."""
+        if self._made_in_cluster != is_joined():
+            self._made_in_cluster = is_joined()
+            self.train_function = self.test_function = self.predict_function = None
+        return bool(self._made_in_cluster)
+
     @property
     def losses(self: Any) -> Any:
         """The penalties of the weights.

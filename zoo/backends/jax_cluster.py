@@ -287,8 +287,6 @@ class _PredictStep(CheckedStep):
 class TrainerMixin(SharedLosses):
     """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
 
-    _made_in_cluster = False
-
     def make_train_function(self: Any, force: bool = False) -> None:
         if not self._is_worker():
             super().make_train_function(force)  # type: ignore[misc]
@@ -309,13 +307,6 @@ class TrainerMixin(SharedLosses):
         elif force or self.predict_function is None:
             step = _PredictStep(lambda state, part: self.predict_step(state, part.data))
             self.predict_function = self._make_function(step, concatenate_outputs=True)
-
-    def _is_worker(self: Any) -> bool:
-        """Whether this process is in a cluster; forgets functions made while that was otherwise."""
-        if self._made_in_cluster != is_joined():
-            self._made_in_cluster = is_joined()
-            self.train_function = self.test_function = self.predict_function = None
-        return bool(self._made_in_cluster)
 
     # -------------------------------------------------------------- shares of a worker
 

@@ -165,8 +165,6 @@ class _WorkerStep:
 class WorkerTrainer(SharedLosses):
     """Base class of trainers: Keras' own steps or, in a cluster, those of a worker."""
 
-    _made_in_cluster = False
-
     def make_train_function(self: Any, force: bool = False) -> None:
         if not self._is_worker():
             super().make_train_function(force)  # type: ignore[misc]
@@ -191,13 +189,6 @@ class WorkerTrainer(SharedLosses):
                 return keras.tree.map_structure(lambda *rows: tf.concat(rows, 0), *outputs)
 
             self.predict_function = predict
-
-    def _is_worker(self: Any) -> bool:
-        """Whether this process is in a cluster; forgets functions made while that was otherwise."""
-        if self._made_in_cluster != is_joined():
-            self._made_in_cluster = is_joined()
-            self.train_function = self.test_function = self.predict_function = None
-        return bool(self._made_in_cluster)
 
     def _function_of_iterator(self: Any, step: Callable[[Part], Any]) -> Callable[[Any], Any]:
         compiled = _WorkerStep(step)
