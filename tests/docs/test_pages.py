@@ -17,10 +17,10 @@ _SHORT = 3.0  # seconds of CPU
 # Numbers that are no measurements, with the reason why no result has them.
 TYPED: dict[str, dict[str, str]] = {
     "chapters/convolutional-networks": {"3,221,504": "quoted from the document"},
-    "guides/check": {
-        number: "what a fault of Keras gives instead of the right number"
-        for number in ("0.131", "0.1", "16.7", "1,000", "6.5", "10,000", "9 %", "3e-7", "9e-6")
-    },
+    "guides/check": dict.fromkeys(
+        ("0.131", "0.1", "16.7", "1,000", "6.5", "10,000", "9 %", "3e-7", "9e-6"),
+        "what a fault of Keras gives instead of the right number",
+    ),
     "guides/export": {"2 GB": "a limit of the format"},
     "guides/install": {"3.11": "a version of Python", "3.13": "a version of Python"},
     "promises": {"*": "limits that tests assert, and counts of campaigns that leave no file"},

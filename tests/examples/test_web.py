@@ -1,6 +1,6 @@
 """The page of examples/web in a headless Chromium, with a model that `zoo.export` writes.
 
-`SCREENSHOT=examples/web/screenshot.png pytest tests/examples/test_web.py -k seven` makes its picture.
+`SCREENSHOT=examples/web/screenshot.png pytest tests/examples/test_web.py -k seven` makes a picture.
 """
 
 import functools

@@ -68,7 +68,7 @@ def conversions(call: Call, name: str) -> Iterator[Conversion]:
             yield from function(call, name)
             return
     raise call.error(
-        "there is no conversion for layers of its kind. The guide docs/guides/weights-from-elsewhere.md "
+        "there is no conversion for layers of its kind. docs/guides/weights-from-elsewhere.md "
         "lists those that there are"
     )
 
