@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "book",
+    "errors",
     "notebooks",
 ]
 exclude_patterns = ["_build", "_extensions"]
