@@ -65,9 +65,7 @@ def text_of(node: ast.expr) -> str | None:
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
         return "".join(
-            str(part.value)
-            if isinstance(part, ast.Constant)
-            else f"{{{ast.unparse(part.value)}}}"  # type: ignore[attr-defined]
+            str(part.value) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"  # type: ignore[attr-defined]
             for part in node.values
         )
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -96,14 +94,21 @@ class Errors(SphinxDirective):
         for part, errors in sorted(by_part.items()):
             section = nodes.section(ids=[nodes.make_id(f"errors of {part}")])
             entries = [self._entry(error) for error in errors]
-            section += [nodes.title("", part), nodes.definition_list("", *entries)]
+            section += [
+                nodes.title("", part),
+                nodes.definition_list("", *entries, classes=["errors"]),
+            ]
             sections.append(section)
         return sections
 
     def _entry(self, error: ErrorText) -> nodes.definition_list_item:
-        parts = re.split(r"(\{.*?\})", error.text)
+        parts = re.split(r"(\{.*?\}|`.*?`)", error.text)
         shown: list[nodes.Node] = [nodes.Text(part) for part in parts]
-        shown[1::2] = [nodes.emphasis("", part[1:-1]) for part in parts[1::2]]
+        shown[1::2] = [
+            nodes.literal("", part[1:-1]) if part[0] == "`" else nodes.emphasis("", part[1:-1])
+            for part in parts[1::2]
+        ]
+        term = nodes.term("", "", *shown, support_smartquotes=False)
         source = nodes.paragraph()
         if error.kind:
             source += [nodes.literal("", error.kind), nodes.Text(", ")]
@@ -111,9 +116,7 @@ class Errors(SphinxDirective):
             nodes.literal("", error.place.removeprefix("zoo.")),
             nodes.Text(f", {error.file}, line {error.line}"),
         ]
-        return nodes.definition_list_item(
-            "", nodes.term("", "", *shown), nodes.definition("", source)
-        )
+        return nodes.definition_list_item("", term, nodes.definition("", source))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
