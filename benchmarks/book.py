@@ -30,7 +30,7 @@ from unittest import mock
 import tyro
 
 import zoo.__main__
-from benchmarks import pages, results
+from benchmarks import causes, pages, results
 from zoo import backends
 from zoo.parity import report
 
@@ -235,6 +235,7 @@ def sections() -> Mapping[str, Callable[[str], str]]:
     }
     return {
         **tables,
+        "cause": causes.section,
         "check": check_table,
         "footprint": footprint,
         "help": help_text,

@@ -228,7 +228,7 @@ def test_repetition_penalty_gives_the_same_tokens(penalty: float, tmp_path: Path
     np.testing.assert_array_equal(tokens, expected[:, 8:].numpy())
 
 
-def test_readme_code_completes_a_text_as_huggingface_does(tmp_path: Path) -> None:
+def test_guide_code_completes_a_text_as_huggingface_does(tmp_path: Path) -> None:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
