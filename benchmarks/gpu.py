@@ -84,8 +84,7 @@ def cosine_schedule(session: Session) -> dict[str, Any]:
 
 
 def cnn_step(session: Session, tf32: str = "default") -> dict[str, Any]:
-    size = ("--batch-size", 8) if session.small else ()
-    figures = session.compare("train_step", "--references", "document", "--tf32", tf32, *size)
+    figures = session.compare("cnn_48x48", "--kinds", "zoo", "document", "--tf32", tf32)
     return {"tf32": tf32_states(session.backend, tf32), "contenders": figures}
 
 
@@ -94,7 +93,7 @@ def cnn_step_without_tf32(session: Session) -> dict[str, Any]:
 
 
 def gpt_step(session: Session) -> dict[str, Any]:
-    figures = session.compare("shakespeare_step")
+    figures = session.compare("shakespeare", "--kinds", "zoo", "native")
     return {"tf32": tf32_states(session.backend, "default"), "contenders": figures}
 
 

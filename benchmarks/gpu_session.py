@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import ROOT, environment
+from benchmarks.contenders import ROOT, environment, quartiles, ratio
 
 
 class JobFailed(RuntimeError):
@@ -124,13 +124,28 @@ class Session:
                     shutil.copy(file, self.path(""))
         return {**read_json(run_dir / "metrics.json"), "history": self.history}
 
-    def compare(self, module: str, *arguments: Any) -> dict[str, Any]:
-        """Runs a benchmark whose contenders take turns and returns its figures."""
+    def compare(self, row: str, *arguments: Any) -> dict[str, Any]:
+        """Runs a row of benchmarks/all.py on the backend.
+
+        Returns:
+            The median seconds of a step of each contender, and the median of its ratios to the
+            first contender that is not the zoo.
+        """
         out = self.path(".json")
-        sizes = ("--rounds", 2, "--steps", 2, "--warmup", 1) if self.small else ("--steps", 50)
-        self.execute("-m", f"benchmarks.{module}", "--only", self.backend, "--json", out, *sizes,
+        sizes = ("--small", "--rounds", 2, "--steps", 2, "--warmup", 1)
+        self.execute("-m", "benchmarks.all", "--rows", row, "--json", out, "--backends",
+                     *dict.fromkeys(("torch", self.backend)),
+                     *(sizes if self.small else ("--steps", 50, "--rounds", 10)),
                      *arguments)  # fmt: skip
-        return read_json(out)
+        seconds = read_json(out)["rows"][row]["seconds"]
+        reference = next(name for name in seconds if not name.startswith("zoo"))
+        return {
+            name: {
+                "seconds": quartiles(seconds[name])[1],
+                "ratio": ratio(seconds[reference], seconds[name])[1],
+            }
+            for name in (reference, f"zoo {self.backend}")
+        }
 
 
 def read_json(path: Path) -> dict[str, Any]:
