@@ -12,6 +12,7 @@ its backend, and take turns (`benchmarks.contenders`). On each backend:
     native           the library itself, without Keras: see benchmarks/native/
     bfloat16         the zoo with the policy mixed_bfloat16
     augmented        the zoo, with the augmentation of the images within its step
+    together         the zoo, with eight training steps in one call
 
 and, in PyTorch, the document's own code as it stands, Hugging Face's GPT-2, and the product of two
 matrices. Another contender than the document's code keeps large freed blocks of memory, as the
@@ -45,7 +46,9 @@ from benchmarks.contenders import BACKENDS, Contender, quartiles, race, ratio, s
 
 PACKAGES = ("keras", "tensorflow", "torch", "jax", "keras-hub", "transformers", "optax")
 MATRIX = 2048  # rows and columns of the matrix product
-KINDS = ("zoo", "augmented", "bfloat16", "keras", "hub", "native")
+TOGETHER = 8  # training steps in one call
+OURS = ("zoo", "augmented", "bfloat16", "together")
+KINDS = (*OURS, "keras", "hub", "native")
 PRODUCTS = {"matrix_product": "float32", "matrix_product_bfloat16": "bfloat16"}
 IN_TORCH = ("document", "hugging_face", *PRODUCTS)  # kinds that PyTorch alone has
 REQUIRED = {"hub": "keras_hub", "hugging_face": "transformers", "native jax": "optax"}
@@ -94,6 +97,10 @@ ROWS = {
         "training step of `cnn_48x48` in bfloat16", ("Images", {}),
         ("zoo", "bfloat16", "matrix_product_bfloat16"), 2, {"batch_size": 4},
     ),
+    "cnn_48x48_together": Row(
+        "training step of `cnn_48x48`, eight in one call", ("Images", {}),
+        ("zoo", "together"), TOGETHER, {"batch_size": 4},
+    ),
     "lstm": Row(
         "training step of an LSTM language model", ("Recurrent", {"cell": "lstm"}),
         ("zoo", "keras", "native"), 3, {"vocabulary": 50, "width": 8, "length": 8},
@@ -135,12 +142,15 @@ ROWS = {
 }  # fmt: skip
 
 
+ON_GPU = ("cnn_48x48_together",)  # rows that help where a step is short beside its call
+
+
 @dataclass(frozen=True)
 class Config:
     """Time the zoo and its alternatives, which take turns."""
 
-    rows: tuple[str, ...] = tuple(ROWS)
-    """Names of the rows; by default all."""
+    rows: tuple[str, ...] = tuple(name for name in ROWS if name not in ON_GPU)
+    """Names of the rows; by default all but those for GPUs."""
     backends: tuple[str, ...] = BACKENDS
     """Backends that take part, if they are installed."""
     kinds: tuple[str, ...] = (*KINDS, *IN_TORCH)
@@ -205,7 +215,9 @@ def work(config: Config, row: Row, kind: str) -> None:
     workload = row.build(config.small)
     if kind == "augmented":
         workload = dataclasses.replace(workload, augmented=True)
-    is_zoo = kind in ("zoo", "augmented", "bfloat16")
+    if kind == "together":
+        workload = dataclasses.replace(workload, steps_per_execution=TOGETHER)
+    is_zoo = kind in OURS
     native: Any = None
     if kind in ("native", "document", "hugging_face"):
         native = importlib.import_module(f"benchmarks.native.{name}_code")
@@ -247,6 +259,10 @@ def work(config: Config, row: Row, kind: str) -> None:
             step, numbers = make(workload, weights(trainer.network)), itertools.count()
             serve(lambda: step(batches[next(numbers)]), steps, 1, float)
             return
+        if kind == "together":
+            calls = -(-steps // TOGETHER)
+            serve_fit(trainer, batches, calls * TOGETHER, skip=TOGETHER)
+            return
         serve_fit(trainer, batches, steps)
 
 
@@ -260,7 +276,7 @@ def contender_names(config: Config, row: Row) -> Iterator[str]:
             name = f"{kind} {backend}"
             packages = [backend, REQUIRED.get(kind), REQUIRED.get(name)]
             installed = all(importlib.util.find_spec(package) for package in packages if package)
-            if installed and kind in (*config.kinds, "matrix_product"):
+            if name != "together torch" and installed and kind in (*config.kinds, "matrix_product"):
                 yield name
 
 
@@ -300,7 +316,7 @@ def share_of_limit(row: dict[str, Any], contender: str) -> float | None:
 def show(row: dict[str, Any]) -> None:
     """Prints a row: how many times as fast as the others each contender of the zoo is."""
     seconds = row["seconds"]
-    ours = [name for name in seconds if name.split()[0] in ("zoo", "augmented", "bfloat16")]
+    ours = [name for name in seconds if name.split()[0] in OURS]
     table = Table("", "ms", f"{row['unit']}/s", "share", *ours, title=row["title"])
     for name, turns in seconds.items():
         middle = quartiles(turns)[1]

@@ -104,12 +104,14 @@ class Contender:
     def stop(self) -> None:
         """Ends the process, which closes by itself when its standard input does."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.close()
             self._process.wait(timeout=30)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 def race(

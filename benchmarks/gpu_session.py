@@ -124,27 +124,32 @@ class Session:
                     shutil.copy(file, self.path(""))
         return {**read_json(run_dir / "metrics.json"), "history": self.history}
 
-    def compare(self, row: str, *arguments: Any) -> dict[str, Any]:
-        """Runs a row of benchmarks/all.py on the backend.
+    def compare(self, row: str, reference: str, ours: str, *arguments: Any) -> dict[str, Any]:
+        """Runs two contenders of a row of benchmarks/all.py.
+
+        Args:
+            row: Name of the row.
+            reference: Name of the contender that the ratios refer to.
+            ours: Name of the other contender.
+            *arguments: Further arguments of benchmarks/all.py.
 
         Returns:
-            The median seconds of a step of each contender, and the median of its ratios to the
-            first contender that is not the zoo.
+            The median seconds of a step of each contender, and the median of its ratios.
         """
         out = self.path(".json")
         sizes = ("--small", "--rounds", 2, "--steps", 2, "--warmup", 1)
-        self.execute("-m", "benchmarks.all", "--rows", row, "--json", out, "--backends",
-                     *dict.fromkeys(("torch", self.backend)),
+        kinds, names = zip(reference.split(), ours.split(), strict=True)
+        self.execute("-m", "benchmarks.all", "--rows", row, "--json", out,
+                     "--backends", *dict.fromkeys(names), "--kinds", *dict.fromkeys(kinds),
                      *(sizes if self.small else ("--steps", 50, "--rounds", 10)),
                      *arguments)  # fmt: skip
         seconds = read_json(out)["rows"][row]["seconds"]
-        reference = next(name for name in seconds if not name.startswith("zoo"))
         return {
             name: {
                 "seconds": quartiles(seconds[name])[1],
                 "ratio": ratio(seconds[reference], seconds[name])[1],
             }
-            for name in (reference, f"zoo {self.backend}")
+            for name in (reference, ours)
         }
 
 

@@ -407,6 +407,7 @@ GPU_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "cosine": _accuracies,
     "cnn_step": _contenders,
     "gpt_step": _contenders,
+    "cnn_steps_together": _contenders,
     "text_to_image": _samples,
     "cnn_step_without_tf32": _contenders,
 }

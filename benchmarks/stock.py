@@ -284,7 +284,7 @@ def trainer(workload: Images | Recurrent | GPT | Diffusion, network: keras.Model
         return model
     if isinstance(workload, Images):
         model = set_weights(classifier(workload), network)
-        optimizer = optimizers.Adam(1e-3, weight_decay=workloads.L2, epsilon=1e-8)
+        optimizer = optimizers.Adam(1e-3, weight_decay=workload.l2, epsilon=1e-8)
     elif isinstance(workload, Recurrent):
         model = set_weights(language_model(workload), network)
         optimizer = optimizers.Adam(1e-3, epsilon=1e-8)

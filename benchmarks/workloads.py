@@ -30,7 +30,6 @@ from zoo.layers.transformer_block import TransformerBlock
 from zoo.training import Adam, AdamW, Batches, CrossEntropy
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST
-L2 = 1e-4
 DECAY = 0.01
 MOMENTUM = 0.999  # of the average of a diffusion model's weights
 Weights = dict[str, np.ndarray]
@@ -58,7 +57,7 @@ def kernel_flops(network: keras.Model) -> float:
     Attention to a prompt is left out, whose tokens are few.
     """
     total = 0.0
-    for layer in network._flatten_layers(recursive=False):
+    for layer in network.layers:
         if isinstance(layer, keras.Model):
             total += kernel_flops(layer)
         elif layer.trainable_weights and len(layer.output.shape) >= 2:
@@ -81,7 +80,9 @@ class Images:
     model: Literal["mlp", "cnn_48x48"] = "cnn_48x48"
     batch_size: int = 64
     dropout: float = 0.5
+    l2: float = 1e-4
     augmented: bool = False
+    steps_per_execution: int = 1
     unit = "images"
     images = 1024
 
@@ -100,7 +101,9 @@ class Images:
     def trainer(self) -> keras.Model:
         preprocessing = ImageAugmentation((MEAN,), (STD,)) if self.augmented else None
         trainer = zoo.Trainer(self.network(), preprocessing)
-        trainer.compile(Adam(1e-3, l2=L2), CrossEntropy())
+        trainer.compile(
+            Adam(1e-3, l2=self.l2), CrossEntropy(), steps_per_execution=self.steps_per_execution
+        )
         return trainer
 
     def batches(self) -> Batches:

@@ -264,7 +264,7 @@ def training_step(
         def forward(params: Params, x: Array, key: Array) -> Array:
             return network(params, x, key, workload.dropout)
 
-        optimizer = optax.chain(optax.add_decayed_weights(workloads.L2), optimizer)
+        optimizer = optax.chain(optax.add_decayed_weights(workload.l2), optimizer)
     elif isinstance(workload, Recurrent):
 
         def forward(params: Params, x: Array, key: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice
 
 from benchmarks import workloads
 from benchmarks.workloads import GPT, Diffusion, Generation, Images, Recurrent, Sampling, Weights
@@ -154,8 +155,7 @@ def gpt_with_cache(
 
 
 def update_slice(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
-    indices = tf.stack([0, 0, start, 0])
-    return tf.raw_ops.XlaDynamicUpdateSlice(input=cache, update=new, indices=indices)
+    return dynamic_update_slice(cache, new, tf.stack([0, 0, start, 0]))
 
 
 # ------------------------------------------------------------------ text-to-image
@@ -288,7 +288,7 @@ def training_step(
             forward = partial(mlp, params)
             if workload.model == "cnn_48x48":
                 forward = partial(cnn, params, rate=workload.dropout)
-            optimizer = adam(1e-3, epsilon=1e-8, weight_decay=workloads.L2)
+            optimizer = adam(1e-3, epsilon=1e-8, weight_decay=workload.l2)
         elif isinstance(workload, Recurrent):
             forward = partial(language_model, workload.cell, params)
             optimizer = adam(1e-3, epsilon=1e-8)

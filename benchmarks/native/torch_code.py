@@ -82,7 +82,7 @@ def document(workload: Images, network: keras.Model) -> Step:
     model = MY_NET(10).to(device())
     load_state(model, network)
     model.dropout.p = workload.dropout
-    train = document_step(model, weight_decay=workloads.L2)
+    train = document_step(model, weight_decay=workload.l2)
 
     def step(batch: Batch) -> float:
         x, y = tensors(batch)
@@ -118,7 +118,7 @@ def training_step(workload: Any, network: keras.Model) -> Step:
         return optimization_step(model, adam(model.parameters(), lr=1e-3))
     model = Perceptron().to(device())
     load_state(model, network)
-    return optimization_step(model, adam(model.parameters(), lr=1e-3, weight_decay=workloads.L2))
+    return optimization_step(model, adam(model.parameters(), lr=1e-3, weight_decay=workload.l2))
 
 
 def diffusion_step(workload: Diffusion, weights: Weights) -> Step:
