@@ -231,7 +231,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         # `on_train_batch_end` without `async_safe` makes Keras wait for each step.
         self.state.step = self._epoch_start + batch
         self._raise_if_diverged()
-        if batch and (self._interrupted.is_set() or self.state.step % self.every == 0):
+        is_due = self.state.step % self.every < self.model.steps_per_execution
+        if batch and (self._interrupted.is_set() or is_due):
             self._pause_timing()
             self._save()
             self._raise_if_interrupted()
@@ -240,7 +241,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             self._timed_since = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch % self._check_every == 0 and self._diverged_at is None:
+        is_due = batch % self._check_every < self.model.steps_per_execution
+        if is_due and self._diverged_at is None:
             self._check_loss(logs, self._epoch_start + batch + 1)
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -249,7 +251,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}
         self._pause_timing()
-        self.state.step += 1  # the epoch's last step, which no other follows
+        self.state.step += self.model.steps_per_execution  # the last, which no others follow
         self._check_loss(logs, self.state.step)
         self._raise_if_diverged()
         row = {name: float(value) for name, value in logs.items()}
