@@ -54,7 +54,7 @@ def sinusoids(length: int, dim: int) -> np.ndarray:
 def kernel_flops(network: keras.Model) -> float:
     """Operations of an image network's outputs for one example, by its layers' kernels.
 
-    Attention to a prompt is left out, whose tokens are few.
+    The keys and values of a prompt, whose tokens are few, are counted as those of the pixels.
     """
     total = 0.0
     for layer in network.layers:
