@@ -1,9 +1,12 @@
 """Trains a model on every backend with several seeds and tests whether accuracies are equivalent.
 
     python -m benchmarks.accuracy cnn_48x48
+    python -m benchmarks.accuracy cnn_48x48 --precision mixed_bfloat16 --margin 0.003
 
-Needs the backends to be installed side by side. Finished runs are not repeated, so the command can
-be interrupted and started again. The figures go to results/accuracy.json.
+The second command compares, on each backend, float32 with another policy of Keras. Needs the
+backends to be installed side by side. Finished runs are not repeated, so the command can be
+interrupted and started again. The figures go to results/accuracy.json, those of precisions to
+results/precision.json.
 """
 
 import json
@@ -12,7 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -23,6 +26,7 @@ from zoo.parity.equivalence import compare_accuracies
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "accuracy.json"
+PRECISIONS = ROOT / "results" / "precision.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Config:
     """Seeds of the runs on every backend. The same seed is the same run, so runs are paired."""
     margin: float = 0.005
     """Largest difference of mean accuracies that counts as none; 0.005 is half a point."""
+    precision: Literal["bfloat16", "mixed_bfloat16"] | None = None
+    """Dtype policy to compare with float32 on each backend, instead of the backends."""
+    backends: tuple[str, ...] = ()
+    """Backends that take part; by default all that are installed."""
     runs: Path = Path("runs/accuracy")
     """Directory of the run directories."""
 
@@ -55,29 +63,52 @@ def cells(pair: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def train(config: Config, backend: str, seed: int) -> float:
+def train(config: Config, backend: str, seed: int, policy: str = "float32") -> float:
     """Trains a model, unless its run is finished, and returns the test accuracy."""
-    folder = config.runs / f"{config.model}-{backend}-{seed}"
+    precision = "" if policy == "float32" else f"-{policy}"
+    folder = config.runs / f"{config.model}-{backend}{precision}-{seed}"
     command = [sys.executable, str(ROOT / "recipes" / "mnist.py"), "--quick"]
     command += ["--model", config.model, "--seed", str(seed), "--run-dir", str(folder)]
+    command += ["--dtype-policy", policy]
     subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, check=True)
     metrics = json.loads((folder / "metrics.json").read_text())
     return float(metrics["test_accuracy"])
 
 
-def main(config: Config) -> None:
-    accuracies = {
-        name: [train(config, name, seed) for seed in config.seeds] for name in backends.installed()
-    }
+def compare(config: Config, accuracies: dict[str, list[float]]) -> dict[str, Any]:
+    """Tests whether accuracies, paired by seed, are equivalent; prints the table."""
     comparison = compare_accuracies(accuracies, config.margin, paired=True)
-    comparison["seeds"] = config.seeds
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    content[config.model] = comparison
-    RESULTS.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n")
     table = Table(*HEAD)
     for pair in comparison["pairs"]:
         table.add_row(*cells(pair))
     Console().print(table)
+    return {**comparison, "seeds": config.seeds}
+
+
+def write(path: Path, model: str, comparison: dict[str, Any]) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[model] = comparison
+    path.write_text(json.dumps(dict(sorted(content.items())), indent=1) + "\n")
+
+
+def main(config: Config) -> None:
+    names = config.backends or backends.installed()
+    if config.precision is None:
+        accuracies = {name: [train(config, name, seed) for seed in config.seeds] for name in names}
+        write(RESULTS, config.model, compare(config, accuracies))
+        return
+    policies = "float32", config.precision
+    comparisons = {
+        name: compare(
+            config,
+            {
+                f"{name} {policy}": [train(config, name, seed, policy) for seed in config.seeds]
+                for policy in policies
+            },
+        )
+        for name in names
+    }
+    write(PRECISIONS, config.model, comparisons)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Compares the speed of implementations that take turns.
 
 Each contender is a process of its own. The contenders take turns, so that a machine that slows down
-slows all of them down. A ratio is the median over the rounds of the reference's seconds divided by
-the contender's seconds in the same round.
+slows all of them down. A ratio is that of the seconds of two contenders in the same round.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -15,11 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("tensorflow", "torch", "jax")
+MIN_ROUNDS = 3
 
 
 def environment(backend: str | None = None) -> dict[str, str]:
@@ -39,7 +35,12 @@ def environment(backend: str | None = None) -> dict[str, str]:
     return {**variables, "KERAS_BACKEND": backend} if backend else variables
 
 
-def serve(call: Callable[[], Any], steps: int = 1, skip: int = 0) -> None:
+def serve(
+    call: Callable[[], Any],
+    steps: int = 1,
+    skip: int = 0,
+    wait: Callable[[Any], Any] = lambda result: None,
+) -> None:
     """Takes the turns of a contender: one for each line of standard input.
 
     A turn prints the mean seconds of a call. `benchmarks.step_timer.serve_fit` does the same for
@@ -49,13 +50,15 @@ def serve(call: Callable[[], Any], steps: int = 1, skip: int = 0) -> None:
         call: Function that is timed, such as a training step.
         steps: Number of timed calls in a turn.
         skip: Number of calls before them that are not timed.
+        wait: Function of a call's result that waits until it is computed.
     """
     for _ in sys.stdin:
         for _ in range(skip):
-            call()
+            wait(call())
         started = time.perf_counter()
         for _ in range(steps):
-            call()
+            result = call()
+        wait(result)
         print((time.perf_counter() - started) / steps, flush=True)
 
 
@@ -101,61 +104,50 @@ class Contender:
     def stop(self) -> None:
         """Ends the process, which closes by itself when its standard input does."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.close()
             self._process.wait(timeout=30)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 def race(
-    contenders: Mapping[str, Contender], reference: str, warmup: int, rounds: int, examples: int
-) -> dict[str, Any]:
-    """Times steps, prints a table and returns its figures.
+    contenders: Mapping[str, Contender], warmup: int, rounds: int, seconds: float = float("inf")
+) -> dict[str, list[float]]:
+    """Lets contenders take turns and returns the seconds of a step in each round.
 
     Args:
         contenders: Contenders by name. Their processes are ended.
-        reference: Name of the contender that the ratios refer to.
         warmup: Number of turns of each contender that are not timed.
         rounds: Number of timed turns of each contender.
-        examples: Number of examples, or tokens, in a step.
+        seconds: Time after which no further round begins, but for the first three.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    deadline = time.monotonic() + seconds
+    turns: dict[str, list[float]] = {name: [] for name in contenders}
     try:
         for contender in contenders.values():
             for _ in range(warmup):
                 contender.turn()
-        for _ in range(rounds):
+        for number in range(rounds):
+            if number >= MIN_ROUNDS and time.monotonic() > deadline:
+                break
             for name, contender in contenders.items():
-                seconds[name].append(contender.turn())
+                turns[name].append(contender.turn())
     finally:
         for contender in contenders.values():
             contender.stop()
-    results = {}
-    table = Table("contender", "seconds a step", "examples/s", "ratio", "its quartiles")
-    for name, turns in seconds.items():
-        typical = statistics.median(turns)
-        ratios = [theirs / ours for theirs, ours in zip(seconds[reference], turns, strict=True)]
-        low, ratio, high = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
-        results[name] = {
-            "seconds": typical,
-            "examples_per_second": examples / typical,
-            "ratio": ratio,
-            "ratio_quartiles": [low, high],
-        }
-        table.add_row(
-            name,
-            f"{typical:.4f}",
-            f"{examples / typical:.0f}",
-            f"{ratio:.2f}",
-            f"{low:.2f} to {high:.2f}",
-        )
-    Console().print(table)
-    return results
+    return turns
 
 
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Adds figures to those that the file already holds."""
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**earlier, **figures}, indent=2) + "\n")
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * list(values)
+    return low, median, high
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles of how many times faster we are, over the rounds of a race."""
+    return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])

@@ -84,8 +84,8 @@ def cosine_schedule(session: Session) -> dict[str, Any]:
 
 
 def cnn_step(session: Session, tf32: str = "default") -> dict[str, Any]:
-    size = ("--batch-size", 8) if session.small else ()
-    figures = session.compare("train_step", "--references", "document", "--tf32", tf32, *size)
+    ours = f"zoo {session.backend}"
+    figures = session.compare("cnn_48x48", "document torch", ours, "--tf32", tf32)
     return {"tf32": tf32_states(session.backend, tf32), "contenders": figures}
 
 
@@ -94,7 +94,13 @@ def cnn_step_without_tf32(session: Session) -> dict[str, Any]:
 
 
 def gpt_step(session: Session) -> dict[str, Any]:
-    figures = session.compare("shakespeare_step")
+    figures = session.compare("shakespeare", "native torch", f"zoo {session.backend}")
+    return {"tf32": tf32_states(session.backend, "default"), "contenders": figures}
+
+
+def cnn_steps_together(session: Session) -> dict[str, Any]:
+    names = [f"{kind} {session.backend}" for kind in ("zoo", "together")]
+    figures = session.compare("cnn_48x48_together", *names)
     return {"tf32": tf32_states(session.backend, "default"), "contenders": figures}
 
 
@@ -168,6 +174,7 @@ class Job:
         estimate: Seconds that it takes on a GPU.
         small_estimate: Seconds that it takes with small sizes on two CPU cores.
         needs_torch: Whether it compares with code in PyTorch.
+        backends: Backends that can do it.
     """
 
     title: str
@@ -175,6 +182,7 @@ class Job:
     estimate: float
     small_estimate: float
     needs_torch: bool = False
+    backends: tuple[str, ...] = BACKENDS
 
 
 JOBS = {
@@ -185,6 +193,13 @@ JOBS = {
     "cosine": Job("`recipes/mnist.py --schedule cosine`, 5 epochs", cosine_schedule, 60, 12),
     "cnn_step": Job("training step of `cnn_48x48`, batch 64", cnn_step, 35, 20, True),
     "gpt_step": Job("training step of `recipes/shakespeare.py`", gpt_step, 35, 20, True),
+    "cnn_steps_together": Job(
+        "training steps of `cnn_48x48`, eight in one call",
+        cnn_steps_together,
+        35,
+        20,
+        backends=("tensorflow", "jax"),
+    ),
     "text_to_image": Job("`recipes/text_to_image.py --quick`", text_to_image, 100, 25),
     "cnn_step_without_tf32": Job(
         "training step of `cnn_48x48`, batch 64, TF32 off", cnn_step_without_tf32, 35, 20, True
@@ -255,6 +270,9 @@ def run_job(session: Session, results: Results) -> dict[str, Any] | None:
     estimate = job.small_estimate if session.small else job.estimate
     if job.needs_torch and not importlib.util.find_spec("torch"):
         results.add(*identity, "skipped", reason="needs PyTorch")
+        return None
+    if session.backend not in job.backends:
+        results.add(*identity, "skipped", reason=f"{session.backend} cannot do it")
         return None
     if estimate > left:
         reason = f"takes about {estimate:.0f} s, and {max(left, 0):.0f} s are left"

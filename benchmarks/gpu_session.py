@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import ROOT, environment
+from benchmarks.contenders import ROOT, environment, quartiles, ratio
 
 
 class JobFailed(RuntimeError):
@@ -124,13 +124,33 @@ class Session:
                     shutil.copy(file, self.path(""))
         return {**read_json(run_dir / "metrics.json"), "history": self.history}
 
-    def compare(self, module: str, *arguments: Any) -> dict[str, Any]:
-        """Runs a benchmark whose contenders take turns and returns its figures."""
+    def compare(self, row: str, reference: str, ours: str, *arguments: Any) -> dict[str, Any]:
+        """Runs two contenders of a row of benchmarks/all.py.
+
+        Args:
+            row: Name of the row.
+            reference: Name of the contender that the ratios refer to.
+            ours: Name of the other contender.
+            *arguments: Further arguments of benchmarks/all.py.
+
+        Returns:
+            The median seconds of a step of each contender, and the median of its ratios.
+        """
         out = self.path(".json")
-        sizes = ("--rounds", 2, "--steps", 2, "--warmup", 1) if self.small else ("--steps", 50)
-        self.execute("-m", f"benchmarks.{module}", "--only", self.backend, "--json", out, *sizes,
+        sizes = ("--small", "--rounds", 2, "--steps", 2, "--warmup", 1)
+        kinds, names = zip(reference.split(), ours.split(), strict=True)
+        self.execute("-m", "benchmarks.all", "--rows", row, "--json", out,
+                     "--backends", *dict.fromkeys(names), "--kinds", *dict.fromkeys(kinds),
+                     *(sizes if self.small else ("--steps", 50, "--rounds", 10)),
                      *arguments)  # fmt: skip
-        return read_json(out)
+        seconds = read_json(out)["rows"][row]["seconds"]
+        return {
+            name: {
+                "seconds": quartiles(seconds[name])[1],
+                "ratio": ratio(seconds[reference], seconds[name])[1],
+            }
+            for name in (reference, ours)
+        }
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,13 +5,13 @@
 
 nanoGPT's setting for a CPU: 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no
 dropout, characters, the first 90 % of the text for training. Prints the loss on the rest.
-benchmarks/shakespeare_step.py compares the speed of a step with the zoo's.
+`python -m benchmarks.all --rows shakespeare` compares the speed of a step with the zoo's.
 """
 
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,44 +34,70 @@ class Config:
 
 
 class Block(nn.Module):
-    """GPT-2's block: x (B, T, WIDTH) to (B, T, WIDTH)."""
+    """GPT-2's block: x (B, T, width) to (B, T, width)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int, approximate: str) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.heads, self.approximate = heads, approximate
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, _ = x.shape
-        parts = self.qkv(self.norm1(x)).split(WIDTH, dim=-1)
-        q, k, v = (y.view(batch, length, HEADS, -1).transpose(1, 2) for y in parts)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(batch, length, WIDTH))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+    def forward(
+        self, x: torch.Tensor, cache: torch.Tensor | None = None, start: int = 0
+    ) -> torch.Tensor:
+        """Applies the block, with cached keys and values (2, B, heads, capacity, dim) if given."""
+        parts = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in parts)
+        if cache is not None:
+            cache[:, :, :, start : start + x.shape[1]] = torch.stack([k, v])
+            k, v = cache[:, :, :, : start + x.shape[1]]
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate=self.approximate))
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) to logits (B, T, vocabulary_size)."""
+    """Token ids (B, T) to logits (B, T, vocabulary_size).
 
-    def __init__(self, vocabulary_size: int) -> None:
+    Args:
+        vocabulary_size: Number of tokens in the vocabulary.
+        context: Number of tokens of the longest input.
+        layers: Number of blocks.
+        heads: Number of heads of attention.
+        width: Width of a token's vector.
+        approximate: GELU: "none", or "tanh" as in GPT-2.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        context: int = CONTEXT,
+        layers: int = LAYERS,
+        heads: int = HEADS,
+        width: int = WIDTH,
+        approximate: str = "none",
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, WIDTH)
-        self.positions = nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH)
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        self.positions = nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(Block(width, heads, approximate) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 is_residual = name.endswith(("out.weight", "down.weight"))
-                std = 0.02 / math.sqrt(2 * LAYERS) if is_residual else 0.02
+                std = 0.02 / math.sqrt(2 * layers) if is_residual else 0.02
                 nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(ids) + self.positions.weight[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x)
+    def forward(
+        self, ids: torch.Tensor, caches: Sequence[torch.Tensor] | None = None, start: int = 0
+    ) -> torch.Tensor:
+        """Logits of the next tokens, from the position `start` on if there are caches."""
+        x = self.embedding(ids) + self.positions.weight[start : start + ids.shape[1]]
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
+            x = block(x, cache, start)
         return self.norm(x) @ self.embedding.weight.T
 
 

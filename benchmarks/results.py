@@ -1,18 +1,14 @@
 """Collects measured results in `results/` and writes the book's tables from them.
 
     python -m benchmarks.results cpu-2-cores --runs runs/a runs/b
-    python -m benchmarks.results cpu-2-cores --train-step step.json --pipeline pipeline.json
-    python -m benchmarks.results cpu-2-cores --recurrent-step recurrent.json
-    python -m benchmarks.results cpu-2-cores --gpt-speed gpt.json
-    python -m benchmarks.results cpu-2-cores --diffusion-speed diffusion.json
     python -m benchmarks.results
 
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
-results/accuracy.json is the output of benchmarks/accuracy.py, results/export.json that of
-benchmarks/export.py, results/gpu-NAME.json that of benchmarks/gpu.py, and results/scaling.json that
-of benchmarks/scaling.py. results/references.json has figures of other programs, by hand. Without a
-machine only the tables are written, and zoo/data/catalogue.json, which `zoo list` and `zoo --help`
-print.
+results/speed-NAME.json is the output of benchmarks/all.py, results/accuracy.json that of
+benchmarks/accuracy.py, results/export.json that of benchmarks/export.py, results/gpu-NAME.json that
+of benchmarks/gpu.py, and results/scaling.json that of benchmarks/scaling.py.
+results/references.json has figures of other programs, by hand. Without a machine only the tables
+are written, and zoo/data/catalogue.json, which `zoo list` and `zoo --help` print.
 """
 
 import csv
@@ -28,12 +24,13 @@ import tyro
 import zoo_command
 from benchmarks import scaling
 from benchmarks.accuracy import HEAD, cells
+from benchmarks.all import share_of_limit
+from benchmarks.contenders import quartiles, ratio
 from zoo.__main__ import catalogue
 from zoo.export import FORMATS
 from zoo.files.weights import PACKED, WeightsFolder, packed_names
 
 ROOT = Path(__file__).parents[1]
-SPEED_FILES = ("train_step", "pipeline", "recurrent_step", "gpt_speed", "diffusion_speed")
 
 
 @dataclass(frozen=True)
@@ -44,19 +41,9 @@ class Config:
     """Name of the file in results/, without its ending; by default only the tables are written."""
     runs: tuple[Path, ...] = ()
     """Finished run directories; each replaces an earlier run of the same settings."""
-    train_step: Path | None = None
-    """JSON file of benchmarks/train_step.py."""
-    pipeline: Path | None = None
-    """JSON file of benchmarks/pipeline.py."""
-    recurrent_step: Path | None = None
-    """JSON file of benchmarks/recurrent_step.py."""
-    gpt_speed: Path | None = None
-    """JSON file of benchmarks/gpt_speed.py, for both tasks."""
-    diffusion_speed: Path | None = None
-    """JSON file of benchmarks/diffusion_speed.py, for both tasks."""
 
     def __post_init__(self) -> None:
-        if self.machine is None and (self.runs or any(getattr(self, n) for n in SPEED_FILES)):
+        if self.machine is None and self.runs:
             raise SystemExit("`machine` must be given with results. Received: machine=None")
 
 
@@ -83,7 +70,7 @@ def identity(run: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def update(machine: str, config: Config) -> None:
-    """Adds runs and speeds to a machine's file."""
+    """Adds runs to a machine's file."""
     path = ROOT / "results" / f"{machine}.json"
     content = json.loads(path.read_text())
 
@@ -94,10 +81,6 @@ def update(machine: str, config: Config) -> None:
         run = read_run(folder)
         others = [other for other in content["runs"] if identity(other) != identity(run)]
         content["runs"] = sorted([*others, run], key=sort_key)
-    for name in SPEED_FILES:
-        file = getattr(config, name)
-        if file:
-            content[name] = json.loads(file.read_text())
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -265,88 +248,99 @@ def pictures() -> str:
     )
 
 
+# ------------------------------------------------------------------ results/speed-NAME.json
+
+UNMEASURED = "(Not measured yet.)"
+
+
 def speed() -> str:
-    head = ("", "images/s", "against the document's code", "share of augmentation", "machine")
-    return table(
-        head,
-        (
-            (
-                name,
-                f"{step['examples_per_second']:.0f}",
-                f"{step['ratio']:.2f}",
-                f"{machine['pipeline'][name]['share_of_step']:.1%}"
-                if name in machine["pipeline"]
-                else "",
-                machine["name"],
-            )
-            for machine in machines()
-            if "train_step" in machine and "pipeline" in machine
-            for name, step in machine["train_step"].items()
-        ),
-    )
+    """Training steps of classifiers."""
+    return speed_table("mlp", "cnn_48x48", "cnn_48x48_bfloat16")
 
 
 def recurrent() -> str:
-    """Milliseconds and ratios of recurrent steps: a row a contender, two columns a cell."""
-    machine = next(machine for machine in machines() if "recurrent_step" in machine)
-    cell_names = list(machine["recurrent_step"])
-    columns = [text for cell in cell_names for text in (f"{cell}, ms", "against PyTorch's own")]
-    return _comparison(
-        "recurrent_step", cell_names, columns, lambda figure: f"{1000 * figure['seconds']:.0f}"
-    )
+    """Training steps of recurrent language models."""
+    return speed_table("lstm", "gru")
 
 
 def gpt_speed() -> str:
-    """Tokens a second and ratios: a row a contender, two columns a task."""
-    return _comparison(
-        "gpt_speed",
-        ("generate", "train"),
-        ("generated tokens/s", "ratio", "training tokens/s", "ratio"),
-        lambda figure: f"{figure['examples_per_second']:.0f}",
+    """Generation and training of GPTs."""
+    return speed_table(
+        "gpt_generate", "gpt_sample", "gpt_train", "gpt_train_bfloat16", "shakespeare"
     )
 
 
 def diffusion_speed() -> str:
-    """Seconds and ratios: a row a contender, two columns a task."""
-    return _comparison(
-        "diffusion_speed",
-        ("train", "sample"),
-        ("seconds a training step", "ratio", "seconds for 16 images", "ratio"),
-        lambda figure: f"{figure['seconds']:.2f}",
-    )
+    """Training steps and sampling of a text-to-image model."""
+    return speed_table("unet_train", "unet_sample")
 
 
-def _comparison(
-    entry: str,
-    tasks: Iterable[str],
-    columns: Iterable[str],
-    text: Callable[[dict[str, Any]], str],
-) -> str:
-    """Table of contenders that took turns: for each task a figure and a ratio.
+def speed_files() -> list[dict[str, Any]]:
+    """The content of all files of benchmarks/all.py."""
+    return [json.loads(path.read_text()) for path in sorted(ROOT.glob("results/speed-*.json"))]
 
-    Args:
-        entry: Name of the entry in a machine's file: figures by task and contender.
-        tasks: Names of the tasks.
-        columns: Headings, two for each task.
-        text: Function that formats a contender's figures for a task.
+
+def speed_table(*names: str) -> str:
+    """For each row of benchmarks/all.py a line a contender: its speed and share of the limit.
+
+    The lines of the zoo have its ratios to Keras and KerasHub and to native code on the same
+    backend, and to the code that PyTorch alone has. A ratio above 1 means that the zoo is faster.
     """
-    tasks = list(tasks)
-    rows = [
-        (
-            name,
-            *(
-                cell
-                for task in tasks
-                for figure in [machine[entry][task][name]]
-                for cell in (text(figure), f"{figure['ratio']:.2f}")
-            ),
-            machine["name"],
-        )
-        for machine in machines()
-        if entry in machine
-        for name in machine[entry][tasks[0]]
+    lines = [
+        line
+        for content in speed_files()
+        for name in names
+        if name in content["rows"]
+        for line in _speed_lines(content["rows"][name], content["machine"]["processor"])
     ]
-    return table(("", *columns, "machine"), rows)
+    if not lines:
+        return UNMEASURED
+    head = (
+        "work", "contender", "ms", "a second", "share of the limit", "against Keras",
+        "against native code", "against PyTorch's", "machine",
+    )  # fmt: skip
+    return table(head, lines)
+
+
+def _speed_lines(row: dict[str, Any], machine: str) -> Iterator[Iterable[str]]:
+    seconds = row["seconds"]
+
+    def ratios(name: str, *others: str) -> str:
+        texts = []
+        for other in others:
+            if other in seconds:
+                low, middle, high = ratio(seconds[other], seconds[name])
+                kind = other.split()[0]
+                label = f"{kind.replace('_', ' ')} " if kind not in ("keras", "native") else ""
+                texts.append(f"{label}**{middle:.2f}** ({low:.2f} to {high:.2f})")
+        return ", ".join(texts)
+
+    for name, turns in seconds.items():
+        kind, backend = name.split()
+        if kind.startswith("matrix_product"):
+            continue
+        middle = quartiles(turns)[1]
+        share = share_of_limit(row, name)
+        yield (
+            row["title"],
+            name.replace("_", " "),
+            f"{1000 * middle:.3g}",
+            f"{row['examples'] / middle:,.0f} {row['unit']}",
+            "" if share is None else f"{share:.0%}",
+            *(
+                (
+                    ratios(name, f"keras {backend}", f"hub {backend}"),
+                    ratios(name, f"native {backend}"),
+                    ratios(name, "document torch", "hugging_face torch")
+                    or (ratios(name, "native torch") if backend != "torch" else ""),
+                )
+                if kind == "zoo"
+                else (f"zoo {ratios(name, f'zoo {backend}')}", "", "")
+                if kind in ("bfloat16", "augmented")
+                else ("", "", "")
+            ),
+            machine,
+        )
 
 
 # ------------------------------------------------------------------ results/gpu-NAME.json
@@ -414,6 +408,7 @@ GPU_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "cosine": _accuracies,
     "cnn_step": _contenders,
     "gpt_step": _contenders,
+    "cnn_steps_together": _contenders,
     "text_to_image": _samples,
     "cnn_step_without_tf32": _contenders,
 }
@@ -488,7 +483,6 @@ def commands() -> str:
 
 SCALING = ROOT / "results" / "scaling.json"
 PLANNED = (8, 64, 512)  # devices
-UNMEASURED = "(Not measured yet.)"
 
 
 def scaling_table() -> str:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-MODELS = {"cnn_48x48": "cnn_48x48", "gpt": "gpt", "lstm": "rnn_language_model", "unet": "unet"}
+MODELS = ("cnn_48x48", "gpt", "lstm", "text_to_image")
 WARM_UP = 3  # steps that compile, or allocate
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
@@ -128,7 +128,7 @@ def work(model: str, devices: int, steps: int, path: Path) -> None:
         number = 0 if place is None else place.local_rank
         os.sched_setaffinity(0, {cores[number % len(cores)]})
     with distributed(devices, max_restarts=0):
-        seconds, parameters = train(MODELS[model], steps)
+        seconds, parameters = train(model, steps)
         if cluster.is_first():
             from zoo import backends
 
@@ -142,10 +142,8 @@ def train(model: str, steps: int) -> tuple[list[float], int]:
     """Seconds of each step of `Trainer.fit`, and the number of trained parameters."""
     import keras
 
-    import zoo
-    from benchmarks.training_loop import compiled_trainer
+    from benchmarks import workloads
     from zoo import backends
-    from zoo.training import Batches
 
     class Clock(keras.callbacks.Callback):
         def __init__(self) -> None:
@@ -160,9 +158,16 @@ def train(model: str, steps: int) -> tuple[list[float], int]:
             self.seconds.append(time.perf_counter() - self._begin)
 
     backends.backend.keep_malloc_pages()
-    clock = Clock()
-    trainer, data, batch = compiled_trainer(zoo, model, steps + WARM_UP)
-    trainer.fit(Batches(data, batch, seed=0), callbacks=[clock], verbose=0)
+    workload: Any = {
+        "cnn_48x48": workloads.Images(augmented=True),
+        "gpt": workloads.GPT(),
+        "lstm": workloads.Recurrent(),
+        "text_to_image": workloads.Diffusion(),
+    }[model]
+    trainer, clock = workload.trainer(), Clock()
+    trainer.fit(
+        workload.batches(), steps_per_epoch=steps + WARM_UP, callbacks=[clock], verbose=0
+    )
     return clock.seconds, sum(math.prod(v.shape) for v in trainer.trainable_variables)
 
 
@@ -176,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--devices", type=numbers, default=[1, 2], help="Such as 1,2,4,8.")
     parser.add_argument("--backends", nargs="*", default=["tensorflow", "torch", "jax"])
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     parser.add_argument("--steps", type=int, default=20, help="Steps of each training.")
     parser.add_argument("--machine", default="", help="Description of the machine.")
     parser.add_argument("--out", type=Path, help="JSON file to which the rows are added.")
@@ -207,7 +212,7 @@ def read(path: Path) -> tuple[str, list[Row]]:
     """Machine and rows of a file, the rows by model, backend and number of devices."""
     content = json.loads(path.read_text())
     rows = [Row(**row) for row in content["rows"]]
-    order = list(MODELS)
+    order = MODELS
     rows.sort(key=lambda row: (order.index(row.model), row.backend, row.devices))
     return content["machine"], rows
 

@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 from zoo import backends, rnn_classifier, rnn_language_model
-from zoo.generation.decoding import initial_states, with_explicit_states
+from zoo.generation.recurrent_decoding import initial_states, with_explicit_states
 from zoo.generation.sampling import generate, sample_tokens
 from zoo.layers import recurrent
 from zoo.layers.recurrent import GRU, LSTM, SimpleRNN

@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 
 from tests.training.conftest import BATCH, EXAMPLES, STEPS, Training, X, Y, network, trainer
-from zoo import mlp, rnn_language_model
+from zoo import backends, mlp, rnn_language_model
 from zoo.training import Adam, Batches, CrossEntropy, StepCheckpoint, Trainer
 
 FLOATS = (X / 255).astype(np.float32)
@@ -425,3 +425,47 @@ def test_trainer_does_not_warn_of_other_inputs() -> None:
             warnings.simplefilter("always", UserWarning)
             model.predict(x.astype(np.float32), verbose=0)
         assert [w.message for w in caught if w.category is UserWarning] == []
+
+
+# ------------------------------------------------------------------ several steps in one call
+
+
+@pytest.mark.skipif(backends.name == "torch", reason="Keras refuses it on PyTorch")
+def test_several_steps_in_one_call_give_the_same_losses(tmp_path: Path) -> None:
+    """With checkpoints, too: a training that goes on ends as one that did not stop."""
+    train = Batches((FLOATS, Y), BATCH, seed=3, steps_per_epoch=4)
+    weights, losses = [], []
+    for count, stops in ((1, False), (2, False), (2, True)):
+        model = Trainer(network())
+        model.compile(Adam(1e-2), CrossEntropy(), steps_per_execution=count)
+        folder = tmp_path / f"{count}{stops}"
+        for epochs in (1, 2) if stops else (2,):
+            checkpoint = StepCheckpoint(folder, every=3)
+            history = model.fit(train, epochs=epochs, checkpoint=checkpoint, verbose=0)
+        assert checkpoint.state.step == 8
+        losses.append(history.history["loss"])
+        weights.append(model.network.get_weights())
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-6)
+    for one, others in zip(weights[0], zip(*weights[1:], strict=True), strict=True):
+        for other in others:
+            np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+@pytest.mark.skipif(backends.name == "torch", reason="Keras refuses it on PyTorch")
+def test_several_steps_in_one_call_must_divide_an_epoch() -> None:
+    model = Trainer(network())
+    model.compile(Adam(1e-2), CrossEntropy(), steps_per_execution=3)
+    train = Batches((FLOATS, Y), BATCH, seed=3, steps_per_epoch=4)
+    with pytest.raises(ValueError, match="Received: steps_per_execution=3, 4 steps"):
+        model.fit(train, verbose=0)
+
+
+@pytest.mark.skipif(backends.name != "jax", reason="checks of several steps are JAX's")
+def test_several_steps_in_one_call_check_labels() -> None:
+    model = Trainer(network())
+    model.compile(Adam(1e-2), CrossEntropy(), steps_per_execution=2)
+    labels = Y.copy()
+    labels[-1] = 77
+    train = Batches((FLOATS, labels), BATCH, seed=3, steps_per_epoch=2 * STEPS)
+    with pytest.raises(ValueError, match="77"):
+        model.fit(train, verbose=0)

@@ -98,6 +98,9 @@ class Backend(Protocol):
         """
         ...
 
+    decode_loop: Callable[..., Callable[..., Any]] | None
+    """Compiles a loop of choosing and decoding tokens: see `zoo.backends.tensorflow_generation`."""
+
     def create_cache(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Creates a cache of zeros that `update_cache` may update within a `decode_function`."""
         ...
@@ -187,11 +190,7 @@ class Backend(Protocol):
         ...
 
     def look_up(self, table: Tensor, indices: Tensor) -> Tensor:
-        """Rows of a table at indices that must lie in [0, rows), which nothing checks.
-
-        `keras.ops.take` also counts negative indices from the end, by three more operations on
-        PyTorch.
-        """
+        """Rows of a table at indices that must lie in [0, rows), which nothing checks."""
         ...
 
     def recurrent(

@@ -167,6 +167,9 @@ def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., A
     return lambda arrays, caches: compiled([v.value for v in variables], arrays, caches)
 
 
+decode_loop = None
+
+
 def create_cache(shape: tuple[int, ...], dtype: str) -> Tensor:
     return jnp.zeros(shape, dtype)
 

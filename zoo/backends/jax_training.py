@@ -8,6 +8,7 @@ or when the values return to the model, as they do before they are saved. Keras 
 this, so its trainer's functions are replaced when this module is imported.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,8 +132,27 @@ class CheckedStep:
 
     def __init__(self, step: Callable[..., Any], **options: Any):
         self._step = step
+        self._options = options
         self._compiled = jax.jit(self._recorded, **options)
         self.unread = deque[_Checks]()  # of steps that may not have ended yet
+
+    def repeated(self) -> "CheckedStep":
+        """Several steps in one call, from batches in arrays with one more axis, the first.
+
+        The outputs are those of the last step.
+        """
+
+        def steps(state: State, batches: Any) -> Any:
+            first = jax.tree.map(lambda x: x[0], batches)
+            shapes = jax.eval_shape(self._step, state, first)[0]
+            outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return checked_scan(
+                lambda carry, batch: self._step(carry[1], batch), (outputs, state), batches
+            )
+
+        repeated = CheckedStep(steps, **self._options)
+        repeated.unread = self.unread
+        return repeated
 
     def __call__(self, state: State, data: Any) -> Any:
         _raise_if_invalid(self.unread, running=1)
@@ -179,19 +199,26 @@ def _distribute_data(data: Any, *args: Any) -> Any:
     return _keras_distribute_data(data, *args)
 
 
-def _make_function(trainer: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
+def _make_function(trainer: Any, step: Any, concatenate_outputs: bool = False) -> Any:
     """Returns a function of one or more steps that restores the variables after an error."""
     latest: State | None = None
 
-    def tracked_step(state: State, data: Any) -> Any:
-        nonlocal latest
-        latest = state
-        outputs, latest = step(state, data)
-        return outputs, latest
+    def tracked(step: Callable[..., Any]) -> Callable[..., Any]:
+        def tracked_step(state: State, data: Any) -> Any:
+            nonlocal latest
+            latest = state
+            outputs, latest = step(state, data)
+            return outputs, latest
+
+        return tracked_step
 
     if isinstance(step, CheckedStep):
         trainer._unread_checks = step.unread = getattr(trainer, "_unread_checks", step.unread)
-    steps = _keras_make_function(trainer, tracked_step, *args, **kwargs)
+    count = 1 if concatenate_outputs else trainer.steps_per_execution
+    if isinstance(step, CheckedStep) and count > 1:
+        steps = _steps_of_stacked_batches(tracked(step), tracked(step.repeated()), count)
+    else:
+        steps = _keras_make_function(trainer, tracked(step), concatenate_outputs)
 
     def restoring_steps(state: State, iterator: Any) -> Any:
         nonlocal latest
@@ -207,6 +234,36 @@ def _make_function(trainer: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
             latest = None
 
     return restoring_steps
+
+
+def _steps_of_stacked_batches(
+    step: Callable[..., Any], repeated: Callable[..., Any], count: int
+) -> Callable[..., Any]:
+    """Function that computes several steps in one call, if so many batches of one size are left.
+
+    Keras would call the compiled step once for each batch.
+
+    Args:
+        step: Function of a state and a batch.
+        repeated: Function of a state and batches in arrays with one more axis.
+        count: Number of steps.
+    """
+
+    def stack(*arrays: Any) -> Any:
+        return (np if isinstance(arrays[0], np.ndarray) else jnp).stack(arrays)
+
+    def steps(state: State, iterator: Any) -> Any:
+        batches = list(itertools.islice(iterator, count))
+        if not batches:
+            raise StopIteration
+        sizes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
+        if len(batches) == count and len(sizes) == 1:
+            return repeated(state, jax.tree.map(stack, *batches))
+        for batch in batches:
+            outputs, state = step(state, batch)
+        return outputs, state
+
+    return steps
 
 
 def _restore(trainer: Any, state: State) -> None:

@@ -31,6 +31,7 @@ from zoo.backends.tensorflow_cluster import broadcast as broadcast
 from zoo.backends.tensorflow_cluster import broadcast_variables as broadcast_variables
 from zoo.backends.tensorflow_cluster import join_cluster as join_cluster
 from zoo.backends.tensorflow_cluster import leave_cluster as leave_cluster
+from zoo.backends.tensorflow_generation import decode_loop as decode_loop
 from zoo.backends.tensorflow_loop import recurrent_loop
 
 Tensor = Any

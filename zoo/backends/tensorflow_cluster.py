@@ -126,7 +126,10 @@ def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
         return WorkerBatchesAdapter(batches, class_weight)
     with trainer.distribute_strategy.scope():
         distributed = tf.distribute.has_strategy()
-    return batches if distributed else common.BatchesAdapter(batches, class_weight)
+    # Several steps in one call read a `tf.data.Dataset`, which Keras makes of the batches.
+    if distributed or trainer.steps_per_execution > 1:
+        return batches
+    return common.BatchesAdapter(batches, class_weight)
 
 
 # ------------------------------------------------------------------ steps

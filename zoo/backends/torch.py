@@ -138,6 +138,9 @@ def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., A
     return captured(model, function)
 
 
+decode_loop = None  # captured graphs have no loops
+
+
 def create_cache(shape: tuple[int, ...], dtype: str) -> Tensor:
     return keras.ops.zeros(shape, dtype)
 
@@ -300,6 +303,7 @@ def check_range(integers: Tensor, size: int, rule: str) -> Tensor:
 
 
 def look_up(table: Any, indices: Tensor) -> Tensor:
+    """Rows of a table; `keras.ops.take` takes three more operations for negative indices."""
     table, indices = map(keras.ops.convert_to_tensor, (table, indices))
     rows = table.index_select(0, indices.reshape(-1))
     return rows.reshape(*indices.shape, *table.shape[1:])

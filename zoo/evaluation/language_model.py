@@ -12,7 +12,7 @@ from zoo.datasets.token_windows import split_documents
 from zoo.datasets.tokenizer import Tokenizer
 from zoo.evaluation.ngrams import NGrams
 from zoo.evaluation.plots import plot_perplexity
-from zoo.generation import decoding
+from zoo.generation import recurrent_decoding
 from zoo.training.losses import cross_entropy
 from zoo.training.run_directory import RunDirectory
 from zoo.validation import Number, Size, TokenArray, Vocabulary, number, validated
@@ -54,8 +54,8 @@ class DocumentScorer:
 
     @validated
     def __init__(self, network: keras.Model, chunk: Size = 128, batch_size: Size = 8):
-        decoding.check_recurrent(network, "network")
-        self._stateful = decoding.with_explicit_states(network)
+        recurrent_decoding.check_recurrent(network, "network")
+        self._stateful = recurrent_decoding.with_explicit_states(network)
         targets = keras.Input((None,), dtype="int32", name="targets")
         logits, *states = self._stateful.outputs
         losses = _TokenLosses(dtype="float32", name="losses")(targets, logits)
@@ -78,7 +78,7 @@ class DocumentScorer:
         documents = sorted(split_documents(ids), key=len, reverse=True)
         for first in range(0, len(documents), self._batch_size):
             batch = documents[first : first + self._batch_size]
-            states: list[Any] = decoding.initial_states(self._stateful, len(batch))
+            states: list[Any] = recurrent_decoding.initial_states(self._stateful, len(batch))
             for start in range(0, len(batch[0]) - 1, self._chunk):
                 windows = np.zeros((len(batch), self._chunk + 1), np.int32)
                 predicted = np.zeros((len(batch), self._chunk), bool)

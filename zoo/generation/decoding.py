@@ -6,7 +6,6 @@ of the previous tokens; an encoder-decoder also caches those of the encoder's ou
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -16,9 +15,10 @@ from keras import ops
 
 from zoo import random
 from zoo.backends import backend
+from zoo.generation.recurrent_decoding import RecurrentDecoder, is_recurrent, maps_ids_to_logits
 from zoo.layers.attention import Attention, Positions
 from zoo.layers.transformer_block import TransformerBlock
-from zoo.validation import Size, validated
+from zoo.validation import validated
 
 Tensor = Any
 
@@ -36,164 +36,11 @@ def check_language_model(
     Raises:
         ValueError: Unless the model is a `gpt`, `transformer` or `rnn_language_model`.
     """
-    if not (_is_recurrent(model) or _maps_ids_to_logits(model, TransformerBlock)):
+    if not (is_recurrent(model) or maps_ids_to_logits(model, TransformerBlock)):
         raise ValueError(
             f"`{argument}` must be a gpt, transformer or rnn_language_model. "
             f"Received: {argument}={model.name}"
         )
-
-
-@validated
-def check_recurrent(model: keras.Model, argument: Literal["model", "network"] = "model") -> None:
-    """Checks that a model is a recurrent language model.
-
-    Args:
-        model: Model to check.
-        argument: Name of the argument in the error.
-
-    Raises:
-        ValueError: Unless the model is an `rnn_language_model`.
-    """
-    if not _is_recurrent(model):
-        raise ValueError(
-            f"`{argument}` must be an rnn_language_model. Received: {argument}={model.name}"
-        )
-
-
-def _is_recurrent(model: keras.Model) -> bool:
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.RNN)]
-    return _maps_ids_to_logits(model, keras.layers.RNN) and all(x.return_state for x in layers)
-
-
-def _maps_ids_to_logits(model: keras.Model, kind: type) -> bool:
-    """Whether a model maps ids, (B, T) int, to (B, T, V), with a layer of this kind."""
-    inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
-    return (
-        bool(inputs)
-        and all(len(x.shape) == 2 and "int" in x.dtype for x in inputs)
-        and [len(x.shape) for x in outputs] == [3]
-        and any(isinstance(layer, kind) for layer in model.layers)
-    )
-
-
-# ------------------------------------------------------------------ explicit states
-
-
-@validated
-def with_explicit_states(model: keras.Model) -> keras.Model:
-    """Builds a model of the same layers that takes and returns the recurrent states.
-
-    A long sequence can be processed in chunks, each with the states that the previous call
-    returned.
-
-    Args:
-        model: An `rnn_language_model`.
-
-    Returns:
-        A model from [ids (B, T), *states] to [logits (B, T, vocabulary), *states]. A state is
-        (B, units); an LSTM layer has two. `initial_states` gives the states of a new sequence.
-    """
-    check_recurrent(model)
-    ids = keras.Input((None,), dtype="int32", name="ids")
-    x, input_states, output_states = ids, [], []
-    for layer in model.layers[1:]:
-        if isinstance(layer, keras.layers.RNN):
-            initial = [keras.Input((size,), dtype=layer.compute_dtype) for size in layer.state_size]
-            x, *final = layer(x, initial_state=initial)
-            input_states += initial
-            output_states += final
-        else:
-            x = layer(x)
-    return keras.Model(
-        [ids, *input_states], [x, *output_states], name=f"{model.name}_with_explicit_states"
-    )
-
-
-@validated
-def initial_states(stateful_model: keras.Model, batch_size: Size) -> list[np.ndarray]:
-    """Creates the zero states at the beginning of a sequence.
-
-    Args:
-        stateful_model: A model returned by `with_explicit_states`.
-        batch_size: Number of sequences.
-
-    Returns:
-        A (batch_size, units) array for each state; float32 if the model computes in 16 bits.
-
-    Raises:
-        ValueError: If the inputs of the model after the first are not states.
-    """
-    if any(len(state.shape) != 2 or not state.shape[-1] for state in stateful_model.inputs[1:]):
-        raise ValueError(
-            "`stateful_model` must be a model of `with_explicit_states`. "
-            f"Received: stateful_model={stateful_model.name}"
-        )
-    return [
-        np.zeros((batch_size, state.shape[-1]), np.float32 if "16" in state.dtype else state.dtype)
-        for state in stateful_model.inputs[1:]
-    ]
-
-
-# ------------------------------------------------------------------ decoders
-
-
-_CHUNK_LENGTH = 16  # tokens of one step of a recurrent prefill
-
-
-class RecurrentDecoder:
-    """Incremental decoder of a recurrent model, from the states after the previous tokens.
-
-    A prompt is processed in chunks of 16 tokens and then, for the rest, in single tokens. So a
-    prompt of any length is processed by the same two compiled steps, in the memory of one chunk.
-
-    Args:
-        model: An `rnn_language_model`.
-    """
-
-    @validated
-    def __init__(self, model: keras.Model):
-        self._model = with_explicit_states(model)
-
-        def step(*arrays: Tensor) -> Any:
-            logits, *states = self._model(
-                [ops.convert_to_tensor(array) for array in arrays], training=False
-            )
-            return ops.cast(logits[:, -1], "float32"), *states
-
-        self._compiled_step = backend.inference_function(self._model, step)
-        self._states: Sequence[Any] = ()
-
-    def check(self, prompts: Sequence[np.ndarray], sources: None) -> None:
-        """Raises ValueError unless all prompts have the same length."""
-        if len({len(prompt) for prompt in prompts}) > 1:
-            raise ValueError(
-                "`prompts` of a recurrent model must be equally long, since they form one batch. "
-                f"Received: {[len(p) for p in prompts]} tokens. Pass them one at a time"
-            )
-
-    def prefill(
-        self, prompts: Sequence[np.ndarray], max_new_tokens: int, sources: None = None
-    ) -> Tensor:
-        """Processes whole prompts and returns the logits of the next token, (B, V)."""
-        self._states = initial_states(self._model, len(prompts))
-        ids = np.stack(prompts)
-        # A library's matrix product may round otherwise for another number of rows: logits of 0.7
-        # differ from those of one step over the whole prompt by at most 6e-7.
-        length = ids.shape[1]
-        first_single = length - length % _CHUNK_LENGTH
-        borders = [*range(0, first_single, _CHUNK_LENGTH), *range(first_single, length + 1)]
-        for start, stop in itertools.pairwise(borders):
-            logits = self.decode(ids[:, start:stop])
-        return logits
-
-    def decode(self, ids: np.ndarray) -> Tensor:
-        """Processes the next tokens, (B, T), and returns the logits after the last, (B, V)."""
-        logits, *self._states = self._compiled_step(ids, *self._states)
-        return logits
-
-    def reorder(self, rows: np.ndarray) -> None:
-        """Replaces the rows of the batch by the rows with these indices, (B,)."""
-        self._states = [ops.take(state, rows, axis=0) for state in self._states]
 
 
 class KVCacheDecoder:
@@ -218,7 +65,9 @@ class KVCacheDecoder:
         self.blocks = [layer for layer in self._layers if isinstance(layer, TransformerBlock)]
         self._tied = not isinstance(self._layers[-1], keras.layers.Dense)
         self._max_length = max_length(model)
+        self.has_loop = backend.decode_loop is not None
         self._compiled_step = backend.decode_function(model, self._step)
+        self._loops: dict[Any, Callable[..., Any]] = {}  # by the function that chooses a token
         self._encoder = _encoder(model) if is_encoder_decoder(model) else None
         self._encode = backend.inference_function(model, self.encode)
         self._contexts: Any = ()  # mask, keys and values of the sources
@@ -280,6 +129,48 @@ class KVCacheDecoder:
             rows = (row[-half:] if len(row) > self._max_length else row for row in self._rows)
             return self._prefill([np.array(row) for row in rows], self._max_length)
         return self._logits(ids)
+
+    def decode_many(
+        self,
+        logits: Tensor,
+        choose: Callable[[Tensor, Any], tuple[Tensor, Any]],
+        state: Any,
+        count: int,
+        stop_tokens: Sequence[int],
+    ) -> tuple[np.ndarray, Tensor]:
+        """Chooses and processes tokens in one compiled loop, if `has_loop` is true.
+
+        The loop ends where the context is full, all rows have had a stop token, or logits are not
+        finite.
+
+        Args:
+            logits: Logits of the next token, (B, V).
+            choose: Function of logits and the state that returns the tokens, (B,) int, and the next
+                state. The loop is compiled once for each function and for each set of shapes.
+            state: Nested arrays.
+            count: Largest number of tokens.
+            stop_tokens: Token ids after which a row has ended.
+
+        Returns:
+            The chosen tokens, (N, B) int32, N at most `count`, and the logits after them, (B, V).
+        """
+        assert backend.decode_loop is not None
+        count = min(count, self._max_length - max(map(len, self._rows)))
+        if count < 1:
+            return np.zeros((0, len(self._rows)), np.int32), logits
+        if choose not in self._loops:
+            self._loops[choose] = backend.decode_loop(
+                lambda arrays, caches: self._step(arrays, caches)[0], choose
+            )
+        number, tokens, logits = self._loops[choose](
+            logits, self._index, (self._padding, self._contexts), self._caches, count,
+            np.array(stop_tokens, np.int32), state,
+        )  # fmt: skip
+        tokens = ops.convert_to_numpy(tokens)[: int(number)]
+        self._index += len(tokens)
+        for row, new_tokens in zip(self._rows, tokens.T):
+            row.extend(new_tokens)
+        return tokens, logits
 
     def reorder(self, rows: np.ndarray) -> None:
         """Replaces the rows of the batch by the rows with these indices, (B,), except sources."""

@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 
 from zoo.backends import backend
 from zoo.datasets.tokenizer import Tokenizer, check_ids
-from zoo.generation import decoding
+from zoo.generation import recurrent_decoding
 from zoo.generation.sampling import check_logits
 from zoo.validation import Positive, Size, validated
 
@@ -46,13 +46,13 @@ def next_token(model: keras.Model) -> Predict:
         A function of N tuples of ids to (N, V) float64. It raises ValueError if a tuple is empty or
         holds an id outside the vocabulary.
     """
-    stateful_model = decoding.with_explicit_states(model)
+    stateful_model = recurrent_decoding.with_explicit_states(model)
 
     def step(*arrays: Tensor) -> Any:
         return stateful_model([ops.convert_to_tensor(array) for array in arrays], training=False)
 
     compiled_step = backend.inference_function(stateful_model, step)
-    zeros = decoding.initial_states(stateful_model, _BATCH_SIZE)
+    zeros = recurrent_decoding.initial_states(stateful_model, _BATCH_SIZE)
     cache: dict[Ids, list[np.ndarray]] = {(): [state[0] for state in zeros]}
 
     def extend(sequences: Sequence[Ids]) -> np.ndarray:

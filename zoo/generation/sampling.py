@@ -22,6 +22,7 @@ from zoo.generation.decoding import (
     is_encoder_decoder,
     max_length,
 )
+from zoo.generation.token_choice import TokenChoice
 from zoo.layers.core import Embedding
 from zoo.validation import (
     NewTokens,
@@ -86,6 +87,21 @@ def stream(
     Curious Case of Neural Text Degeneration", 2020 (top-p); Keskar et al., "CTRL: A Conditional
     Transformer Language Model for Controllable Generation", 2019 (repetition penalty).
     """
+    options = TokenChoice(temperature, top_k, top_p, repetition_penalty)
+    return _tokens(model, prompts, max_new_tokens, seed, options, stop_tokens, sources)
+
+
+def _tokens(
+    model: keras.Model,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    seed: int,
+    options: TokenChoice,
+    stop_tokens: Sequence[int],
+    sources: Sequence[np.ndarray] | None,
+    in_loop: bool = False,
+) -> Iterator[np.ndarray]:
+    """Iterator of `stream`, which may compute many tokens before it yields the first."""
     decoder, (ids, source_ids), max_new_tokens = prepare_generation(
         model, prompts, sources, max_new_tokens
     )
@@ -96,19 +112,41 @@ def stream(
         seen = np.zeros((len(ids), int(model.output.shape[-1])), bool)
         for row, prompt in zip(seen, ids):
             row[prompt] = True
+
+        def running_tokens(tokens: np.ndarray) -> np.ndarray:
+            """The chosen tokens, -1 in rows that had ended before."""
+            nonlocal running
+            result = np.where(running, tokens, -1).astype(np.int32)
+            seen[np.arange(len(ids)), tokens] = True
+            running = running & ~np.isin(tokens, list(stop_tokens))
+            return result
+
         logits = decoder.prefill(ids, max_new_tokens, source_ids)
-        for index in range(max_new_tokens):
+        index = 0
+        while True:
+            if in_loop and decoder.has_loop:
+                # All but the last token, after which nothing is decoded.
+                many, logits = decoder.decode_many(
+                    logits, options.function, options.state(key, index, seen),
+                    max_new_tokens - 1 - index, stop_tokens,
+                )  # fmt: skip
+                for tokens in many:
+                    yield running_tokens(tokens)
+                index += len(many)
+                if not running.any():
+                    return
             uniform = np.zeros(len(ids))
-            if temperature:
+            if options.temperature:
                 uniform = random.uniform(random.fold_in(key, index), len(ids))
             scores = check_logits(ops.convert_to_numpy(logits), index)
-            if repetition_penalty != 1:
-                scores = _penalize_repetition(scores, seen, repetition_penalty)
-            tokens = sample_tokens(scores, uniform, temperature, top_k, top_p)
-            yield np.where(running, tokens, -1).astype(np.int32)
-            seen[np.arange(len(ids)), tokens] = True
-            running &= ~np.isin(tokens, list(stop_tokens))
-            if not running.any() or index + 1 == max_new_tokens:
+            if options.repetition_penalty != 1:
+                scores = _penalize_repetition(scores, seen, options.repetition_penalty)
+            tokens = sample_tokens(
+                scores, uniform, options.temperature, options.top_k, options.top_p
+            )
+            yield running_tokens(tokens)
+            index += 1
+            if not running.any() or index == max_new_tokens:
                 return
             logits = decoder.decode(tokens[:, None])
 
@@ -151,10 +189,10 @@ def generate(
     Raises:
         ValueError: If an argument is invalid, for the reasons that `stream` lists.
     """
-    steps = stream(
-        model, prompts, max_new_tokens, seed, temperature, top_k, top_p, stop_tokens, sources,
-        repetition_penalty,
-    )  # fmt: skip
+    options = TokenChoice(temperature, top_k, top_p, repetition_penalty)
+    steps = _tokens(
+        model, prompts, max_new_tokens, seed, options, stop_tokens, sources, in_loop=True
+    )
     tokens = np.stack(list(steps), axis=1)
     return [row[row >= 0] for row in tokens]
 

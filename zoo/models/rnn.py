@@ -239,7 +239,8 @@ def rnn_language_model(
         dropout: Dropout rate before each layer and before the output, in [0, 1).
         stateful: Whether each call starts from the final states of the previous call, as in Keras'
             recurrent layers; `layer.reset_state()` resets the states. The function
-            `zoo.generation.decoding.with_explicit_states` makes the states inputs and outputs.
+            `zoo.generation.recurrent_decoding.with_explicit_states` makes the states inputs and
+            outputs.
         batch_size: Number of sequences in every batch; required for a stateful model.
         seed: Seed of the initial weights and dropout masks; their values are equal on all backends.
         dtype: A dtype or dtype policy, such as "mixed_bfloat16"; by default Keras' global one.

@@ -122,6 +122,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._hint = hint
         self._only_trainable = only_trainable
         self._epoch_start = 0  # number of the epoch's first step
+        self._steps_per_call = 1
         self._diverged_at: int | None = None
         self._interrupted = threading.Event()
         self._clock = time.perf_counter()
@@ -220,6 +221,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch_start = self.state.step
+        # While batches are computed, `self.model` would make JAX wait for them.
+        self._steps_per_call = self.model.steps_per_execution
         if self.state.metric_sums:
             variables = self.model.metrics_variables
             for variable, value in zip(variables, self.state.metric_sums, strict=True):
@@ -231,7 +234,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         # `on_train_batch_end` without `async_safe` makes Keras wait for each step.
         self.state.step = self._epoch_start + batch
         self._raise_if_diverged()
-        if batch and (self._interrupted.is_set() or self.state.step % self.every == 0):
+        is_due = self.state.step % self.every < self._steps_per_call
+        if batch and (self._interrupted.is_set() or is_due):
             self._pause_timing()
             self._save()
             self._raise_if_interrupted()
@@ -240,7 +244,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             self._timed_since = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch % self._check_every == 0 and self._diverged_at is None:
+        is_due = batch % self._check_every < self._steps_per_call
+        if is_due and self._diverged_at is None:
             self._check_loss(logs, self._epoch_start + batch + 1)
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -249,7 +254,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}
         self._pause_timing()
-        self.state.step += 1  # the epoch's last step, which no other follows
+        self.state.step += self._steps_per_call  # the last ones, which no others follow
         self._check_loss(logs, self.state.step)
         self._raise_if_diverged()
         row = {name: float(value) for name, value in logs.items()}

@@ -140,6 +140,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
             ValueError: If a number of epochs, steps or examples is not a whole number of at least
                 1, or `checkpoint` is given and `x` are not `Batches` with a seed, or not those that
                 the checkpoints in its folder were saved with; the text names what differs. If
+                `steps_per_execution` of `compile` does not divide the steps of an epoch. If
                 `gradient_accumulation` is above 1 and a layer needs the whole batch, such as a
                 batch normalization, or a loss is no mean over the examples.
             Diverged, Interrupted, OSError: As `StepCheckpoint` says.
@@ -152,6 +153,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         if shuffled:
             options["steps_per_epoch"] = options.get("steps_per_epoch") or stream.steps_per_epoch
             options["shuffle"] = False
+            self._check_executions(options["steps_per_epoch"])
         class_weight = options.get("class_weight")
         if isinstance(stream, Batches):
             backend.create_variables(self, stream[0])
@@ -184,6 +186,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         def train(epoch: int, epochs: int, steps: int) -> None:
             options["x"] = self._as_dataset(stream.from_step(state.step), class_weight)
             options["steps_per_epoch"] = steps
+            self._check_executions(steps)
             super(Trainer, self).fit(**options, initial_epoch=epoch, epochs=epochs)
 
         with checkpoint.locked():
@@ -205,6 +208,15 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                     self.optimizer.finalize_variable_values(self.trainable_variables)
         self._separate_averages()
         return history
+
+    def _check_executions(self, steps: int) -> None:
+        """Raises ValueError if the last call of several steps would go beyond the epoch."""
+        if steps % self.steps_per_execution:
+            raise ValueError(
+                "`steps_per_execution` of `compile` must divide the steps of an epoch, since the "
+                f"batches do not end. Received: steps_per_execution={self.steps_per_execution}, "
+                f"{steps} steps"
+            )
 
     def _take_first_workers_state(self) -> None:
         """Gives every worker of a cluster the variables of worker 0, which a checkpoint may hold.

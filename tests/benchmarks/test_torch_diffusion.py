@@ -21,7 +21,7 @@ if name != "torch":
 
 import torch
 
-from benchmarks import native_diffusion
+from benchmarks.native import torch_diffusion as native_diffusion
 
 STEPS = 20
 PROMPTS = np.array([[1, 3, 2, 0], [1, 4, 5, 6], [1, 0, 0, 0]], np.int32)
