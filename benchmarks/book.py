@@ -30,7 +30,7 @@ from unittest import mock
 import tyro
 
 import zoo.__main__
-from benchmarks import pages, results
+from benchmarks import glossary, pages, results
 from zoo import backends
 from zoo.parity import report
 
@@ -237,6 +237,7 @@ def sections() -> Mapping[str, Callable[[str], str]]:
         **tables,
         "check": check_table,
         "footprint": footprint,
+        "glossary": glossary.table,
         "help": help_text,
         "planning": lambda _: results.planning(),
         "planning_check": lambda _: results.planning_check(),

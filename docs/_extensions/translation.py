@@ -1,0 +1,148 @@
+"""Sphinx extension for the book in French: `sphinx-build -D language=fr docs`.
+
+The texts are in `docs/locales/`; `python -m benchmarks.translation` brings them in step with the
+pages. A message has no value of a result: a linked number has zeros for its digits, and a number in
+a section that is made from results is `{}`.
+"""
+
+import functools
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from babel.messages.extract import extract_from_file
+from babel.messages.pofile import read_po
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+DOCS = Path(__file__).parents[1]
+LANGUAGES = {"en": "English", "fr": "Français"}
+SCRIPT = DOCS / "_static" / "book.js"
+
+_SECTION = re.compile(r"<!-- (end of )?([^\n]+) -->\n?")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
+_NO_PROSE = re.compile(r"(\{\w+\})?`[^`]*`|\$[^$]*\$|!\[[^\]]*\]\([^)]*\)|[\W\d_]")
+_LITERAL = (nodes.literal, nodes.math, nodes.FixedTextElement)
+
+
+@functools.cache
+def translations(language: str) -> dict[str, str]:
+    """The messages of the book in a language, by their English texts."""
+    path = DOCS / "locales" / language / "LC_MESSAGES" / "book.po"
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        return {str(m.id): str(m.string) for m in read_po(file) if m.id and m.string}
+
+
+def translate(text: str, language: str) -> str:
+    """A text of the site's own code in the language of the site."""
+    return with_local_typography(translations(language).get(text, text), language)
+
+
+def with_local_numbers(text: str, language: str) -> str:
+    """A text with decimals and thousands as the language writes them."""
+    if language != "fr":
+        return text
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "\N{NARROW NO-BREAK SPACE}", text)
+    return re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", r"\1,\2", text)
+
+
+def with_local_typography(text: str, language: str) -> str:
+    """A text with the apostrophes and the unbreakable spaces of French typography."""
+    if language != "fr":
+        return text
+    text = re.sub(r"(?<=\w)'(?=\w|$)", "\N{RIGHT SINGLE QUOTATION MARK}", text)
+    text = re.sub(r" (?=[;!?%])", "\N{NARROW NO-BREAK SPACE}", text)
+    return re.sub(r" (?=[:»])|(?<=«) ", "\N{NO-BREAK SPACE}", text)
+
+
+class PrepareMessages(SphinxTransform):
+    """Takes the numbers out of the messages of sections that are made from results.
+
+    Texts without a word, such as formulas, are no messages; nor are the terms of the glossary.
+    """
+
+    default_priority = 15  # before Sphinx' own `Locale`
+
+    def apply(self, **kwargs: Any) -> None:
+        section = ""
+        for node in self.document.findall():
+            if isinstance(node, nodes.raw) and (match := _SECTION.fullmatch(node.astext())):
+                section = "" if match[1] else match[2]
+            elif isinstance(node, nodes.TextElement) and not isinstance(node, nodes.Inline):
+                if section:
+                    node["generated"] = True
+                    parts = re.split(r"(`[^`]*`)", node.rawsource)
+                    node["numbers"] = [n for part in parts[::2] for n in _NUMBER.findall(part)]
+                    parts[::2] = [_NUMBER.sub("{}", part) for part in parts[::2]]
+                    node.rawsource = "".join(parts)
+                term = section == "glossary" and isinstance(node.parent.parent.parent, nodes.tbody)
+                formula = isinstance(node, nodes.math_block)
+                if term or formula or not _NO_PROSE.sub("", node.rawsource):
+                    node["translatable"] = False
+
+
+class FinishTranslations(SphinxTransform):
+    """Puts the numbers back into translated messages, and sets them as the language does."""
+
+    default_priority = 30  # after `Locale`
+
+    def apply(self, **kwargs: Any) -> None:
+        language = self.config.language
+        for node in self.document.findall(nodes.TextElement):
+            if node.get("translated") or node.get("generated"):
+                numbers = iter(node.get("numbers", ()))
+                for text in list(node.findall(nodes.Text)):
+                    if not isinstance(text.parent, _LITERAL):
+                        new = re.sub(r"\{\}", lambda _: next(numbers), text)
+                        if node.get("generated"):
+                            new = with_local_numbers(new, language)
+                        new = with_local_typography(new, language)
+                        text.parent.replace(text, nodes.Text(new))
+        for image in self.document.findall(nodes.image):
+            image["alt"] = with_local_typography(image["alt"], language)
+
+
+def add_texts_of_script(app: Sphinx) -> None:
+    """Gives `book.js` its texts in the language of the site."""
+    messages = (str(message) for _, message, *_ in script_messages())
+    texts = {message: translate(message, app.config.language) for message in messages}
+    body = f"window.BOOK_TEXTS = {json.dumps(texts, ensure_ascii=False)};"
+    if app.config.language != "en":
+        app.add_js_file(None, body=body, priority=400)
+
+
+def script_messages() -> list[Any]:
+    """The messages of `book.js`, as Babel extracts them."""
+    return extract_from_file("javascript", SCRIPT, keywords={"translate": None})
+
+
+def add_context(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Adds the link to the page in the other language, and a note where there is no translation."""
+    here = app.config.language
+    there = "en" if here == "fr" else "fr"
+    to_other = "../" if here == "fr" else "fr/"
+    name = "index" if page.startswith("_modules/") else page
+    context["other_language"] = {
+        "code": there,
+        "name": LANGUAGES[there],
+        "address": f"{context['content_root']}{to_other}{name}.html",
+    }
+    progress = doctree and doctree.get("translation_progress")
+    if progress and here != "en" and progress["translated"] < progress["total"] / 2:
+        note = html.escape(translate("This page is in English only.", here))
+        context["body"] = f'<p class="untranslated" lang="{here}">{note}</p>{context["body"]}'
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_transform(PrepareMessages)
+    app.add_transform(FinishTranslations)
+    app.connect("builder-inited", add_texts_of_script)
+    app.connect("html-page-context", add_context)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
