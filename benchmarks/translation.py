@@ -19,15 +19,13 @@ from babel.messages.pofile import read_po, write_po
 from benchmarks import pages
 
 FRENCH = pages.DOCS / "locales" / "fr" / "LC_MESSAGES" / "book.po"
-OTHER_PAGES = "architecture.md,promises.md,results.md,reference,guides/[!i]*"  # in English only
 
 
 def template() -> Catalog:
     """The messages of the translated pages and of the site's own code, without translations."""
     catalog = Catalog(project="keras-zoo", copyright_holder="the authors of keras-zoo")
     with tempfile.TemporaryDirectory() as folder:
-        excluded = f"exclude_patterns=_build,_extensions,locales,{OTHER_PAGES}"
-        command = [sys.executable, "-m", "sphinx", "-Q", "-E", "-b", "gettext", "-D", excluded]
+        command = [sys.executable, "-m", "sphinx", "-Q", "-E", "-b", "gettext"]
         subprocess.run([*command, str(pages.DOCS), folder], check=True)
         with (Path(folder) / "book.pot").open("rb") as file:
             extracted = read_po(file)

@@ -22,6 +22,7 @@ exclude_patterns = ["_build", "_extensions", "locales"]
 
 locale_dirs = ["locales"]
 gettext_compact = "book"  # one catalog: many texts are on several pages
+english_only = ["architecture.*", "guides/[!i]*", "promises.*", "reference/*", "results.*"]
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3

@@ -15,8 +15,11 @@ from typing import Any
 from babel.messages.extract import extract_from_file
 from babel.messages.pofile import read_po
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.matching import Matcher
 
 DOCS = Path(__file__).parents[1]
 LANGUAGES = {"en": "English", "fr": "Français"}
@@ -47,7 +50,7 @@ def with_local_numbers(text: str, language: str) -> str:
     """A text with decimals and thousands as the language writes them."""
     if language != "fr":
         return text
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "\N{NARROW NO-BREAK SPACE}", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\d)(?=%)", "\N{NARROW NO-BREAK SPACE}", text)
     return re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", r"\1,\2", text)
 
 
@@ -121,28 +124,57 @@ def script_messages() -> list[Any]:
     return extract_from_file("javascript", SCRIPT, keywords={"translate": None})
 
 
+def leave_out_other_pages(app: Sphinx) -> None:
+    """Leaves the pages that are in English only to the English site."""
+    if app.builder.name == "gettext" or app.config.language != "en":
+        app.config.exclude_patterns += app.config.english_only
+        app.config.suppress_warnings += ["toc.excluded"]
+
+
+class LinkToEnglish(SphinxPostTransform):
+    """Links to pages that are in English only lead to the English site."""
+
+    default_priority = 5  # before those of Sphinx and MyST, which warn
+
+    def run(self, **kwargs: Any) -> None:
+        if self.config.language == "en":
+            return
+        up = "../" * (self.env.docname.count("/") + 1)
+        for node in list(self.document.findall(addnodes.pending_xref)):
+            if node.get("reftype") in ("doc", "myst") and node["reftarget"] not in self.env.all_docs:
+                name = node["reftarget"]
+                text = node.astext() if node["refexplicit"] else title_of(name)
+                link = nodes.reference("", text, internal=True, refuri=f"{up}{name}.html")
+                node.replace_self(link)
+
+
+def title_of(page: str) -> str:
+    """Title of an English page."""
+    return (DOCS / f"{page}.md").read_text("utf-8").partition("\n")[0].removeprefix("# ")
+
+
 def add_context(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Adds the link to the page in the other language, and a note where there is no translation."""
+    """Adds the link to the page in the other language, or to the first one of that language."""
     here = app.config.language
     there = "en" if here == "fr" else "fr"
-    to_other = "../" if here == "fr" else "fr/"
-    name = "index" if page.startswith("_modules/") else page
-    context["other_language"] = {
-        "code": there,
-        "name": LANGUAGES[there],
-        "address": f"{context['content_root']}{to_other}{name}.html",
-    }
-    progress = doctree and doctree.get("translation_progress")
-    if progress and here != "en" and progress["translated"] < progress["total"] / 2:
-        note = html.escape(translate("This page is in English only.", here))
-        context["body"] = f'<p class="untranslated" lang="{here}">{note}</p>{context["body"]}'
+    english_only = Matcher(app.config.english_only)
+    known = page in app.env.all_docs and not english_only(f"{page}.md")
+    folder = ".." if here == "fr" else "fr"
+    address = f"{context['content_root']}{folder}/{page if known else 'index'}.html"
+    context["other_language"] = {"code": there, "name": LANGUAGES[there], "address": address}
+    if here != "en" and page in ("index", "guides/index"):
+        text = html.escape(translate("The other pages are in English only.", here))
+        context["body"] += f'<p><a href="{address}" hreflang="en">{text}</a></p>'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_transform(PrepareMessages)
     app.add_transform(FinishTranslations)
+    app.add_post_transform(LinkToEnglish)
+    app.add_config_value("english_only", [], "env")
+    app.connect("builder-inited", leave_out_other_pages)
     app.connect("builder-inited", add_texts_of_script)
     app.connect("html-page-context", add_context)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
