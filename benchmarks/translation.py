@@ -33,10 +33,9 @@ def template() -> Catalog:
             for place, _ in message.locations:
                 page = (Path(folder) / place).resolve().relative_to(pages.ROOT).as_posix()
                 catalog.add(message.id, locations=[(page, 1)])
-    extensions = sorted((pages.DOCS / "_extensions").glob("*.py"))
-    for path, method in [(pages.DOCS / "_static" / "book.js", "javascript")] + [
-        (path, "python") for path in extensions
-    ]:
+    sources = [pages.DOCS / "_static" / "book.js", *(pages.DOCS / "_extensions").glob("*.py")]
+    for path in sorted(sources):
+        method = "javascript" if path.suffix == ".js" else "python"
         for _, text, *_ in extract_from_file(method, path, keywords={"translate": None}):
             catalog.add(text, locations=[(path.relative_to(pages.ROOT).as_posix(), 1)])
     return catalog

@@ -25,9 +25,10 @@ DOCS = Path(__file__).parents[1]
 LANGUAGES = {"en": "English", "fr": "Français"}
 SCRIPT = DOCS / "_static" / "book.js"
 
-_SECTION = re.compile(r"<!-- (end of )?([^\n]+) -->\n?")
+_SECTION = re.compile(r"<!-- (end of )?(?!not run)([^\n]+) -->\n?")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 _NO_PROSE = re.compile(r"(\{\w+\})?`[^`]*`|\$[^$]*\$|!\[[^\]]*\]\([^)]*\)|[\W\d_]")
+_NO_MESSAGE = (nodes.Inline, nodes.FixedTextElement)
 _LITERAL = (nodes.literal, nodes.math, nodes.FixedTextElement)
 
 
@@ -76,7 +77,9 @@ class PrepareMessages(SphinxTransform):
         for node in self.document.findall():
             if isinstance(node, nodes.raw) and (match := _SECTION.fullmatch(node.astext())):
                 section = "" if match[1] else match[2]
-            elif isinstance(node, nodes.TextElement) and not isinstance(node, nodes.Inline):
+            elif isinstance(node, nodes.math_block):
+                node["translatable"] = False
+            elif isinstance(node, nodes.TextElement) and not isinstance(node, _NO_MESSAGE):
                 if section:
                     node["generated"] = True
                     parts = re.split(r"(`[^`]*`)", node.rawsource)
@@ -84,8 +87,7 @@ class PrepareMessages(SphinxTransform):
                     parts[::2] = [_NUMBER.sub("{}", part) for part in parts[::2]]
                     node.rawsource = "".join(parts)
                 term = section == "glossary" and isinstance(node.parent.parent.parent, nodes.tbody)
-                formula = isinstance(node, nodes.math_block)
-                if term or formula or not _NO_PROSE.sub("", node.rawsource):
+                if term or not _NO_PROSE.sub("", node.rawsource):
                     node["translatable"] = False
 
 
@@ -101,27 +103,23 @@ class FinishTranslations(SphinxTransform):
                 numbers = iter(node.get("numbers", ()))
                 for text in list(node.findall(nodes.Text)):
                     if not isinstance(text.parent, _LITERAL):
-                        new = re.sub(r"\{\}", lambda _: next(numbers), text)
+                        first, *others = text.split("{}")
+                        new = first + "".join(next(numbers) + other for other in others)
                         if node.get("generated"):
                             new = with_local_numbers(new, language)
-                        new = with_local_typography(new, language)
-                        text.parent.replace(text, nodes.Text(new))
+                        text.parent.replace(text, nodes.Text(with_local_typography(new, language)))
         for image in self.document.findall(nodes.image):
             image["alt"] = with_local_typography(image["alt"], language)
 
 
 def add_texts_of_script(app: Sphinx) -> None:
     """Gives `book.js` its texts in the language of the site."""
-    messages = (str(message) for _, message, *_ in script_messages())
-    texts = {message: translate(message, app.config.language) for message in messages}
-    body = f"window.BOOK_TEXTS = {json.dumps(texts, ensure_ascii=False)};"
-    if app.config.language != "en":
+    language = app.config.language
+    if language != "en":
+        extracted = extract_from_file("javascript", SCRIPT, keywords={"translate": None})
+        texts = {str(text): translate(str(text), language) for _, text, *_ in extracted}
+        body = f"window.BOOK_TEXTS = {json.dumps(texts, ensure_ascii=False)};"
         app.add_js_file(None, body=body, priority=400)
-
-
-def script_messages() -> list[Any]:
-    """The messages of `book.js`, as Babel extracts them."""
-    return extract_from_file("javascript", SCRIPT, keywords={"translate": None})
 
 
 def leave_out_other_pages(app: Sphinx) -> None:
@@ -141,8 +139,8 @@ class LinkToEnglish(SphinxPostTransform):
             return
         up = "../" * (self.env.docname.count("/") + 1)
         for node in list(self.document.findall(addnodes.pending_xref)):
-            if node.get("reftype") in ("doc", "myst") and node["reftarget"] not in self.env.all_docs:
-                name = node["reftarget"]
+            name = node["reftarget"]
+            if node["reftype"] in ("doc", "myst") and name not in self.env.all_docs:
                 text = node.astext() if node["refexplicit"] else title_of(name)
                 link = nodes.reference("", text, internal=True, refuri=f"{up}{name}.html")
                 node.replace_self(link)
