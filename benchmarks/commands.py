@@ -5,7 +5,7 @@
 
 Each command runs in an empty directory, in a process of its own that imports Keras, and needs no
 network. The results are added to results/commands.json; `python -m benchmarks.results` then writes
-the README's transcript.
+the book's transcript.
 """
 
 import json

@@ -5,7 +5,7 @@
     KERAS_BACKEND=torch python -m benchmarks.export --models --weights mlp-mnist --test-data whole
 
 The rows of results/export.json that a run computes anew are replaced; the others stay.
-`python -m benchmarks.results` then writes the README's tables. Needs all three backends and the
+`python -m benchmarks.results` then writes the book's tables. Needs all three backends and the
 extras `onnx` and `litert`. All models take some 15 minutes on two cores, for each backend.
 """
 

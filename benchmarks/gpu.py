@@ -5,7 +5,7 @@
 
 Each job runs in a process of its own, on each installed backend that finds a GPU. A job is skipped
 if the time left is less than its estimate. DIR/gpu.json is written after every job, and DIR holds
-the output of each job. Copied to results/gpu-NAME.json, the file becomes rows of the README's table
+the output of each job. Copied to results/gpu-NAME.json, the file becomes rows of the book's table
 (`python -m benchmarks.results`).
 """
 
@@ -163,7 +163,7 @@ class Job:
     """A measurement.
 
     Attributes:
-        title: Name in the README.
+        title: Name in the book.
         run: Function that measures.
         estimate: Seconds that it takes on a GPU.
         small_estimate: Seconds that it takes with small sizes on two CPU cores.

@@ -18,7 +18,7 @@ import fnmatch
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,19 @@ def blocks(text: str) -> list[Block]:
 
 def run(page: Path) -> list[str]:
     """Runs the blocks of a page in the current folder; returns what each of them prints."""
-    names: dict[str, Any] = {"__name__": page.stem}
+    found = [block for block in blocks(page.read_text("utf-8")) if not block.reason]
+    # So that a traceback has the page's lines.
+    return run_code(["\n" * (block.line - 1) + block.code for block in found], str(page))
+
+
+def run_code(codes: Iterable[str], file: str) -> list[str]:
+    """Runs pieces of code in one namespace; returns what each of them prints."""
+    names: dict[str, Any] = {"__name__": Path(file).stem}
     printed = []
-    for block in blocks(page.read_text("utf-8")):
-        if block.reason:
-            continue
+    for code in codes:
         output = io.StringIO()
-        code = "\n" * (block.line - 1) + block.code  # so that a traceback has the page's lines
         with contextlib.redirect_stdout(output):
-            exec(compile(code, str(page), "exec"), names)
+            exec(compile(code, file, "exec"), names)
         printed.append(output.getvalue())
     return printed
 

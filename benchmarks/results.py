@@ -1,4 +1,4 @@
-"""Collects measured results in `results/` and writes the README's tables from them.
+"""Collects measured results in `results/` and writes the book's tables from them.
 
     python -m benchmarks.results cpu-2-cores --runs runs/a runs/b
     python -m benchmarks.results cpu-2-cores --train-step step.json --pipeline pipeline.json
@@ -10,8 +10,9 @@
 Each machine has one file, results/MACHINE.json, with a description that is written by hand.
 results/accuracy.json is the output of benchmarks/accuracy.py, results/export.json that of
 benchmarks/export.py, results/gpu-NAME.json that of benchmarks/gpu.py, and results/scaling.json that
-of benchmarks/scaling.py. Without a machine only the tables are written, and
-zoo/data/catalogue.json, which `zoo list` and `zoo --help` print.
+of benchmarks/scaling.py. results/references.json has figures of other programs, by hand. Without a
+machine only the tables are written, and zoo/data/catalogue.json, which `zoo list` and `zoo --help`
+print.
 """
 
 import csv
@@ -37,7 +38,7 @@ SPEED_FILES = ("train_step", "pipeline", "recurrent_step", "gpt_speed", "diffusi
 
 @dataclass(frozen=True)
 class Config:
-    """Add results to a machine's file, and write the README's tables."""
+    """Add results to a machine's file, and write the book's tables."""
 
     machine: tyro.conf.Positional[str | None] = None
     """Name of the file in results/, without its ending; by default only the tables are written."""
@@ -631,11 +632,11 @@ def quantized() -> str:
     return table(head, lines)
 
 
-# ------------------------------------------------------------------ README.md
+# ------------------------------------------------------------------ docs/
 
 
 def tables() -> dict[str, str]:
-    """The README's tables by name, in Markdown."""
+    """The book's tables by name, in Markdown."""
     return {
         "accuracy": accuracy(),
         "equivalence": equivalence(),
@@ -657,23 +658,15 @@ def tables() -> dict[str, str]:
     }
 
 
-def with_tables(text: str) -> str:
-    """The README with each table between its markers replaced."""
-    for name, content in tables().items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        start, rest = text.split(begin)
-        text = f"{start}{begin}\n{content}\n{end}{rest.split(end)[1]}"
-    return text
-
-
 def main(config: Config) -> None:
     if config.machine is not None:
         update(config.machine, config)
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
     zoo_command.CATALOGUE.write_text(
         json.dumps(catalogue(), indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
+    from benchmarks import book  # which needs the tables of this module
+
+    book.write()
 
 
 if __name__ == "__main__":

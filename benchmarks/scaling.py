@@ -5,7 +5,7 @@
 Each measurement is a training of its own, by `zoo.training.distributed`, with one thread for each
 worker; on a CPU each worker has a core of its own while there are enough. The batch is that of all
 workers together. A row that was measured before, for the same model, backend and number of devices,
-is replaced. `python -m benchmarks.results` writes the README's table, and
+is replaced. `python -m benchmarks.results` writes the book's tables, and
 `python -m benchmarks.book write` those of docs/guides/planning.md.
 
 Source of the arithmetic: Thakur et al., "Optimization of Collective Communication Operations in

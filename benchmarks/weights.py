@@ -9,7 +9,7 @@
 of another backend, with the same computation: the card tells what differs. A name alone, short for
 `train`, runs the card's command again and compares the metrics. `measure` writes the size of the
 wheel, and the time and memory that loading takes, to results/weights.json;
-`python -m benchmarks.results` then writes the README's table.
+`python -m benchmarks.results` then writes the book's table.
 """
 
 import dataclasses

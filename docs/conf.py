@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "book",
+    "errors",
     "notebooks",
     "translation",
 ]
@@ -35,6 +36,8 @@ html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
+# Pages without pages below them.
+html_sidebars = {page: [] for page in ("index", "results", "promises", "architecture")}
 html_math_renderer = "mathml"  # drawn by the browser: no script, no host
 html_show_sourcelink = False
 html_theme_options = {
@@ -47,6 +50,7 @@ html_theme_options = {
     "show_toc_level": 2,
 }
 html_context = {"default_mode": "light"}
+highlight_language = "none"  # commands; blocks of Python say so
 pygments_style = "a11y-high-contrast-light"
 
 autodoc_inherit_docstrings = False  # those of Keras are Markdown

@@ -83,7 +83,9 @@ def visit_math(translator: Any, node: nodes.Element) -> None:
     """Writes a formula as MathML."""
     block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=block)
-    translator.body.append(f'<div class="formula">{formula}</div>' if block else formula)
+    translator.body.append(
+        f'<div class="formula" tabindex="0">{formula}</div>' if block else formula
+    )
     raise nodes.SkipNode
 
 

@@ -54,7 +54,7 @@ def test_gpu_benchmark_runs_jobs_within_its_time(
         assert 0 < first["seconds"] <= second["seconds"]
         assert second["val_accuracy"] > 0.5
 
-    # A file of a GPU becomes rows of the README's table; one of a CPU does not.
+    # A file of a GPU becomes rows of the book's table; one of a CPU does not.
     monkeypatch.setattr(results, "gpu_files", lambda: [content])
     heading = results.gpu().splitlines()
     assert len(heading) == 2

@@ -34,6 +34,11 @@ PAGES = [
 ]
 
 
+def url_of(path: Path) -> str:
+    """Address of a page within the site."""
+    return path.relative_to(os.environ["BOOK_HTML"]).as_posix()
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -78,13 +83,59 @@ def test_pages_fit_the_screen_and_load_nothing_from_elsewhere(
     )  # fmt: skip
     assert len(PAGES) > 30
     for path in PAGES:
-        page.goto(f"{address}/{path.relative_to(os.environ['BOOK_HTML']).as_posix()}")
+        page.goto(f"{address}/{url_of(path)}")
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             problems.append(f"{page.url} is wider than {width} pixels")
         if page.locator("img:not([alt]), img[alt='']").count():
             problems.append(f"{page.url} has a picture without a text")
     page.close()
     assert not problems
+
+
+ACCESSIBLE = [path for path in PAGES if {"chapters", "guides"} & set(path.parts)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_have_no_serious_fault_of_accessibility(
+    browser: Any, address: str, width: int
+) -> None:
+    """By axe-core, among its rules those of contrast."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs `pip install axe-playwright-python`"
+    ).Axe()
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    faults = []
+    # A page of the reference is like another, and long.
+    for name in [*map(url_of, ACCESSIBLE), "index.html", "results.html", "reference/export.html"]:
+        page.goto(f"{address}/{name}")
+        result = axe.run(page)
+        assert result.response["passes"]
+        faults += [
+            f"{name}: {fault['id']}: {fault['nodes'][0]['html']}"
+            for fault in result.response["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+    page.close()
+    assert not faults
+
+
+def test_lines_of_code_fit_a_desk(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(f"{address}/chapters/training-program.html")
+    code = "Array.from(document.querySelectorAll('.highlight-python pre'))"
+    widths = page.evaluate(f"{code}.map((pre) => [pre.scrollWidth, pre.clientWidth])")
+    assert widths
+    assert all(needed <= there for needed, there in widths)
+    page.close()
+
+
+def test_reference_has_an_index_of_errors(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/reference/errors.html")
+    entry = page.locator("dl.errors dt", has_text="must be numbers from").first
+    assert entry.inner_text().startswith("rungs must be numbers from")
+    assert "ValueError, parity.check.parse_rungs" in entry.locator("+ dd").inner_text()
+    page.close()
 
 
 def test_tabs_keep_the_backend_on_other_pages(browser: Any, address: str) -> None:

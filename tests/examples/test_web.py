@@ -1,8 +1,12 @@
-"""The page of examples/web in a headless Chromium, with a model that `zoo.export` writes."""
+"""The page of examples/web in a headless Chromium, with a model that `zoo.export` writes.
+
+`SCREENSHOT=examples/web/screenshot.png pytest tests/examples/test_web.py -k seven` makes a picture.
+"""
 
 import functools
 import itertools
 import math
+import os
 import shutil
 import subprocess
 import threading
@@ -89,7 +93,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(browser: Any, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder as a user has it after the three commands of the README."""
+    """The folder as a user has it after the three commands of the guide to exports."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra `onnx`")
     folder = shutil.copytree(FOLDER, tmp_path_factory.mktemp("site") / "web", ignore=IGNORED)
@@ -175,6 +179,8 @@ def test_page_recognises_a_drawn_digit(
     assert page.inner_text("#digit") == digit
     assert page.inner_text("#bars .best span") == digit
     assert probabilities(page)[int(digit)] > 0.9
+    if digit == "7" and (picture := os.environ.get("SCREENSHOT")):
+        page.screenshot(path=picture)
     save(page, tmp_path / "digit.png")
     expected = dict(digits.classify(tmp_path / "digit.png", top=10))
     for label, probability in zip("0123456789", probabilities(page), strict=True):

@@ -1,7 +1,6 @@
-"""Tests of the pytest plugin, with the example of the README."""
+"""Tests of the pytest plugin, with the example of its guide."""
 
 import os
-import re
 import subprocess
 import sys
 from itertools import combinations
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import pages
 from zoo import backends
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(600)]
@@ -35,12 +35,12 @@ def test_function(keras_worker):
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Output of pytest for the README's test of a correct and a broken package, and of functions.
+    """Output of pytest for the guide's test of a correct and a broken package, and of functions.
 
     One run of pytest executes all tests, which share the workers.
     """
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if "def test_" in block]
+    guide = ROOT / "docs" / "guides" / "test-your-package.md"
+    example = next(block.code for block in pages.blocks(guide.read_text("utf-8")))
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
     assert "from mypackage import" in example
     folder = tmp_path_factory.mktemp("tests")

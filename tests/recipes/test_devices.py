@@ -1,4 +1,4 @@
-"""Tests of recipes on several devices, by the commands of the README."""
+"""Tests of recipes on several devices, by the commands of the guide to several devices."""
 
 import json
 import re
@@ -17,13 +17,14 @@ from zoo.training.config import TrainingConfig
 from zoo.training.rendezvous import free_port
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = re.findall(r"^zoo (train .*--node-rank.*)$", (ROOT / "README.md").read_text(), re.M)
+GUIDE = ROOT / "docs" / "guides" / "several-devices.md"
+COMMANDS = re.findall(r"^zoo (train .*--node-rank.*)$", GUIDE.read_text("utf-8"), re.M)
 SMALL = {"model": "mlp", "train_examples": 70, "test_examples": 20, "epochs": 1}
 
 
 @pytest.mark.once
 @pytest.mark.slow
-def test_two_machines_train_as_one_device_by_the_commands_of_the_readme(tmp_path: Path) -> None:
+def test_two_machines_train_as_one_device_by_the_commands_of_the_guide(tmp_path: Path) -> None:
     """The machines are two addresses of this computer."""
     port = free_port("127.0.0.2")
     flags = [word for k, v in SMALL.items() for word in (f"--{k.replace('_', '-')}", str(v))]

@@ -16,91 +16,118 @@ from typing import Any
 import numpy as np
 
 Function = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+Load = Callable[[str, list[str]], Function]
 
 
-def load_onnx(path: str, outputs: list[str]) -> tuple[Function, str]:
-    import onnx
+# Each of these functions imports a runtime, for which no file is waiting, and returns the function
+# that loads one, and the runtime's name.
+def onnx_runtime() -> tuple[Load, str]:
     import onnxruntime
 
+    def load(path: str, outputs: list[str]) -> Function:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda inputs: session.run(outputs, inputs)
+
+    return load, f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def check_onnx(path: str) -> None:
+    import onnx
+
     onnx.checker.check_model(path, full_check=True)  # with the inference of all shapes
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(outputs, inputs), f"ONNX Runtime {onnxruntime.__version__}"
 
 
-def load_saved_model(path: str, outputs: list[str]) -> tuple[Function, str]:
+def tensorflow() -> tuple[Load, str]:
     import tensorflow as tf
 
-    module = tf.saved_model.load(path)
-    signature = module.signatures["serving_default"]
+    def load(path: str, outputs: list[str]) -> Function:
+        module = tf.saved_model.load(path)
+        signature = module.signatures["serving_default"]
 
-    def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        results = signature(**{name: tf.constant(array) for name, array in inputs.items()})
-        return [results[name].numpy() for name in outputs]
+        def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            results = signature(**{name: tf.constant(array) for name, array in inputs.items()})
+            return [results[name].numpy() for name in outputs]
 
-    function.module = module  # type: ignore[attr-defined]  # its variables must live as long
-    return function, f"TensorFlow {tf.__version__}"
+        function.module = module  # type: ignore[attr-defined]  # its variables must live as long
+        return function
+
+    return load, f"TensorFlow {tf.__version__}"
 
 
-def load_litert(path: str, outputs: list[str]) -> tuple[Function, str]:
+def litert() -> tuple[Load, str]:
     from importlib.metadata import version
 
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(path).get_signature_runner("serving_default")
+    def load(path: str, outputs: list[str]) -> Function:
+        runner = Interpreter(path).get_signature_runner("serving_default")
 
-    def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        results = runner(**inputs)
-        return [results[name] for name in outputs]
+        def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            results = runner(**inputs)
+            return [results[name] for name in outputs]
 
-    return function, f"LiteRT {version('ai-edge-litert')}"
+        return function
+
+    return load, f"LiteRT {version('ai-edge-litert')}"
 
 
-def load_pt2(path: str, outputs: list[str]) -> tuple[Function, str]:
+def torch_export() -> tuple[Load, str]:
     import torch
 
-    module = torch.export.load(path).module()
+    def load(path: str, outputs: list[str]) -> Function:
+        module = torch.export.load(path).module()
 
-    def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        with torch.no_grad():
-            results = module({name: torch.from_numpy(array) for name, array in inputs.items()})
-        return [results[name].numpy() for name in outputs]
+        def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            with torch.no_grad():
+                results = module({name: torch.from_numpy(array) for name, array in inputs.items()})
+            return [results[name].numpy() for name in outputs]
 
-    return function, f"PyTorch {torch.__version__}"
+        return function
+
+    return load, f"PyTorch {torch.__version__}"
 
 
-def load_stablehlo(path: str, outputs: list[str]) -> tuple[Function, str]:
+def jax_export() -> tuple[Load, str]:
     import jax
 
-    exported = jax.export.deserialize(bytearray(Path(path).read_bytes()))
-    call = jax.jit(exported.call)
+    def load(path: str, outputs: list[str]) -> Function:
+        exported = jax.export.deserialize(bytearray(Path(path).read_bytes()))
+        call = jax.jit(exported.call)
 
-    def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        results = call(inputs)
-        return [np.asarray(results[name]) for name in outputs]
+        def function(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            results = call(inputs)
+            return [np.asarray(results[name]) for name in outputs]
 
-    return function, f"JAX {jax.__version__}"
+        return function
+
+    return load, f"JAX {jax.__version__}"
 
 
-def load_safetensors(path: str, outputs: list[str]) -> tuple[Function, str]:
+def safetensors_file() -> tuple[Load, str]:
     import safetensors
     from safetensors.numpy import load_file
 
-    arrays = load_file(path)
-    if set(arrays) != set(outputs):
-        names = ", ".join(sorted(set(arrays) ^ set(outputs)))
-        raise ValueError(f"The file must hold the weights of the model, no more. Received: {names}")
-    return lambda _: [arrays[name] for name in outputs], f"safetensors {safetensors.__version__}"
+    def load(path: str, outputs: list[str]) -> Function:
+        arrays = load_file(path)
+        if set(arrays) != set(outputs):
+            names = ", ".join(sorted(set(arrays) ^ set(outputs)))
+            raise ValueError(
+                f"The file must hold the weights of the model, no more. Received: {names}"
+            )
+        return lambda _: [arrays[name] for name in outputs]
+
+    return load, f"safetensors {safetensors.__version__}"
 
 
-LOADERS = {
-    "onnx": load_onnx,
-    "saved_model": load_saved_model,
-    "litert": load_litert,
-    "pt2": load_pt2,
-    "stablehlo": load_stablehlo,
-    "safetensors": load_safetensors,
+RUNTIMES = {
+    "onnx": onnx_runtime,
+    "saved_model": tensorflow,
+    "litert": litert,
+    "pt2": torch_export,
+    "stablehlo": jax_export,
+    "safetensors": safetensors_file,
 }
 
 
@@ -122,8 +149,11 @@ def main(folder: Path) -> None:
         with np.load(folder / f"in-{number}.npz") as arrays:
             return dict(zip(request["inputs"], (arrays[name] for name in arrays.files)))
 
+    if request["format"] == "onnx":
+        check_onnx(request["path"])
+    load, runtime = RUNTIMES[request["format"]]()
     started = time.perf_counter()
-    function, runtime = LOADERS[request["format"]](request["path"], request["outputs"])
+    function = load(request["path"], request["outputs"])
     result: dict[str, Any] = {
         "runtime": runtime,
         "load_seconds": time.perf_counter() - started,

@@ -23,10 +23,11 @@ Graphs = Mapping[str, Callable[[Arrays], Arrays]]
 
 def load(directory: Path, content: Mapping[str, Any]) -> Graphs:
     """The files of a directory as functions from inputs to outputs by name."""
-    loaders = runpy.run_path(str(Path(__file__).with_name("file_runtime.py")))["LOADERS"]
+    runtimes = runpy.run_path(str(Path(__file__).with_name("file_runtime.py")))["RUNTIMES"]
+    load_file, _ = runtimes[content["format"]]()
     graphs = {}
     for name, entry in content["graphs"].items():
-        run, _ = loaders[content["format"]](str(directory / entry["file"]), entry["outputs"])
+        run = load_file(str(directory / entry["file"]), entry["outputs"])
 
         def call(inputs: Arrays, run: Any = run, names: Any = entry["outputs"]) -> Arrays:
             return dict(zip(names, run(inputs), strict=True))

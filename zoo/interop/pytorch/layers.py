@@ -68,7 +68,8 @@ def conversions(call: Call, name: str) -> Iterator[Conversion]:
             yield from function(call, name)
             return
     raise call.error(
-        "there is no conversion for layers of its kind. README lists those that there are"
+        "there is no conversion for layers of its kind. docs/guides/weights-from-elsewhere.md "
+        "lists those that there are"
     )
 
 
