@@ -149,8 +149,9 @@ def check_table(model: str) -> str:
     ]
     head = ("rung", "comparison", "result", "largest distance", "tolerance", "where")
     versions = ", ".join(
-        f"{pages.BACKENDS[name]} {environment['backend_version']}"
-        for name, environment in content["environments"].items()
+        f"{title} {content['environments'][name]['backend_version']}"
+        for name, title in pages.BACKENDS.items()
+        if name in content["environments"]
     )
     return f"{results.table(head, rows)}\n\n`{model}` **{content['verdict']}** on {versions}."
 
@@ -238,6 +239,7 @@ def sections() -> Mapping[str, Callable[[str], str]]:
         "cause": causes.section,
         "check": check_table,
         "footprint": footprint,
+        "glossary": glossary.table,
         "help": help_text,
         "planning": lambda _: results.planning(),
         "planning_check": lambda _: results.planning_check(),

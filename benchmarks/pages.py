@@ -167,29 +167,53 @@ def with_numbers(text: str, page: Path) -> str:
     """
 
     def replace(match: re.Match[str]) -> str:
-        path = (page.parent / match["path"]).resolve()
-        values = list(select(json.loads(path.read_text("utf-8")), unquote(match["entry"])))
-        shown = _NUMBER.findall(match["text"])
-        if not values or len(shown) not in (1, 2):
-            raise ValueError(
-                f"{name_of(page)}: a link to results must have one number or two, and an entry "
-                f"that exists. Received: {match[0]}"
-            )
-        unit = re.split(r"[\d\s]+", match["text"].strip())[-1]
-        scaled = [value * _SCALES.get(unit, 1.0) for value in values]
-        bounds = [min(scaled), max(scaled)]
-        if len(shown) == 1:
-            rounded = {_like(shown[0], value) for value in bounds}
-            if len(rounded) > 1:
-                raise ValueError(
-                    f"{name_of(page)}: one number must be that of all entries. "
-                    f"Received: {match[0]}, entries {values}"
-                )
-        new = iter(_like(number, value) for number, value in zip(shown, bounds))
-        content = _NUMBER.sub(lambda _: next(new), match["text"])
+        content = linked_number(match["text"], match["path"], match["entry"], page)
         return f"[{content}]({match['path']}#{match['entry']})"
 
     return _LINK.sub(replace, text)
+
+
+def linked_number(text: str, path: str, entry: str, page: Path) -> str:
+    """The text of a link to results, with its numbers as the file has them.
+
+    Args:
+        text: Text with one number, or with two as in "3 to 5 s".
+        path: The file, relative to the page.
+        entry: Path of the numbers in the file, as in an address.
+        page: Path of the page.
+    """
+    file = (page.parent / path).resolve()
+    values = list(select(json.loads(file.read_text("utf-8")), unquote(entry)))
+    shown = _NUMBER.findall(text)
+    if not values or len(shown) not in (1, 2):
+        raise ValueError(
+            f"{name_of(page)}: a link to results must have one number or two, and an entry "
+            f"that exists. Received: [{text}]({path}#{entry})"
+        )
+    unit = re.split(r"[\d\s]+", text.strip())[-1]
+    scaled = [value * _SCALES.get(unit, 1.0) for value in values]
+    bounds = [min(scaled), max(scaled)]
+    if len(shown) == 1:
+        rounded = {_like(shown[0], value) for value in bounds}
+        if len(rounded) > 1:
+            raise ValueError(
+                f"{name_of(page)}: one number must be that of all entries. "
+                f"Received: [{text}]({path}#{entry}), entries {values}"
+            )
+    new = iter(_like(number, value) for number, value in zip(shown, bounds))
+    return _NUMBER.sub(lambda _: next(new), text)
+
+
+def without_values(text: str) -> str:
+    """The text of a link to results with zeros for its numbers, of as many decimals."""
+
+    def zero(match: re.Match[str]) -> str:
+        mantissa, e, _ = match[0].partition("e")
+        whole, point, decimals = mantissa.partition(".")
+        comma = ",000" if "," in whole else ""
+        return f"0{comma}{point}{'0' * len(decimals)}{e and 'e0'}"
+
+    return _NUMBER.sub(zero, text)
 
 
 def _like(pattern: str, value: float) -> str:

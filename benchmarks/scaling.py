@@ -165,9 +165,7 @@ def train(model: str, steps: int) -> tuple[list[float], int]:
         "text_to_image": workloads.Diffusion(),
     }[model]
     trainer, clock = workload.trainer(), Clock()
-    trainer.fit(
-        workload.batches(), steps_per_epoch=steps + WARM_UP, callbacks=[clock], verbose=0
-    )
+    trainer.fit(workload.batches(), steps_per_epoch=steps + WARM_UP, callbacks=[clock], verbose=0)
     return clock.seconds, sum(math.prod(v.shape) for v in trainer.trainable_variables)
 
 

@@ -17,8 +17,13 @@ extensions = [
     "book",
     "errors",
     "notebooks",
+    "translation",
 ]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "_extensions", "locales"]
+
+locale_dirs = ["locales"]
+gettext_compact = "book"  # one catalog: many texts are on several pages
+english_only = ["architecture.*", "guides/[!i]*", "promises.*", "reference/*", "results.*"]
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -28,6 +33,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "keras-zoo"
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
 # Pages without pages below them.
@@ -36,6 +42,7 @@ html_math_renderer = "mathml"  # drawn by the browser: no script, no host
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
+    "navbar_persistent": ["language.html"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],

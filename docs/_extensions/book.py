@@ -5,6 +5,7 @@ import html
 import json
 import operator
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -14,14 +15,25 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+from translation import translate, with_local_numbers
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import pages  # noqa: E402  (the repository's own, which is not installed)
+
 NUMBER = re.compile(r"\[([^\[\]]+)\]\(([\w./-]+\.json)#([^()\s]+)\)")
 
 
 def mark_numbers(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Turns links to entries of JSON files, which GitHub shows as links, into a role."""
-    source[0] = NUMBER.sub(r"{result}`\1 <\2#\3>`", source[0])
+    """Turns links to entries of JSON files, which GitHub shows as links, into a role.
+
+    Its text has zeros for the digits, so that a translation holds for all values.
+    """
+    source[0] = NUMBER.sub(
+        lambda match: f"{{result}}`{pages.without_values(match[1])} <{match[2]}#{match[3]}>`",
+        source[0],
+    )
 
 
 class Result(SphinxRole):
@@ -30,9 +42,11 @@ class Result(SphinxRole):
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         match = re.fullmatch(r"(.+?) <([^#>]+)#(.+)>", self.text, re.DOTALL)
         assert match
-        file = match[2].lstrip("./")
-        title = html.escape(f"from {file}, {match[3]}")
-        text = html.escape(match[1]).replace(" %", "&nbsp;%")
+        text, path, entry = match.groups()
+        text = pages.linked_number(text, path, entry, Path(self.env.doc2path(self.env.docname)))
+        text = html.escape(with_local_numbers(text, self.config.language)).replace(" %", "&nbsp;%")
+        source = translate("from {file}, {entry}", self.config.language)
+        title = html.escape(source.format(file=path.lstrip("./"), entry=entry))
         return [
             nodes.raw("", f'<span class="result" title="{title}">{text}</span>', format="html")
         ], []

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from translation import translate
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -11,7 +12,9 @@ from benchmarks import notebooks  # the repository's own, which is not installed
 
 
 def write_notebooks(app: Sphinx) -> None:
-    """Writes the notebooks to notebooks/ in the folder of the site."""
+    """Writes the notebooks to notebooks/ in the folder of the English site."""
+    if app.builder.name != "html" or app.config.language != "en":
+        return
     folder = Path(app.outdir) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     for page in notebooks.chapters():
@@ -23,8 +26,9 @@ def add_link(app: Sphinx, docname: str, source: list[str]) -> None:
     folder, _, name = docname.partition("/")
     if folder == "chapters" and name != "index":
         title, _, rest = source[0].partition("\n")
-        address = f"../notebooks/{name}.ipynb"
-        link = f'<p><a href="{address}" download>Download this chapter as a notebook</a></p>'
+        site = ".." if app.config.language == "en" else "../.."
+        text = translate("Download this chapter as a notebook", app.config.language)
+        link = f'<p><a href="{site}/notebooks/{name}.ipynb" download>{text}</a></p>'
         source[0] = f"{title}\n\n{link}\n{rest}"
 
 

@@ -3,6 +3,17 @@
 
 const COLOURS = { blue: "#0072b2", red: "#c24e00", green: "#007a5a", purple: "#a0508a" };
 
+// A text of a figure in the language of the site; `docs/locales/` has the translations.
+function translate(text) {
+  return window.BOOK_TEXTS?.[text] ?? text;
+}
+
+// A number with so many decimals, as the language of the site writes it.
+function decimal(value, digits) {
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: false };
+  return value.toLocaleString(document.documentElement.lang, options);
+}
+
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -67,7 +78,7 @@ const FIGURES = {
       const low = name === "tanh" ? -1.1 : -0.2;
       const high = name === "relu" ? 6 : 1.2;
       const plot = svg("svg", { viewBox: `0 -4 ${width} ${height + 44}`, width, role: "img" });
-      plot.setAttribute("aria-label", `${name}: ${formula}, with its slope`);
+      plot.setAttribute("aria-label", `${name}: ${formula}, ${translate("with its slope")}`);
       const line = { fill: "none", stroke: colours[index], "stroke-width": 2 };
       const zero = height - ((0 - low) / (high - low)) * height;
       plot.append(svg("line", { x1: 0, x2: width, y1: zero, y2: zero, stroke: "#888" }));
@@ -81,12 +92,13 @@ const FIGURES = {
       points.push((at) => {
         dot.setAttribute("cx", (at / (z.length - 1)) * width);
         dot.setAttribute("cy", height - ((y[at] - low) / (high - low)) * height);
-        text.textContent = `y = ${y[at].toFixed(3)}   slope = ${slope[at].toFixed(3)}`;
+        const value = decimal(slope[at], 3);
+        text.textContent = `y = ${decimal(y[at], 3)}   ${translate("slope")} = ${value}`;
       });
     });
     figure.append(panels);
     const range = { min: 0, max: z.length - 1, value: 70 };
-    const show = (at) => z[at].toFixed(1);
+    const show = (at) => decimal(z[at], 1);
     slider(controls(figure), "z", range, (at) => points.forEach((f) => f(at)), show);
   },
 
@@ -95,7 +107,9 @@ const FIGURES = {
     const scale = 5;
     const bar = controls(figure);
     const panels = element("div", { class: "panels" });
-    const canvases = ["The image and the stamp", "The map that the stamp makes"].map((label) => {
+    const canvases = [
+      translate("The image and the stamp"), translate("The map that the stamp makes"),
+    ].map((label) => {
       const canvas = element("canvas", { width: size * scale, height: size * scale, role: "img" });
       canvas.setAttribute("aria-label", label);
       panels.append(element("div", {}, canvas, element("small", {}, label)));
@@ -139,24 +153,26 @@ const FIGURES = {
         corner(column - 1), corner(row - 1), 3 * scale, 3 * scale,
       );
       paint(canvases[1], values).strokeRect(corner(column), corner(row), scale, scale);
-      const number = (value) => value.toFixed(2).padStart(6);
+      const number = (value) => decimal(value, 2).padStart(6);
       const lines = kernels[stamp].map((line, i) => {
         const terms = line.map((w, j) => `${number(pixel(row + i - 1, column + j - 1))}·${number(w)}`);
         return terms.join(" ");
       });
       const total = product(row, column, kernels[stamp]).reduce((a, b) => a + b, biases[stamp]);
       sum.textContent =
-        "pixel · weight\n" + lines.join("\n") + `\nbias ${number(biases[stamp])}` +
-        `\nsum  ${number(total)}\nReLU ${number(Math.max(0, total))}`;
+        `${translate("pixel · weight")}\n${lines.join("\n")}` +
+        `\n${translate("bias").padEnd(6)}${number(biases[stamp])}` +
+        `\n${translate("sum").padEnd(6)}${number(total)}` +
+        `\n${"ReLU".padEnd(6)}${number(Math.max(0, total))}`;
     };
     const set = (name) => (value) => {
       state[name] = value;
       if (ready) draw();
     };
     let ready = false;
-    slider(bar, "stamp", { min: 0, max: kernels.length - 1, value: 0 }, set("stamp"), (v) => `${v + 1}`);
-    const row = slider(bar, "row", { min: 0, max: size - 1, value: 20 }, set("row"));
-    const column = slider(bar, "column", { min: 0, max: size - 1, value: 24 }, set("column"));
+    slider(bar, translate("stamp"), { min: 0, max: kernels.length - 1, value: 0 }, set("stamp"), (v) => `${v + 1}`);
+    const row = slider(bar, translate("row"), { min: 0, max: size - 1, value: 20 }, set("row"));
+    const column = slider(bar, translate("column"), { min: 0, max: size - 1, value: 24 }, set("column"));
     canvases[0].addEventListener("pointermove", (event) => {
       const box = canvases[0].getBoundingClientRect();
       const at = (offset, length) => Math.min(size - 1, Math.floor((offset / length) * size));
@@ -176,9 +192,14 @@ const FIGURES = {
     const plot = svg("svg", {
       viewBox: `0 0 ${width + 2 * left} ${2 * height + 90}`, width: width + 2 * left, role: "img",
     });
-    plot.setAttribute("aria-label", "Gates of one unit, and its cell state, at each token");
+    const label = translate("Gates of one unit, and its cell state, at each token");
+    plot.setAttribute("aria-label", label);
     plot.style.minWidth = "460px";
-    const gate = { "input gate": COLOURS.blue, "forget gate": COLOURS.red, "output gate": COLOURS.green };
+    const gate = {
+      [translate("input gate")]: COLOURS.blue,
+      [translate("forget gate")]: COLOURS.red,
+      [translate("output gate")]: COLOURS.green,
+    };
     const line = (colour, y) =>
       svg("path", { fill: "none", stroke: colour, "stroke-width": 2, transform: `translate(${left} ${y})` });
     const lines = Object.values(gate).map((colour) => line(colour, 30));
@@ -190,8 +211,8 @@ const FIGURES = {
       text.style.fill = colour;
       plot.append(text);
     });
-    plot.append(svg("text", { x: left, y: height + 50 }, "cell state"));
-    for (const [value, y] of [["open 1", 34], ["shut 0", height + 34]]) {
+    plot.append(svg("text", { x: left, y: height + 50 }, translate("cell state")));
+    for (const [value, y] of [[translate("open 1"), 34], [translate("shut 0"), height + 34]]) {
       plot.append(svg("text", { x: 4, y }, value));
     }
     tokens.forEach((token, index) => {
@@ -209,7 +230,7 @@ const FIGURES = {
       zero.setAttribute("y1", height + 60 + height / 2);
       zero.setAttribute("y2", height + 60 + height / 2);
     };
-    slider(bar, "unit", { min: 0, max: units.length - 1, value: 0 }, draw, (v) => String(units[v]));
+    slider(bar, translate("unit"), { min: 0, max: units.length - 1, value: 0 }, draw, (v) => String(units[v]));
   },
 
   attention(figure, { layers }) {
@@ -247,14 +268,14 @@ const FIGURES = {
         shown.append(element("br"), element("small", {}, share));
         to.append(shown);
       });
-      body.replaceChildren("This token", from, "attends to", to);
+      body.replaceChildren(translate("This token"), from, translate("attends to"), to);
     };
-    choice(bar, "layer", layers.map((layer) => layer.layer), (value) => {
+    choice(bar, translate("layer"), layers.map((layer) => layer.layer), (value) => {
       state.layer = value;
       draw();
     });
-    const heads = layers[0].heads.map((_, index) => `head ${index + 1}`);
-    choice(bar, "head", heads, (value) => {
+    const heads = layers[0].heads.map((_, index) => `${translate("head")} ${index + 1}`);
+    choice(bar, translate("head"), heads, (value) => {
       state.head = value;
       draw();
     });
@@ -262,11 +283,11 @@ const FIGURES = {
   },
 
   temperature(figure, { prompt, tokens, logits }) {
-    figure.append(element("p", {}, `“${prompt} …”`));
+    figure.append(element("p", {}, translate("“{prompt} …”").replace("{prompt}", prompt)));
     const bar = controls(figure);
     const width = 420;
     const plot = svg("svg", { viewBox: `0 0 ${width} ${24 * (tokens.length + 1)}`, width, role: "img" });
-    plot.setAttribute("aria-label", "Probabilities of the next token");
+    plot.setAttribute("aria-label", translate("Probabilities of the next token"));
     figure.append(plot);
     const draw = (temperature) => {
       const exponentials = logits.map((logit) => Math.exp(logit / temperature));
@@ -276,27 +297,28 @@ const FIGURES = {
       plot.replaceChildren();
       [...shares, rest].forEach((share, index) => {
         const y = 24 * index;
-        const token = tokens[index] ?? "all others";
+        const token = tokens[index] ?? translate("all others");
         const length = 220 * share;
         plot.append(svg("text", { x: 90, y: y + 16, "text-anchor": "end" }, token.replace("\n", "↵")));
         plot.append(svg("rect", { x: 100, y: y + 3, width: length, height: 18, fill: COLOURS.blue }));
-        plot.append(svg("text", { x: 106 + length, y: y + 16 }, `${(100 * share).toFixed(1)} %`));
+        plot.append(svg("text", { x: 106 + length, y: y + 16 }, `${decimal(100 * share, 1)} %`));
       });
     };
     const range = { min: 0.1, max: 3, step: 0.1, value: 1 };
-    slider(bar, "temperature", range, draw, (value) => value.toFixed(1));
+    slider(bar, translate("temperature"), range, draw, (value) => decimal(value, 1));
   },
 
   denoising(figure, { frames }) {
-    const image = element("img", { alt: "Ten digits, and below what the network takes them for" });
+    const alt = translate("Ten digits, and below what the network takes them for");
+    const image = element("img", { alt });
     image.style.width = "560px";
     const bar = controls(figure);
     figure.append(image);
     const source = (index) => `data:image/png;base64,${frames[index]}`;
     const draw = (index) => (image.src = source(index));
     const last = frames.length - 1;
-    const show = (index) => `${index} of ${last}`;
-    slider(bar, "from noise to digits", { min: 0, max: last, value: last }, draw, show);
+    const show = (index) => `${index} ${translate("of")} ${last}`;
+    slider(bar, translate("from noise to digits"), { min: 0, max: last, value: last }, draw, show);
   },
 };
 

@@ -156,6 +156,28 @@ def test_linked_number_is_that_of_its_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("97.0 to 97.1 %", "0.0 to 0.0 %"),
+        ("100 %", "0 %"),
+        ("12,800", "0,000"),
+        ("2e-8", "0e0"),
+        ("1.25e+3 s", "0.00e0 s"),
+    ],
+)
+def test_text_without_values_keeps_the_decimals(text: str, pattern: str) -> None:
+    assert pages.without_values(text) == pattern
+
+
+def test_text_without_values_shows_the_numbers_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"a": 0.97123, "count": 12800, "small": 2.34e-8}')
+    page = tmp_path / "page.md"
+    assert pages.linked_number("0.0 %", "r.json", "a", page) == "97.1 %"
+    assert pages.linked_number("0,000", "r.json", "count", page) == "12,800"
+    assert pages.linked_number("0e0", "r.json", "small", page) == "2e-8"
+
+
+@pytest.mark.parametrize(
     ("text", "typed"),
     [
         ("reaches 97 % in 12 s, or half a minute", ["97 %", "12 s", "half a minute"]),

@@ -1,10 +1,12 @@
 """The built book in a headless Chromium, as telephones and desks show it: `tox -e docs`."""
 
 import functools
+import html
 import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -22,11 +24,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTHS = (390, 1280)
+SITE = Path(os.environ.get("BOOK_HTML", "nowhere"))
 CHAPTERS = [path for path in (pages.DOCS / "chapters").glob("*.md") if path.stem != "index"]
+FRENCH = [path.relative_to(pages.DOCS).with_suffix(".html").as_posix() for path in CHAPTERS]
+FRENCH += ["index.html", "chapters/index.html", "guides/index.html", "guides/install.html"]
+FRENCH += ["glossary.html"]
 PAGES = [
-    path
-    for path in sorted(Path(os.environ.get("BOOK_HTML", "nowhere")).rglob("*.html"))
-    if not {"_modules", "_static"} & set(path.parts)
+    path for path in sorted(SITE.rglob("*.html")) if not {"_modules", "_static"} & set(path.parts)
 ]
 
 
@@ -199,4 +203,61 @@ def test_figures_answer_to_their_sliders(browser: Any, address: str) -> None:
     assert "y = 0.731" in figure.inner_text()  # the sigmoid of 1
     figure.locator("input").fill("60")
     assert "y = 0.500" in figure.inner_text()  # of 0
+    page.close()
+
+
+def test_links_lead_to_existing_files() -> None:
+    missing = set()
+    for path in PAGES:
+        for link in re.findall(r'(?:href|src)="([^"]+)"', path.read_text("utf-8")):
+            target = html.unescape(link).partition("#")[0].partition("?")[0]
+            if target and not re.match(r"\w+:", target) and not (path.parent / target).exists():
+                missing.add(f"{path.relative_to(SITE)}: {link}")
+    assert not missing
+
+
+def test_each_page_links_to_the_other_language() -> None:
+    switch = re.compile(r'<a class="nav-link" href="([^"]+)" lang="(\w\w)"')
+    for page in FRENCH:
+        for path, there, other in (
+            (SITE / page, "fr", SITE / "fr" / page),
+            (SITE / "fr" / page, "en", SITE / page),
+        ):
+            address, language = switch.findall(path.read_text("utf-8"))[0]
+            assert language == there
+            assert (path.parent / address).resolve() == other.resolve()
+    address, _ = switch.findall((SITE / "reference" / "models.html").read_text("utf-8"))[0]
+    assert address == "../fr/index.html"  # this page is in English only
+
+
+@pytest.mark.parametrize("page", FRENCH)
+def test_french_page_is_french(page: str) -> None:
+    text = (SITE / "fr" / page).read_text("utf-8")
+    assert '<html lang="fr"' in text
+    article = text[text.index("<article") : text.index("</article>")]
+    apart = r"<(pre|script|code|math|a)\b.*?</\1>|<[^>]*>"  # a link may have an English title
+    prose = re.sub(apart, " ", article, flags=re.DOTALL)
+    assert not re.search(r"\b(the|and|with|which|of)\b", prose)
+    assert "{}" not in prose  # the place of a number
+
+
+def test_french_numbers_and_typography_are_french() -> None:
+    text = (SITE / "fr" / "chapters" / "convolutional-networks.html").read_text("utf-8")
+    assert re.search(r'class="result" title="de results/[^"]+">\d\d,\d à \d\d,\d&nbsp;%<', text)
+    assert re.search(r">12\N{NARROW NO-BREAK SPACE}800<", text)
+    assert "<strong>Durée</strong>\N{NO-BREAK SPACE}: " in text
+    assert "L\N{RIGHT SINGLE QUOTATION MARK}idée" in text
+    assert "TensorFlow 2.21.0" in text  # a version is no number
+    assert re.search(r"<td[^>]*><p>\d,\de-\d\d</p>", text)
+
+
+def test_french_figure_has_french_texts(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/fr/chapters/activation-functions.html")
+    figure = page.locator("figure[data-figure=activations]")
+    assert "y = 0,731   pente = 0,197" in figure.inner_text()  # the sigmoid of 1
+    page.goto(f"{address}/fr/search.html?q=gradient+qui+dispara%C3%AEt")
+    page.wait_for_selector("ul.search li a")
+    found = page.locator("ul.search li a").all_inner_texts()
+    assert "RNN, LSTM et GRU" in found
     page.close()
