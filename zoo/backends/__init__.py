@@ -289,8 +289,19 @@ class Backend(Protocol):
         """Raises ValueError for layers and metrics whose results would be those of one worker."""
         ...
 
+    shards_among_workers: bool
+    """Whether the devices of `sharded_model` are those of workers, not of one process."""
+
     def sharded_model(self, devices: int) -> AbstractContextManager[None]:
         """Context manager of models with divided weights: `zoo.training.sharded_model`."""
+        ...
+
+    def is_sharding(self) -> bool:
+        """Whether weights are divided among workers, which must read and assign them together."""
+        ...
+
+    def assigning_alone(self) -> AbstractContextManager[None]:
+        """Context manager in which worker 0 alone assigns values, before `broadcast_variables`."""
         ...
 
     @property

@@ -70,8 +70,9 @@ class Part:
 
     def counted(self, x: Tensor) -> Tensor:
         """The tensor, or zeros if its rows only stand in for missing ones."""
-        if isinstance(self.count, int):
-            return x if self.count else ops.zeros_like(x)
+        if isinstance(self.count, int) and self.count:
+            return x
+        # Zeros that depend on the weights, which all workers gather for their gradients.
         return ops.where(self.count > 0, x, ops.zeros_like(x))
 
 

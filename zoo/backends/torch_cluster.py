@@ -53,12 +53,18 @@ def broadcast(content: bytes) -> bytes:
 
 
 def broadcast_variables(variables: Sequence[Any]) -> None:
-    with _connected(), torch.no_grad():
+    with torch.no_grad():
         for variable in variables:
             value = variable.value.detach().contiguous()
-            # Bytes, since gloo does not know every dtype.
-            dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
+            broadcast_tensor(value)
             variable.assign(value)
+
+
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Writes the values that worker 0 has to a contiguous tensor of every worker."""
+    with _connected():
+        # Bytes, since gloo does not know every dtype.
+        dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
 
 
 @contextmanager

@@ -7,9 +7,15 @@ import keras
 import torch
 from torch.optim.adam import adam
 
-from zoo.backends import accumulation, cluster_parts, common, torch_cluster
+from zoo.backends import accumulation, cluster_parts, common, torch_cluster, torch_sharding
 
 Tensor = Any
+
+
+def create_variables(trainer: Any, batch: Any) -> None:
+    if torch_sharding.is_sharding():
+        torch_sharding.shard(trainer)
+    common.create_variables(trainer, batch)
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
@@ -91,9 +97,14 @@ class TrainerMixin(cluster_parts.SharedLosses):
     def _train_as_worker(self: Any, part: cluster_parts.Part) -> Any:
         earlier = torch_cluster.reset_metrics(self)
         predictions, loss = self._share_of_loss(part, training=True)
-        gradients = torch_cluster.sum_over_workers(self._gradients_of(loss))
+        if torch_sharding.is_sharding():
+            scaled = self.optimizer.scale_loss(loss)
+            gradients = torch_sharding.gradients_of(scaled, self.trainable_variables)
+        else:
+            gradients = torch_cluster.sum_over_workers(self._gradients_of(loss))
         with torch.no_grad():
-            self.optimizer.apply(gradients, self.trainable_variables)
+            with torch_sharding.updating():
+                self.optimizer.apply(gradients, self.trainable_variables)
             return self._update_global_metrics(part, earlier, predictions, loss)
 
     def test_step(self: Any, data: Any) -> Any:

@@ -163,6 +163,8 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                     f"{type(stream)}"
                 )
             backend.check_distributed(self)
+            if backend.is_sharding():
+                _check_callbacks(options.get("callbacks"))
             if not cluster.is_first():
                 callbacks = keras.tree.flatten(options.get("callbacks") or [])
                 options["callbacks"] = [c for c in callbacks if not isinstance(c, _WRITERS)]
@@ -317,6 +319,17 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         deserialize = keras.saving.deserialize_keras_object
         network, preprocessing = map(deserialize, (config["network"], config["preprocessing"]))
         return cls(network, preprocessing, config["name"])
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    """Raises ValueError for callbacks with which worker 0 alone would read divided weights."""
+    for callback in keras.tree.flatten(callbacks or []):
+        if isinstance(callback, keras.callbacks.BackupAndRestore | keras.callbacks.ModelCheckpoint):
+            raise ValueError(
+                "`callbacks` must not save the weights where these are divided among devices, "
+                f"which read them together. Received: {type(callback).__name__}. Use the argument "
+                "`checkpoint`"
+            )
 
 
 def _checked_arguments(method: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
