@@ -87,6 +87,13 @@ def cnn() -> Setup:
     return Setup(trainer, batches, test, {"class_weight": class_weight}, predicts=True)
 
 
+def accumulated() -> Setup:
+    """The same in parts, whose numbers differ among workers."""
+    setup = cnn()
+    setup.options["gradient_accumulation"] = 2
+    return setup
+
+
 def lstm() -> Setup:
     """Targets with weights, which Keras' own loss does not divide by."""
     trainer = Trainer(zoo.rnn_language_model(11, "lstm", 4, 6, dropout=0.3))
@@ -211,6 +218,7 @@ def unequal() -> Setup:
 
 TRAININGS: dict[str, Callable[[], Setup]] = {
     "cnn": cnn,
+    "accumulated": accumulated,
     "lstm": lstm,
     "gpt": gpt,
     "text_to_image": text_to_image,
@@ -290,6 +298,7 @@ def refused(folder: Path) -> dict[str, np.ndarray]:
         "arrays": error(keras.layers.Dense(2), x),
         "order": error(keras.layers.Dense(2), Batches((x, y), BATCH)),
         "statistics": error(keras.layers.BatchNormalization(), batches),
+        "draws": error(keras.layers.Dropout(0.5), batches),
         "own loss": error(_AddsLoss(), batches),
         "scalar": error(keras.layers.Dense(2), batches, lambda y, p: keras.ops.mean(y - p)),
         "metric": error(keras.layers.Dense(2), batches, metrics=[_Largest()]),

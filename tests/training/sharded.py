@@ -17,13 +17,18 @@ IDS = np.random.default_rng(1).integers(0, 20, (22, 8), dtype=np.int32)
 STEPS = 5  # the fourth batch has one example, and none for the second worker
 
 
-def train(folder: Path, epochs: int = STEPS) -> tuple[list[float], Trainer]:
+def train(
+    folder: Path, epochs: int = STEPS, gradient_accumulation: int = 1
+) -> tuple[list[float], Trainer]:
     """Losses of single steps and the trainer, with checkpoints in a folder."""
     network = gpt(20, 8, num_layers=1, num_heads=2, hidden_dim=8, dropout=0.2)
     trainer = Trainer(network)
     trainer.compile(AdamW(1e-2, 0.1, global_clipnorm=1.0), CrossEntropy())
     batches = Batches((IDS, np.roll(IDS, -1, 1)), 7, seed=3, steps_per_epoch=1)
-    history = trainer.fit(batches, epochs=epochs, verbose=0, checkpoint=StepCheckpoint(folder))
+    history = trainer.fit(
+        batches, epochs=epochs, verbose=0, checkpoint=StepCheckpoint(folder),
+        gradient_accumulation=gradient_accumulation,
+    )  # fmt: skip
     return history.history["loss"], trainer
 
 
@@ -77,6 +82,7 @@ def run(folder: Path) -> dict[str, Any] | None:
         predictions = trainer.predict(Batches((IDS,)), verbose=0)
         train(folder / "begun", 3)
         results["continued"], _ = train(folder / "begun", 4)
+        results["accumulated"], _ = train(folder / "accumulated", gradient_accumulation=2)
         if keras.backend.backend() == "torch":
             results["errors"] = refused_on_pytorch()
     if int(os.environ.get("ZOO_RANK", "0")):

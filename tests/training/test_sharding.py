@@ -36,6 +36,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @needs_division
 def test_divided_weights_give_the_losses_of_one_device(outcome: dict[str, Any]) -> None:
     np.testing.assert_allclose(outcome["sharded"], outcome["single"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(outcome["accumulated"], outcome["single"], rtol=0, atol=1e-5)
     assert outcome["weights"] < 1e-4
     assert outcome["predictions"] < 1e-4
     # Three steps on two devices, one more after their checkpoint, then one on one device.

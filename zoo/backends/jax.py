@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import keras
 
 from zoo.backends import common
-from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import adam_update as adam_update
 from zoo.backends.common import assigning_alone as assigning_alone
@@ -24,7 +23,7 @@ from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
 from zoo.backends.common import shards_among_workers as shards_among_workers
 from zoo.backends.exporting import is_exporting
-from zoo.backends.jax_accumulation import TrainerMixin as TrainerMixin
+from zoo.backends.jax_cluster import TrainerMixin as TrainerMixin
 from zoo.backends.jax_cluster import as_dataset as as_dataset
 from zoo.backends.jax_cluster import broadcast as broadcast
 from zoo.backends.jax_cluster import broadcast_variables as broadcast_variables

@@ -10,7 +10,6 @@ import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
-from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import assigning_alone as assigning_alone
 from zoo.backends.common import cached_attention as cached_attention

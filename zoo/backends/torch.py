@@ -11,7 +11,6 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo.backends import common
-from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.exporting import is_exporting

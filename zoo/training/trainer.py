@@ -15,7 +15,7 @@ import numpy as np
 from zoo import random
 from zoo.backends import backend
 from zoo.training import cluster
-from zoo.training.accumulation import check_accumulation, draw_counters
+from zoo.training.accumulation import check_accumulation, check_distributed, draw_counters
 from zoo.training.batches import Batches
 from zoo.training.callbacks import StepCheckpoint
 from zoo.training.checkpoints import finalize_layer_state
@@ -162,7 +162,7 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                     "so that each reads its rows of the same batches. Received: x of type "
                     f"{type(stream)}"
                 )
-            backend.check_distributed(self)
+            check_distributed(self)
             if backend.is_sharding():
                 _check_callbacks(options.get("callbacks"))
             if not cluster.is_first():
