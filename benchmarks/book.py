@@ -30,7 +30,7 @@ from unittest import mock
 import tyro
 
 import zoo.__main__
-from benchmarks import causes, pages, results
+from benchmarks import causes, glossary, pages, results
 from zoo import backends
 from zoo.parity import report
 

@@ -5,6 +5,8 @@
 
 - kills: `kill -9` at random moments of three recipes on each installed backend; each run is resumed
   until it is finished, and must end with the bits of a run without kills.
+- workers: `kill -9` of one of the two workers of `mnist` at random moments on each backend; the run
+  must start again by itself, end with the bits of a run without kills, and leave no process.
 - disk: no file may grow beyond a random size; the command must end with one line that says so, and
   finish to the same bits once there is room.
 - writers: the same command twice at the same time; one writes, the other is refused or finds a
@@ -23,9 +25,11 @@ Every fault is printed. The exit status is 1 if there is one.
 """
 
 import json
+import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,7 +60,7 @@ from zoo.training import Adam, Trainer, checkpoints
 from zoo.training.callbacks import TrainingState
 from zoo.training.run_directory import RunDirectory
 
-CAMPAIGNS = ("kills", "disk", "writers", "damage", "forgeries", "models", "calls")
+CAMPAIGNS = ("kills", "workers", "disk", "writers", "damage", "forgeries", "models", "calls")
 SECONDS = 2.0  # limit of opening a file, of the process' CPU time
 
 # Small runs of seconds, in which every step or every few write a checkpoint.
@@ -82,13 +86,15 @@ class Config:
     """Count what hard use does to runs, files and functions."""
 
     campaigns: tuple[str, ...] = CAMPAIGNS
-    """Names of the campaigns: kills, disk, writers, damage, forgeries, models, calls."""
+    """Names of the campaigns: kills, workers, disk, writers, damage, forgeries, models, calls."""
     backends: tuple[str, ...] = ()
     """Backends of the runs; by default all that are installed."""
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Recipes of the runs: mnist, next_word, text_to_image."""
     kills: int = 100
     """Number of kills, over all recipes and backends."""
+    worker_kills: int = 5
+    """Number of kills of a worker on each backend."""
     disks: int = 10
     """Number of runs on a small disk."""
     writers: int = 10
@@ -130,14 +136,15 @@ class Runs:
         backend: Backend of the runs.
         folder: Folder of the run directories.
         classifier: Finished run of `mnist`, for `text_to_image`.
+        *flags: Further flags of the command.
     """
 
-    def __init__(self, recipe: str, backend: str, folder: Path, classifier: Path):
+    def __init__(self, recipe: str, backend: str, folder: Path, classifier: Path, *flags: str):
         self.folder = folder / f"{recipe}-{backend}"
         self.folder.mkdir(parents=True)
         extra = ("--classifier", str(classifier)) if recipe == "text_to_image" else ()
         self._command = [
-            sys.executable, "-m", "zoo", "train", recipe, *RECIPES[recipe], *extra,
+            sys.executable, "-m", "zoo", "train", recipe, *RECIPES[recipe], *extra, *flags,
             "--deterministic", "--quiet", "--run-dir",
         ]  # fmt: skip
         self._environment = environment(backend)
@@ -213,6 +220,43 @@ def check_finished(series: Runs, run_dir: Path, outcome: Outcome) -> None:
         outcome.faults.append(f"{run_dir.name} of {series.folder.name} differs: {different[0]}")
     else:
         outcome.counts["equal runs"] += 1
+
+
+def kill_workers(series: Runs, count: int, seed: int) -> Outcome:
+    """Kills one of the workers of each run at a random moment, from which the run goes on."""
+    choices, outcome = random.Random(seed), Outcome()
+    number = 0
+    while outcome.counts["kills"] < count:
+        run_dir = series.folder / f"workers-{number}"
+        number += 1
+        process = series.start(run_dir)
+        moment = choices.uniform(0.1, 1.0) * series.seconds
+        rank = choices.randrange(2)
+        time.sleep(moment)
+        workers = [int(pid) for pid in _children(process.pid)]
+        if len(workers) == 2:
+            os.kill(workers[rank], signal.SIGKILL)
+            outcome.counts["kills"] += 1
+        errors = process.communicate()[1]
+        what = f"seed {seed}, {series.folder.name}, worker {rank} after {moment:.1f} s"
+        print(f"  {what}: {'killed' if len(workers) == 2 else 'not there'}", flush=True)
+        if process.returncode or (workers and "Starting again" not in errors):
+            outcome.faults.append(f"{what}: status {process.returncode}, {errors}")
+        elif different := series.differences(run_dir):
+            outcome.faults.append(f"{what}: differs in {different[0]}")
+        else:
+            outcome.counts["equal runs"] += 1
+        if orphans := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+            outcome.faults.append(f"{what}: processes {orphans} run on")
+    return outcome
+
+
+def _children(process: int) -> list[str]:
+    """Numbers of the processes that a process has started, on Linux."""
+    try:
+        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except FileNotFoundError:  # it has ended
+        return []
 
 
 def fill_disk(series: Runs, count: int, seed: int) -> Outcome:
@@ -543,6 +587,17 @@ def disturb(config: Config, folder: Path) -> dict[str, Outcome]:
     }
 
 
+def disturb_workers(config: Config, folder: Path) -> Outcome:
+    """The campaign on runs of two workers."""
+    whole = Outcome()
+    for number, backend in enumerate(config.backends or backends.installed()):
+        series = Runs("mnist", backend, folder, folder, "--devices", "2")
+        outcome = kill_workers(series, config.worker_kills, config.seed + number)
+        whole.counts += outcome.counts
+        whole.faults += outcome.faults
+    return whole
+
+
 def exchange(folder: Path) -> Outcome:
     """Saves models of every builder on each backend, and trains them on after loading on each."""
     from tests.parity import saving  # needs pytest
@@ -574,6 +629,8 @@ def main(config: Config) -> dict[str, Outcome]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outcomes = disturb(config, folder / "disturb")
+        if "workers" in config.campaigns:
+            outcomes["workers"] = disturb_workers(config, folder / "workers")
         if "damage" in config.campaigns:
             outcomes["damage"] = damage(config, folder / "damage")
         if "forgeries" in config.campaigns:

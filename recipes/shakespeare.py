@@ -65,7 +65,7 @@ class Config(TrainingConfig):
     weight_decay: NonNegative = 0.1
     """Share of the learning rate by which matrices shrink at each step."""
     shard_model: bool = False
-    """Divide the weights among the --devices, which hold them all otherwise; on JAX alone."""
+    """Divide the weights among the --devices, which hold them all otherwise; on JAX and PyTorch."""
     prompt: str = "ROMEO"
     """Beginning of the text that is written at the end."""
     temperature: NonNegative = 0.8
@@ -76,14 +76,20 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         quick = {"epochs": 3, "steps_per_epoch": 100}
         set_defaults(self, **(quick if self.quick else {"epochs": 8, "steps_per_epoch": 250}))
-        if self.shard_model and (self.num_heads % self.devices or self.hidden_dim % self.devices):
+        divides = self.num_heads % self.devices == self.hidden_dim % self.devices == 0
+        if self.shard_model and backends.name == "jax" and not divides:
             raise ValueError(
-                "`devices` must divide `num_heads` and `hidden_dim` with `shard_model`. Received: "
-                f"devices={self.devices}, num_heads={self.num_heads}, hidden_dim={self.hidden_dim}"
+                "`devices` must divide `num_heads` and `hidden_dim` with `shard_model` on JAX. "
+                f"Received: devices={self.devices}, num_heads={self.num_heads}, "
+                f"hidden_dim={self.hidden_dim}"
             )
 
     def distributed(self) -> AbstractContextManager[Any]:
-        return sharded_model(self.devices) if self.shard_model else super().distributed()
+        if not self.shard_model:
+            return super().distributed()
+        return sharded_model(
+            self.devices, self.num_nodes, self.node_rank, self.coordinator, self.max_restarts
+        )
 
 
 MODERN = {"norm": "rms_norm", "positions": "rotary", "activation": "swiglu", "use_bias": False}

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,34 @@ def test_disturbed_run_that_differs_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
         hardship.check_finished(Disturbed(), Path(f"kill-{number}"), outcome)
     assert outcome.counts == {"runs": 2, "equal runs": 1}
     assert outcome.faults == ["kill-1 of mnist-torch differs: dense/kernel"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found on Linux")
+def test_killed_workers_that_do_not_start_again_are_a_fault(tmp_path: Path) -> None:
+    program = """
+import subprocess, sys
+workers = [subprocess.Popen(["sleep", "0.5"]) for _ in range(2)]
+if any([worker.wait() for worker in workers]):
+    sys.exit(sys.argv[1]) if len(sys.argv) > 2 else print(sys.argv[1], file=sys.stderr)
+"""
+
+    class Sleepers(hardship.Runs):
+        seconds = 0.5
+
+        def __init__(self, *arguments: str):
+            self.folder = tmp_path
+            self.arguments = arguments
+
+        def start(self, run_dir: Path, largest_file: int | None = None) -> subprocess.Popen[str]:
+            line = [sys.executable, "-c", program, *self.arguments]
+            return subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+
+        def differences(self, run_dir: Path) -> list[str]:
+            return []
+
+    outcome = hardship.kill_workers(Sleepers("Starting again"), 2, 0)
+    assert outcome.counts == {"kills": 2, "equal runs": 2}
+    assert outcome.faults == []
+    for arguments, text in ((("gave up",), "status 0, gave up"), (("no", "1"), "status 1, no")):
+        (fault,) = hardship.kill_workers(Sleepers(*arguments), 1, 0).faults
+        assert text in fault

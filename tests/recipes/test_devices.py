@@ -25,21 +25,23 @@ SMALL = {"model": "mlp", "train_examples": 70, "test_examples": 20, "epochs": 1}
 @pytest.mark.once
 @pytest.mark.slow
 def test_two_machines_train_as_one_device_by_the_commands_of_the_guide(tmp_path: Path) -> None:
-    """The machines are two addresses of this computer."""
+    """The machines are two addresses of this computer, in folders of their own."""
     port = free_port("127.0.0.2")
     flags = [word for k, v in SMALL.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     changes = {"gpu1:29500": f"127.0.0.2:{port}", "--devices 4": "--devices 1", "runs/mnist": "run"}
     processes = []
-    for command in COMMANDS:
+    for folder, command in zip((tmp_path, tmp_path / "second"), COMMANDS, strict=True):
+        folder.mkdir(exist_ok=True)
         for before, after in changes.items():
             assert before in command
             command = command.replace(before, after)
         line = [sys.executable, "-m", "zoo", *command.split(), *flags]
-        processes.append(subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True))
+        processes.append(subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert "Results are in run" in outputs[0]
     assert outputs[1] == ""
+    assert not list((tmp_path / "second").iterdir())
 
     expected, _ = recipe.run(mnist, SMALL, tmp_path / "one")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

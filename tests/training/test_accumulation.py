@@ -1,6 +1,7 @@
 """Gradient accumulation: the losses and weights of batches that are computed as a whole."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -9,16 +10,18 @@ import pytest
 from keras import ops
 
 from tests.training.conftest import X, Y, trainer
-from zoo import gpt, rnn_language_model
+from zoo import gpt, random, rnn_language_model
 from zoo.diffusion.gaussian_diffusion import GaussianDiffusion
 from zoo.diffusion.losses import DiffusionTrainer
 from zoo.diffusion.noise_schedule import linear
 from zoo.initializers import FanInUniform
-from zoo.training import Adam, Batches, CrossEntropy, Trainer, cluster
+from zoo.training import Adam, Batches, CrossEntropy, Trainer
+from zoo.training.accumulation import check_distributed
 
 # Of 40 examples, the batches have 11, 11, 11 and 7, in parts of 4, 4, 3 and of 3, 3, 1.
 BATCH, PARTS, STEPS = 11, 3, 5
 IDS = np.random.default_rng(1).integers(0, 20, (40, 7), dtype=np.int32)
+DRAWS = r"by the place of an example .* Received: .*, a layer of Keras that draws the same on each"
 CLASS_WEIGHT = {0: 0.3, 1: 1.0, 2: 2.5}
 
 
@@ -147,11 +150,20 @@ def test_layers_of_whole_batches_are_refused() -> None:
     whole.fit(np.zeros((4, 4)), np.zeros(4), verbose=0, gradient_accumulation=2)
 
 
-def test_several_devices_are_refused(monkeypatch) -> None:
-    place = cluster.Cluster(num_workers=2, rank=0, local_rank=0, coordinator="127.0.0.1:29500")
-    monkeypatch.setattr(cluster, "_joined", place)
-    with pytest.raises(ValueError, match=r"several devices train.* gradient_accumulation=2\."):
-        trainer().fit(X, Y, verbose=0, gradient_accumulation=2)
+def test_layers_of_keras_that_draw_are_refused_on_several_devices() -> None:
+    """Not recurrent layers, which have a generator even without dropout."""
+    layers = keras.layers
+    for layer, is_refused in (
+        (layers.Dropout(0.5), True),
+        (layers.Dropout(0.0), False),
+        (layers.GaussianNoise(0.1), True),
+        (layers.LSTM(2, recurrent_dropout=0.1), True),
+        (layers.Bidirectional(layers.GRU(2)), False),
+        (random.Dropout(0.5), False),
+    ):
+        model = Trainer(keras.Sequential([keras.Input((3, 2)), layer]))
+        with pytest.raises(ValueError, match=DRAWS) if is_refused else nullcontext():
+            check_distributed(model)
 
 
 def test_losses_that_are_no_mean_are_refused() -> None:

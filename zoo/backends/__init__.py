@@ -247,10 +247,7 @@ class Backend(Protocol):
     def as_dataset(self, trainer: Any, batches: Any, class_weight: Any = None) -> Any:
         """The form of `zoo.training.Batches` that `fit`, `evaluate` and `predict` read.
 
-        Args:
-            trainer: The `zoo.Trainer` that reads them.
-            batches: The `zoo.training.Batches`.
-            class_weight: Weights of the classes, as for `keras.Model.fit`.
+        `class_weight` are the weights of the classes, as for `keras.Model.fit`.
         """
         ...
 
@@ -258,25 +255,24 @@ class Backend(Protocol):
         """Makes this process a worker of a cluster, before the backend computes anything.
 
         From then on `as_dataset` reads this worker's rows of each batch, which may be none. Losses,
-        gradients, metrics and predictions are those of the whole batch, on every worker.
+        gradients, metrics and predictions are those of the whole batch, on every worker. Raises
+        ConnectionError if the workers do not connect in time.
 
         Args:
             addresses: An address HOST:PORT of each worker, by rank. Nobody listens there yet.
             rank: Number of this worker.
             local_rank: Number of the device of its machine that this worker uses.
-
-        Raises ConnectionError if the workers do not connect within a time limit.
         """
         ...
 
-    def leave_cluster(self) -> None:
-        """Ends the connections of this worker; must not wait long if another worker has died."""
+    def leave_cluster(self, together: bool) -> None:
+        """Ends this worker's connections: when all workers do, or at once if one may have died."""
         ...
 
     def broadcast(self, content: bytes) -> bytes:
         """Returns what worker 0 gives, on every worker, which must all call it.
 
-        Raises ConnectionResetError if another worker has ended, as every step of a cluster does.
+        Raises ConnectionResetError if another worker has ended, as each step of a cluster does.
         """
         ...
 
@@ -284,12 +280,18 @@ class Backend(Protocol):
         """Assigns the values that worker 0 has to the Keras variables of every worker."""
         ...
 
-    def check_distributed(self, trainer: Any) -> None:
-        """Raises ValueError for layers and metrics whose results would be those of one worker."""
-        ...
+    shards_among_workers: bool  # or among the devices of one process
 
     def sharded_model(self, devices: int) -> AbstractContextManager[None]:
         """Context manager of models with divided weights: `zoo.training.sharded_model`."""
+        ...
+
+    def is_sharding(self) -> bool:
+        """Whether weights are divided among workers, which must read and assign them together."""
+        ...
+
+    def assigning_alone(self) -> AbstractContextManager[None]:
+        """Context manager in which worker 0 alone assigns values, before `broadcast_variables`."""
         ...
 
     @property

@@ -10,6 +10,8 @@ import numpy as np
 from keras import ops
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
+from zoo.backends.accumulation import part_size
+
 Tensor = Any
 
 
@@ -68,10 +70,24 @@ class Part:
         """Number of rows of the data: `count`, but at least 1."""
         return ops.shape(keras.tree.flatten(self.data)[0])[0]
 
+    def split(self, number: int) -> Iterator["Part"]:
+        """Yields at most so many parts of these rows, equally many on each worker.
+
+        So workers can compute each of them together. The last ones may have no rows.
+        """
+        most = self.total if _place is None else -(-self.total // _place.num_workers)
+        size = part_size(most, number)
+        for first in range(0, most, size):
+            count = max(0, min(size, self.count - first))
+            rows = slice(first, first + count) if count else slice(0, 1)
+            data = keras.tree.map_structure(lambda x: x[rows], self.data)  # noqa: B023
+            yield Part(data, self.start + first, count, self.total)
+
     def counted(self, x: Tensor) -> Tensor:
         """The tensor, or zeros if its rows only stand in for missing ones."""
-        if isinstance(self.count, int):
-            return x if self.count else ops.zeros_like(x)
+        if isinstance(self.count, int) and self.count:
+            return x
+        # Zeros that depend on the weights, which all workers gather for their gradients.
         return ops.where(self.count > 0, x, ops.zeros_like(x))
 
 
@@ -104,9 +120,15 @@ def spans(total: int) -> list[tuple[int, int]]:
 
 
 def own_part(data: Any) -> Part:
-    """This worker's rows of a batch, of which `WorkerBatches` has read no others."""
+    """This worker's rows of a batch, of which `WorkerBatches` has read no others.
+
+    Outside of a cluster they are those of the whole batch.
+    """
     if isinstance(data, Part):
         return data
+    if not is_joined():
+        total = ops.shape(keras.tree.flatten(data)[0])[0]
+        return Part(data, 0, total, total)
     # Without the weights that `train_on_batch` leaves open.
     data = keras.utils.pack_x_y_sample_weight(*keras.utils.unpack_x_y_sample_weight(data))
     total = len(keras.tree.flatten(data)[0])
@@ -216,25 +238,6 @@ def metric_shares(trainer: Any, part: Part, values: Sequence[Tensor]) -> list[Te
     return [part.counted(updated[id(variable)]) for variable in trainer.metrics_variables]
 
 
-def check_distributed(trainer: Any) -> None:
-    """Raises ValueError for layers and metrics whose results would be those of one worker."""
-    for layer in trainer._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            raise ValueError(
-                "Several devices must not train a batch normalization, since each would compute "
-                f"the statistics of its own rows. Received: the layer {layer.name}. Use "
-                "`GroupNormalization` or `LayerNormalization`, or freeze the layer"
-            )
-    for metric in trainer.metrics:
-        for variable in metric.variables:
-            if variable.aggregation != "sum":
-                raise ValueError(
-                    "The variables of a metric must be sums over the examples where several "
-                    f"devices train. Received: {variable.path} of the metric {metric.name} with "
-                    f"aggregation={variable.aggregation!r}. Use another metric"
-                )
-
-
 class SharedLosses:
     """Base class of trainers of which each worker has its share of the losses."""
 
@@ -265,4 +268,26 @@ class SharedLosses:
 
     def _aggregate_additional_loss(self: Any, loss: Tensor) -> Tensor:
         loss = super()._aggregate_additional_loss(loss)  # type: ignore[misc]
-        return loss if _place is None else loss / _place.num_workers
+        return loss if _part is None else loss / place().num_workers
+
+
+class WorkerFunctions(SharedLosses):
+    """Base class of trainers whose compiled functions are others in a cluster.
+
+    A subclass defines `_worker_function`, which makes the one for "train", "test" or "predict".
+    """
+
+    def make_train_function(self: Any, force: bool = False) -> None:
+        self._make_function_for("train", force)
+
+    def make_test_function(self: Any, force: bool = False) -> None:
+        self._make_function_for("test", force)
+
+    def make_predict_function(self: Any, force: bool = False) -> None:
+        self._make_function_for("predict", force)
+
+    def _make_function_for(self: Any, task: str, force: bool) -> None:
+        if not self._is_worker():
+            getattr(super(), f"make_{task}_function")(force)
+        elif force or getattr(self, f"{task}_function") is None:
+            setattr(self, f"{task}_function", self._worker_function(task))

@@ -4,7 +4,7 @@ import ctypes
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -226,13 +226,15 @@ def adam_update(
     optimizer.assign_sub(variable, alpha * m / (ops.sqrt(v) + epsilon))
 
 
-def sharded_model(devices: int) -> AbstractContextManager[None]:
-    """Refuses to divide a model's weights."""
-    raise ValueError(
-        "`devices` can divide a model's weights on JAX alone. Received: the backend "
-        f"{keras.config.backend()}. Use `KERAS_BACKEND=jax`, or let each device have all weights "
-        "with `--devices`"
-    )
+shards_among_workers = False
+
+
+def is_sharding() -> bool:
+    return False
+
+
+def assigning_alone() -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def create_variables(trainer: Any, batch: Any) -> None:

@@ -12,16 +12,18 @@ import jax.numpy as jnp
 import keras
 
 from zoo.backends import common
-from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import ForeachMixin as ForeachMixin
 from zoo.backends.common import adam_update as adam_update
+from zoo.backends.common import assigning_alone as assigning_alone
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import host_integer as host_integer
+from zoo.backends.common import is_sharding as is_sharding
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import preprocessing_function as preprocessing_function
+from zoo.backends.common import shards_among_workers as shards_among_workers
 from zoo.backends.exporting import is_exporting
-from zoo.backends.jax_accumulation import TrainerMixin as TrainerMixin
+from zoo.backends.jax_cluster import TrainerMixin as TrainerMixin
 from zoo.backends.jax_cluster import as_dataset as as_dataset
 from zoo.backends.jax_cluster import broadcast as broadcast
 from zoo.backends.jax_cluster import broadcast_variables as broadcast_variables

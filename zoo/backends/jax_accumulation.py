@@ -8,28 +8,40 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common.stateless_scope import StatelessScope
 
-from zoo.backends import accumulation, common, jax_cluster
+from zoo.backends import accumulation, common
+from zoo.backends.cluster_parts import Part, own_part
 from zoo.backends.jax_training import State, checked_scan
 
 Tensor = Any
 
 
-class TrainerMixin(jax_cluster.TrainerMixin):
-    """Base class of `zoo.Trainer`, with a training step that can accumulate gradients."""
-
-    def train_step(self: Any, state: State, data: Any) -> tuple[Any, State]:
-        if self.gradient_accumulation > 1:
-            return accumulated_step(self, state, data)
-        return super().train_step(state, data)  # type: ignore[misc, no-any-return]
-
-
 def accumulated_step(trainer: Any, state: State, data: Any) -> tuple[Any, State]:
     """One step of the optimizer, with the gradients of a batch that is computed in parts."""
-    trainable, non_trainable, optimizer_variables, metrics = state
-    examples = jax.tree.leaves(data)[0].shape[0]
+    trainable, _, optimizer_variables, _ = state
+    part = own_part(data)
+    sums, non_trainable, metrics = accumulated_sums(trainer, state, part)
+    loss, gradients = accumulated_means(sums)
+    trainable, optimizer_variables = trainer.optimizer.stateless_apply(
+        optimizer_variables, gradients, trainable
+    )
+    logs, metrics = _with_metrics(
+        trainer, metrics, lambda: common.update_loss_metric(trainer, loss, part.total)
+    )
+    return logs, (trainable, non_trainable, optimizer_variables, metrics)
+
+
+def accumulated_sums(trainer: Any, state: State, part: Part) -> Any:
+    """Computes the rows of a batch in parts, one after another.
+
+    Returns:
+        Sums over the parts, for `accumulated_means`, and new values of the variables that are not
+        trainable and of the metrics.
+    """
+    trainable, non_trainable, _, metrics = state
+    data, examples = part.data, part.rows
     size = accumulation.part_size(examples, trainer.gradient_accumulation)
     rest = examples % size
-    add_part = _part_function(trainer, state, examples)
+    add_part = _part_function(trainer, state, part)
     dtype = accumulation.loss_dtype()
     sums = [jnp.zeros((), dtype)] * 2 + [jnp.zeros_like(x) for x in trainable]
     carry = sums, non_trainable, metrics
@@ -38,26 +50,25 @@ def accumulated_step(trainer: Any, state: State, data: Any) -> tuple[Any, State]
         return x[: examples - rest].reshape(-1, size, *x.shape[1:])
 
     def scan_part(carry: Any, inputs: Any) -> Any:
-        start, part = inputs
-        return add_part(carry, part, start, size)
+        start, rows = inputs
+        return add_part(carry, rows, start, size)
 
     starts = jnp.arange(0, examples - rest, size, dtype=jnp.int32)
     carry = checked_scan(scan_part, carry, (starts, jax.tree.map(in_parts, data)))
     if rest:
         last = jax.tree.map(lambda x: x[examples - rest :], data)
         carry = add_part(carry, last, examples - rest, rest)
-    (total, *sums), non_trainable, metrics = carry
-    loss, *gradients = [x / total.astype(x.dtype) for x in sums]
-    trainable, optimizer_variables = trainer.optimizer.stateless_apply(
-        optimizer_variables, gradients, trainable
-    )
-    logs, metrics = _with_metrics(
-        trainer, metrics, lambda: common.update_loss_metric(trainer, loss, examples)
-    )
-    return logs, (trainable, non_trainable, optimizer_variables, metrics)
+    return carry
 
 
-def _part_function(trainer: Any, state: State, examples: int) -> Callable[..., Any]:
+def accumulated_means(sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of the whole batch."""
+    total, *weighted = sums
+    loss, *gradients = [x / total.astype(x.dtype) for x in weighted]
+    return loss, gradients
+
+
+def _part_function(trainer: Any, state: State, whole: Part) -> Callable[..., Any]:
     """Function that adds a part of a batch to the sums of weights, losses and gradients."""
     trainable, initial, optimizer_variables, _ = state
     counters = {id(counter) for counter in trainer.draw_counters}
@@ -71,7 +82,7 @@ def _part_function(trainer: Any, state: State, examples: int) -> Callable[..., A
 
         def loss_function(trainable: list[Tensor]) -> Any:
             with (
-                trainer.part_of_batch(start, count, examples),
+                trainer.part_of_batch(whole.start + start, count, whole.total),
                 accumulation.recorded_divisors() as divisors,
             ):
                 scaled, results = trainer.compute_loss_and_updates(

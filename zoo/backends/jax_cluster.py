@@ -7,6 +7,7 @@ arrays as in a training on one device.
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from zoo.backends import cluster_losses, common
 from zoo.backends.cluster_parts import (
     Part,
-    SharedLosses,
     WorkerBatchesAdapter,
+    WorkerFunctions,
     assign_from_first,
     computing,
     is_joined,
@@ -36,6 +37,7 @@ from zoo.backends.cluster_parts import (
     spans,
     take_place,
 )
+from zoo.backends.jax_accumulation import accumulated_means, accumulated_step, accumulated_sums
 from zoo.backends.jax_packing import Packed
 from zoo.backends.jax_training import CheckedStep, State
 
@@ -84,16 +86,17 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     )
     cluster_losses.use_global_divisors(lambda own: _divisors.total(own))
     take_place(rank, len(addresses))
+    with _hidden_output():  # gloo's lines when it connects
+        sum_over_workers(jnp.zeros((1, 1)))
 
 
-def leave_cluster() -> None:
+def leave_cluster(together: bool) -> None:
     global _workers
     _workers = None
     cluster_losses.use_own_divisors()
     leave_place()
-    error = sys.exc_info()[1]
-    if error is None or (isinstance(error, SystemExit) and not error.code):
-        jax.distributed.shutdown()
+    if together:
+        jax.distributed.shutdown()  # waits for the others
     else:
         _abandon_connections()
 
@@ -109,6 +112,21 @@ def _abandon_connections() -> None:
         if (connection := getattr(state, name)) is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # it is never deleted
             setattr(state, name, None)
+
+
+@contextmanager
+def _hidden_output() -> Iterator[None]:
+    """Hides what libraries write on standard output without Python."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(output, 1)
+        os.close(output)
 
 
 @contextmanager
@@ -284,39 +302,37 @@ class _PredictStep(CheckedStep):
         return gather_rows(outputs, part), (state[0], non_trainable)
 
 
-class TrainerMixin(SharedLosses):
-    """Base class of `zoo.Trainer`: Keras' own steps or, in a cluster, those of a worker."""
+class TrainerMixin(WorkerFunctions):
+    """Base class of `zoo.Trainer`: steps in parts, or those of a worker in a cluster."""
 
-    def make_train_function(self: Any, force: bool = False) -> None:
-        if not self._is_worker():
-            super().make_train_function(force)  # type: ignore[misc]
-        elif force or self.train_function is None:
-            step = _WorkerStep(self._share_of_training, self._apply_training)
-            self.train_function = self._make_function(step)
+    def train_step(self: Any, state: State, data: Any) -> tuple[Any, State]:
+        if self.gradient_accumulation > 1:
+            return accumulated_step(self, state, data)
+        return super().train_step(state, data)  # type: ignore[misc, no-any-return]
 
-    def make_test_function(self: Any, force: bool = False) -> None:
-        if not self._is_worker():
-            super().make_test_function(force)  # type: ignore[misc]
-        elif force or self.test_function is None:
-            step = _WorkerStep(self._share_of_test, self._apply_test)
-            self.test_function = self._make_function(step)
-
-    def make_predict_function(self: Any, force: bool = False) -> None:
-        if not self._is_worker():
-            super().make_predict_function(force)  # type: ignore[misc]
-        elif force or self.predict_function is None:
+    def _worker_function(self: Any, task: str) -> Callable[..., Any]:
+        if task == "predict":
             step = _PredictStep(lambda state, part: self.predict_step(state, part.data))
-            self.predict_function = self._make_function(step, concatenate_outputs=True)
+            return self._make_function(step, concatenate_outputs=True)  # type: ignore[no-any-return]
+        steps = {
+            "train": (self._share_of_training, self._apply_training),
+            "test": (self._share_of_test, self._apply_test),
+        }
+        return self._make_function(_WorkerStep(*steps[task]))  # type: ignore[no-any-return]
 
     # -------------------------------------------------------------- shares of a worker
 
     def _share_of_training(self: Any, state: State, part: Part) -> Any:
         trainable, non_trainable, optimizer, metrics = state
+        if self.gradient_accumulation > 1:
+            begun = trainable, non_trainable, optimizer, [jnp.zeros_like(x) for x in metrics]
+            sums, non_trainable, added = accumulated_sums(self, begun, part)
+            return jax.tree.map(part.counted, (sums, added)), non_trainable
         compute = jax.value_and_grad(partial(self._share_of_loss, part), has_aux=True)
         (_, (loss, sums, non_trainable)), gradients = compute(
             trainable, non_trainable, metrics, training=True, optimizer_variables=optimizer
         )
-        return (loss, sums, gradients), non_trainable
+        return ([loss, *gradients], sums), non_trainable
 
     def _share_of_test(self: Any, state: State, part: Part) -> Any:
         _, (loss, sums, non_trainable) = self._share_of_loss(part, *state)
@@ -345,7 +361,11 @@ class TrainerMixin(SharedLosses):
 
     def _apply_training(self: Any, state: Any, sums: Packed, total: Tensor) -> Any:
         trainable, (optimizer, metrics) = state
-        loss, metric_sums, gradients = sums.unpack()
+        loss_and_gradients, metric_sums = sums.unpack()
+        if self.gradient_accumulation > 1:
+            loss, gradients = accumulated_means(loss_and_gradients)
+        else:
+            loss, *gradients = loss_and_gradients
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         logs, metrics = self._updated_metrics(metrics, metric_sums, loss, total)
         return logs, trainable, [optimizer, metrics]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -10,18 +10,19 @@ import tensorflow as tf
 from tensorflow.python.ops import math_ops
 
 from zoo.backends import common
-from zoo.backends.cluster_parts import check_distributed as check_distributed
 from zoo.backends.common import ForeachMixin as ForeachMixin
+from zoo.backends.common import assigning_alone as assigning_alone
 from zoo.backends.common import cached_attention as cached_attention
 from zoo.backends.common import conv2d as conv2d
 from zoo.backends.common import dense as dense
 from zoo.backends.common import group_norm as group_norm
 from zoo.backends.common import host_integer as host_integer
+from zoo.backends.common import is_sharding as is_sharding
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import look_up as look_up
 from zoo.backends.common import max_pool2d as max_pool2d
 from zoo.backends.common import preprocessing_function as preprocessing_function
-from zoo.backends.common import sharded_model as sharded_model
+from zoo.backends.common import shards_among_workers as shards_among_workers
 from zoo.backends.common import update_loss_metric
 from zoo.backends.exporting import is_exporting
 from zoo.backends.tensorflow_accumulation import accumulated_step
@@ -101,6 +102,15 @@ def create_variables(trainer: Any, batch: Any) -> None:
     # A step that creates variables while it is traced would be traced a second time.
     with trainer.distribute_strategy.scope():
         common.create_variables(trainer, batch)
+
+
+def sharded_model(devices: int) -> AbstractContextManager[None]:
+    """Refuses to divide a model's weights."""
+    raise ValueError(
+        "`devices` can divide a model's weights on JAX and PyTorch. Received: the backend "
+        "tensorflow. Use `KERAS_BACKEND=jax` or `torch`, or let each device have all weights with "
+        "`--devices`"
+    )
 
 
 class TrainerMixin(WorkerTrainer):

@@ -7,18 +7,30 @@ import keras
 import tensorflow as tf
 
 from zoo.backends import accumulation, common
+from zoo.backends.cluster_parts import Part, own_part
 
 Tensor = Any
 
 
 def accumulated_step(trainer: Any, data: Any) -> Any:
-    """One step of the optimizer, with the gradients of a batch that is computed in parts.
+    """One step of the optimizer, with the gradients of a batch that is computed in parts."""
+    part = own_part(data)
+    loss, gradients = accumulated_means(accumulated_sums(trainer, part))
+    trainer.optimizer.apply(gradients, trainer.trainable_variables)
+    common.update_loss_metric(trainer, loss, part.total)
+    return trainer.get_metrics_result()
+
+
+def accumulated_sums(trainer: Any, part: Part) -> list[Tensor]:
+    """Computes the rows of a batch in parts, one after another, and updates the metrics.
 
     The loop is TensorFlow's own: operations of an unrolled one could run side by side, with the
     activations of all parts in memory.
+
+    Returns:
+        Sums over the parts, for `accumulated_means`.
     """
-    first = tf.nest.flatten(data)[0]
-    examples = tf.shape(first)[0] if first.shape[0] is None else first.shape[0]
+    data, examples = part.data, part.rows
     size = accumulation.part_size(examples, trainer.gradient_accumulation)
     counters = trainer.draw_counters
     draws = [tf.identity(counter.value) for counter in counters]
@@ -26,9 +38,9 @@ def accumulated_step(trainer: Any, data: Any) -> Any:
     def add_part(sums: Sequence[Tensor], start: Any, count: Any) -> list[Tensor]:
         for counter, number in zip(counters, draws):
             counter.assign(number)
-        part = tf.nest.map_structure(lambda x: x[start : start + count], data)
-        with trainer.part_of_batch(start, count, examples):
-            terms = _weighted_terms(trainer, part, count)
+        rows = tf.nest.map_structure(lambda x: x[start : start + count], data)
+        with trainer.part_of_batch(part.start + start, count, part.total):
+            terms = _weighted_terms(trainer, rows, count)
         return [total + term for total, term in zip(sums, terms)]
 
     def add_next(start: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
@@ -45,11 +57,14 @@ def accumulated_step(trainer: Any, data: Any) -> Any:
     )
     if rest:
         sums = add_part(sums, examples - rest, rest)
-    total, *sums = sums
-    loss, *gradients = [x / tf.cast(total, x.dtype) for x in sums]
-    trainer.optimizer.apply(gradients, trainer.trainable_variables)
-    common.update_loss_metric(trainer, loss, examples)
-    return trainer.get_metrics_result()
+    return sums
+
+
+def accumulated_means(sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of the whole batch."""
+    total, *weighted = sums
+    loss, *gradients = [x / tf.cast(total, x.dtype) for x in weighted]
+    return loss, gradients
 
 
 def _weighted_terms(trainer: Any, part: Any, examples: Any) -> list[Tensor]:

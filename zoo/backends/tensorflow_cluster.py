@@ -15,8 +15,8 @@ import tensorflow as tf
 from zoo.backends import cluster_losses, common
 from zoo.backends.cluster_parts import (
     Part,
-    SharedLosses,
     WorkerBatchesAdapter,
+    WorkerFunctions,
     assign_from_first,
     check_local_rank,
     computing,
@@ -27,6 +27,7 @@ from zoo.backends.cluster_parts import (
     place,
     take_place,
 )
+from zoo.backends.tensorflow_accumulation import accumulated_means, accumulated_sums
 
 Tensor = Any
 
@@ -56,11 +57,15 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     take_place(rank, len(addresses))
 
 
-def leave_cluster() -> None:
+def leave_cluster(together: bool) -> None:
     global _strategy
-    _strategy = None
-    cluster_losses.use_own_divisors()
-    leave_place()
+    try:
+        if together:
+            broadcast(b"")  # waits for the others
+    finally:
+        _strategy = None
+        cluster_losses.use_own_divisors()
+        leave_place()
 
 
 @contextmanager
@@ -165,33 +170,23 @@ class _WorkerStep:
         return self._step(Part(data, start, count, total))
 
 
-class WorkerTrainer(SharedLosses):
+def _predict_function(step: _WorkerStep) -> Callable[[Sequence[Any]], Any]:
+    def predict(batches: Sequence[Any]) -> Any:
+        parts = [own_part(batch) for batch in batches]
+        outputs = [gather_rows(step(part), part) for part in parts]
+        return keras.tree.map_structure(lambda *rows: tf.concat(rows, 0), *outputs)
+
+    return predict
+
+
+class WorkerTrainer(WorkerFunctions):
     """Base class of trainers: Keras' own steps or, in a cluster, those of a worker."""
 
-    def make_train_function(self: Any, force: bool = False) -> None:
-        if not self._is_worker():
-            super().make_train_function(force)  # type: ignore[misc]
-        elif force or self.train_function is None:
-            self.train_function = self._function_of_iterator(self._train_as_worker)
-
-    def make_test_function(self: Any, force: bool = False) -> None:
-        if not self._is_worker():
-            super().make_test_function(force)  # type: ignore[misc]
-        elif force or self.test_function is None:
-            self.test_function = self._function_of_iterator(self._test_as_worker)
-
-    def make_predict_function(self: Any, force: bool = False) -> None:
-        if not self._is_worker():
-            super().make_predict_function(force)  # type: ignore[misc]
-        elif force or self.predict_function is None:
-            step = _WorkerStep(lambda part: self.predict_step(part.data))
-
-            def predict(batches: Sequence[Any]) -> Any:
-                parts = [own_part(batch) for batch in batches]
-                outputs = [gather_rows(step(part), part) for part in parts]
-                return keras.tree.map_structure(lambda *rows: tf.concat(rows, 0), *outputs)
-
-            self.predict_function = predict
+    def _worker_function(self: Any, task: str) -> Callable[..., Any]:
+        if task == "predict":
+            return _predict_function(_WorkerStep(lambda part: self.predict_step(part.data)))
+        steps = {"train": self._train_as_worker, "test": self._test_as_worker}
+        return self._function_of_iterator(steps[task])  # type: ignore[no-any-return]
 
     def _function_of_iterator(self: Any, step: Callable[[Part], Any]) -> Callable[[Any], Any]:
         compiled = _WorkerStep(step)
@@ -205,12 +200,22 @@ class WorkerTrainer(SharedLosses):
 
     def _train_as_worker(self: Any, part: Part) -> Any:
         earlier = self._reset_metrics_variables()
+        if self.gradient_accumulation > 1:
+            return self._accumulate_as_worker(part, earlier)
         with tf.GradientTape() as tape:
             predictions, loss = self._share_of_loss(part, training=True)
             scaled = self.optimizer.scale_loss(loss)
         gradients = sum_over_workers(self._gradients_of(scaled, tape))
         self.optimizer.apply(gradients, self.trainable_variables)
         return self._update_global_metrics(part, earlier, predictions, loss)
+
+    def _accumulate_as_worker(self: Any, part: Part, earlier: list[Tensor]) -> Any:
+        sums = accumulated_sums(self, part)
+        values = [tf.identity(variable.value) for variable in self.metrics_variables]
+        added = sum_over_workers([part.counted(x) for x in (*values, *sums)])
+        loss, gradients = accumulated_means(added[len(values) :])
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return self._add_to_metrics(part, earlier, added[: len(values)], loss)
 
     def _test_as_worker(self: Any, part: Part) -> Any:
         earlier = self._reset_metrics_variables()
@@ -245,10 +250,14 @@ class WorkerTrainer(SharedLosses):
         """Logs of the metrics after an update with the rows of all workers."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         self.compute_metrics(x, y, predictions, sample_weight)
-        variables = self.metrics_variables
-        values = [tf.identity(variable.value) for variable in variables]
+        values = [tf.identity(variable.value) for variable in self.metrics_variables]
         loss, *sums = sum_over_workers([loss, *metric_shares(self, part, values)])
-        for variable, before, added in zip(variables, earlier, sums):
+        return self._add_to_metrics(part, earlier, sums, loss)
+
+    def _add_to_metrics(
+        self: Any, part: Part, earlier: list[Tensor], sums: list[Tensor], loss: Tensor
+    ) -> Any:
+        for variable, before, added in zip(self.metrics_variables, earlier, sums):
             variable.assign(before + added)
         common.update_loss_metric(self, loss, part.total)
         return self.get_metrics_result()

@@ -11,21 +11,23 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo.backends import common
-from zoo.backends.cluster_parts import check_distributed as check_distributed
-from zoo.backends.common import create_variables as create_variables
 from zoo.backends.common import keep_malloc_pages as keep_malloc_pages
 from zoo.backends.common import max_pool2d as max_pool2d
-from zoo.backends.common import sharded_model as sharded_model
 from zoo.backends.exporting import is_exporting
 from zoo.backends.torch_capture import captured, capturing, is_capturing
 from zoo.backends.torch_cluster import broadcast as broadcast
-from zoo.backends.torch_cluster import broadcast_variables as broadcast_variables
 from zoo.backends.torch_cluster import join_cluster as join_cluster
 from zoo.backends.torch_cluster import leave_cluster as leave_cluster
+from zoo.backends.torch_sharding import assigning_alone as assigning_alone
+from zoo.backends.torch_sharding import broadcast_variables as broadcast_variables
+from zoo.backends.torch_sharding import is_sharding as is_sharding
+from zoo.backends.torch_sharding import sharded_model as sharded_model
+from zoo.backends.torch_sharding import shards_among_workers as shards_among_workers
 from zoo.backends.torch_training import ForeachMixin as ForeachMixin
 from zoo.backends.torch_training import TrainerMixin as TrainerMixin
 from zoo.backends.torch_training import adam_update as adam_update
 from zoo.backends.torch_training import as_dataset as as_dataset
+from zoo.backends.torch_training import create_variables as create_variables
 from zoo.backends.torch_training import gradients_of
 
 Tensor = Any

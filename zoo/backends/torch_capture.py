@@ -17,6 +17,8 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from zoo.backends import torch_sharding
+
 Tensor = Any
 
 # Operations that return a tensor's values to Python, on which later operations could depend.
@@ -81,6 +83,8 @@ def captured(
         TypeError: If an operation reads a tensor's values, or modifies a tensor that is neither an
             argument nor computed from arguments or weights.
     """
+    if torch_sharding.is_sharding():  # weights that are gathered are other tensors each time
+        return torch.no_grad()(function)  # type: ignore[no-any-return]
     programs: dict[Any, Callable[..., Any]] = {}
 
     def replayed(*inputs: Any) -> Any:

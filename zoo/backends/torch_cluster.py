@@ -13,7 +13,7 @@ import keras
 import torch
 import torch.distributed as dist
 
-from zoo.backends import cluster_losses, cluster_parts, common
+from zoo.backends import cluster_losses, cluster_parts
 from zoo.backends.cluster_parts import Part
 
 Tensor = Any
@@ -39,10 +39,15 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     cluster_parts.take_place(rank, len(addresses))
 
 
-def leave_cluster() -> None:
+def leave_cluster(together: bool) -> None:
     cluster_losses.use_own_divisors()
     cluster_parts.leave_place()
-    dist.destroy_process_group()
+    try:
+        if together:
+            with _connected():
+                dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 def broadcast(content: bytes) -> bytes:
@@ -53,12 +58,18 @@ def broadcast(content: bytes) -> bytes:
 
 
 def broadcast_variables(variables: Sequence[Any]) -> None:
-    with _connected(), torch.no_grad():
+    with torch.no_grad():
         for variable in variables:
             value = variable.value.detach().contiguous()
-            # Bytes, since gloo does not know every dtype.
-            dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
+            broadcast_tensor(value)
             variable.assign(value)
+
+
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Writes the values that worker 0 has to a contiguous tensor of every worker."""
+    with _connected():
+        # Bytes, since gloo does not know every dtype.
+        dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
 
 
 @contextmanager
@@ -130,18 +141,7 @@ def reset_metrics(trainer: Any) -> list[Tensor]:
     return earlier
 
 
-def add_metrics(trainer: Any, part: Part, earlier: list[Tensor], loss: Tensor) -> None:
-    """Adds what all workers have added to the metrics since `reset_metrics`.
-
-    Args:
-        trainer: The model with the metrics, whose variables are sums over examples.
-        part: Rows of the worker.
-        earlier: What `reset_metrics` has returned.
-        loss: The worker's share of the loss, which is added over the workers for the mean loss.
-    """
-    values = [variable.value for variable in trainer.metrics_variables]
-    shares = cluster_parts.metric_shares(trainer, part, values)
-    loss, *sums = sum_over_workers([loss.detach(), *shares])
-    for value, before, added in zip(values, earlier, sums):
-        value.copy_(before + added)
-    common.update_loss_metric(trainer, loss, part.total)
+def add_to_metrics(trainer: Any, earlier: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+    """Makes the metrics' variables what `reset_metrics` has returned, and these sums besides."""
+    for variable, before, added in zip(trainer.metrics_variables, earlier, sums):
+        variable.value.copy_(before + added)

@@ -7,9 +7,15 @@ import keras
 import torch
 from torch.optim.adam import adam
 
-from zoo.backends import accumulation, cluster_parts, common, torch_cluster
+from zoo.backends import accumulation, cluster_parts, common, torch_cluster, torch_sharding
 
 Tensor = Any
+
+
+def create_variables(trainer: Any, batch: Any) -> None:
+    if torch_sharding.is_sharding():
+        torch_sharding.shard(trainer)
+    common.create_variables(trainer, batch)
 
 
 def as_dataset(trainer: Any, batches: Any, class_weight: Any = None) -> Any:
@@ -25,6 +31,11 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[no-any-return]
 
 
+def _sum_over_workers(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Adds the workers' gradients, unless FSDP has."""
+    return gradients if torch_sharding.is_sharding() else torch_cluster.sum_over_workers(gradients)
+
+
 class TrainerMixin(cluster_parts.SharedLosses):
     """Base class of `zoo.Trainer`: a training step that walks over the weights once.
 
@@ -33,10 +44,10 @@ class TrainerMixin(cluster_parts.SharedLosses):
     """
 
     def train_step(self: Any, data: Any) -> Any:
+        if self.gradient_accumulation > 1:
+            return self._accumulated_step(cluster_parts.own_part(data))
         if cluster_parts.is_joined():
             return self._train_as_worker(cluster_parts.own_part(data))
-        if self.gradient_accumulation > 1:
-            return self._accumulated_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         predictions = self(x, training=True)
         loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
@@ -48,42 +59,50 @@ class TrainerMixin(cluster_parts.SharedLosses):
 
     def _gradients_of(self: Any, loss: Tensor) -> list[Tensor]:
         """Gradients of the loss as the optimizer takes them, of all trainable variables."""
-        weights = [variable.value for variable in self.trainable_variables]
         scaled = self.optimizer.scale_loss(loss)
+        if torch_sharding.is_sharding():
+            return torch_sharding.gradients_of(scaled, self.trainable_variables)
+        weights = [variable.value for variable in self.trainable_variables]
         return [
             torch.zeros_like(weight) if gradient is None else gradient
             for gradient, weight in zip(gradients_of(scaled, weights), weights)
         ]
 
-    def _accumulated_step(self: Any, data: Any) -> Any:
+    def _accumulated_step(self: Any, part: cluster_parts.Part) -> Any:
         """One step of the optimizer, with the gradients of a batch that is computed in parts."""
-        examples = len(keras.tree.flatten(data)[0])
-        size = accumulation.part_size(examples, self.gradient_accumulation)
         draws = [counter.value.clone() for counter in self.draw_counters]
+        earlier = torch_cluster.reset_metrics(self)
         sums: Sequence[Tensor] = []
-        for start in range(0, examples, size):
+        gradients: Sequence[Tensor] = []
+        for rows in part.split(self.gradient_accumulation):
             for counter, number in zip(self.draw_counters, draws):
                 counter.assign(number)
-            part = keras.tree.map_structure(lambda x: x[start : start + size], data)  # noqa: B023
-            count = min(size, examples - start)
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(rows.data)
             with (
-                self.part_of_batch(start, count, examples),
+                self.part_of_batch(rows.start, rows.rows, rows.total),
                 accumulation.recorded_divisors() as divisors,
             ):
                 predictions = self(x, training=True)
                 loss = self.compute_loss(x, y, predictions, sample_weight, training=True)
-            weight = divisors.weight(count)
-            terms = [loss.detach(), *self._gradients_of(loss)]
+            weight = rows.counted(divisors.weight(rows.count))
+            loss = loss * weight
+            terms = self._gradients_of(loss)
             with torch.no_grad():
-                terms = [weight, *torch._foreach_mul(terms, weight)]
-                sums = torch._foreach_add(sums, terms) if sums else terms
+                gradients = torch._foreach_add(gradients, terms) if gradients else terms
                 self.compute_metrics(x, y, predictions, sample_weight)
+                values = torch_cluster.reset_metrics(self)
+                terms = [weight, loss.detach(), *map(rows.counted, values)]
+                sums = torch._foreach_add(sums, terms) if sums else terms
             del predictions, loss, terms  # with the part's activations
         with torch.no_grad():
-            loss, *gradients = torch._foreach_div(sums[1:], sums[0])
-            self.optimizer.apply(gradients, self.trainable_variables)
-            common.update_loss_metric(self, loss, examples)
+            if cluster_parts.is_joined():
+                sums = torch_cluster.sum_over_workers(sums)
+                gradients = _sum_over_workers(gradients)
+            total, loss, *values = sums
+            with torch_sharding.updating():
+                self.optimizer.apply(torch._foreach_div(gradients, total), self.trainable_variables)
+            torch_cluster.add_to_metrics(self, earlier, values)
+            common.update_loss_metric(self, loss / total, part.total)
             return self.get_metrics_result()
 
     # -------------------------------------------------------------- as a worker of a cluster
@@ -91,9 +110,10 @@ class TrainerMixin(cluster_parts.SharedLosses):
     def _train_as_worker(self: Any, part: cluster_parts.Part) -> Any:
         earlier = torch_cluster.reset_metrics(self)
         predictions, loss = self._share_of_loss(part, training=True)
-        gradients = torch_cluster.sum_over_workers(self._gradients_of(loss))
+        gradients = _sum_over_workers(self._gradients_of(loss))
         with torch.no_grad():
-            self.optimizer.apply(gradients, self.trainable_variables)
+            with torch_sharding.updating():
+                self.optimizer.apply(gradients, self.trainable_variables)
             return self._update_global_metrics(part, earlier, predictions, loss)
 
     def test_step(self: Any, data: Any) -> Any:
@@ -132,7 +152,11 @@ class TrainerMixin(cluster_parts.SharedLosses):
     ) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
         self.compute_metrics(x, y, predictions, sample_weight)
-        torch_cluster.add_metrics(self, part, earlier, loss)
+        values = [variable.value for variable in self.metrics_variables]
+        shares = cluster_parts.metric_shares(self, part, values)
+        loss, *sums = torch_cluster.sum_over_workers([loss.detach(), *shares])
+        torch_cluster.add_to_metrics(self, earlier, sums)
+        common.update_loss_metric(self, loss, part.total)
         return self.get_metrics_result()
 
 

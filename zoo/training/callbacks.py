@@ -175,9 +175,10 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         trainer.optimizer.build(trainer.trainable_variables)
 
         def state() -> dict[str, Any]:
-            saved = checkpoints.restore(
-                self.folder, TrainingState, identity=self.identity, **self._parts(trainer)
-            )
+            with backend.assigning_alone():
+                saved = checkpoints.restore(
+                    self.folder, TrainingState, identity=self.identity, **self._parts(trainer)
+                )
             return dataclasses.asdict(saved or TrainingState())
 
         self.state = TrainingState(**cluster.from_first(state))
@@ -235,7 +236,7 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self.state.step = self._epoch_start + batch
         self._raise_if_diverged()
         is_due = self.state.step % self.every < self._steps_per_call
-        if batch and (self._interrupted.is_set() or is_due):
+        if batch and (self._is_interrupted() or is_due):
             self._pause_timing()
             self._save()
             self._raise_if_interrupted()
@@ -284,6 +285,15 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         safe = f"The last good checkpoint, {last}, stays" if last else "There is no checkpoint yet"
         return f"{reason}. {safe}. {self.divergence_hint}"
 
+    def _is_interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed, on worker 0.
+
+        Where weights are divided, all workers must know it, since all take part in saving.
+        """
+        if backend.is_sharding():
+            return bool(cluster.from_first(self._interrupted.is_set))
+        return self._interrupted.is_set()
+
     def _raise_if_interrupted(self) -> None:
         if self._interrupted.is_set():
             raise Interrupted(f"Stopped after step {self.state.step}; {self._hint}")
@@ -310,6 +320,8 @@ class StepCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _save(self, begun: bool = True) -> None:
         if not cluster.is_first():
+            if backend.is_sharding():
+                checkpoints.read_all(**self._parts(self.model))
             return
         model = self.model  # on JAX this brings the variables up to date
         now = time.perf_counter()

@@ -91,6 +91,12 @@ def save(
     return target
 
 
+def read_all(**parts: Any) -> None:
+    """Reads the variables that `save` writes, of which another worker reads this one's parts."""
+    for _, variable in _variables(parts):
+        variable.value  # noqa: B018
+
+
 def restore(
     folder: Path,
     progress_type: Any = dict[str, Any],

@@ -258,7 +258,8 @@ def joined(cluster: Cluster | None) -> Iterator[Cluster | None]:
         cluster: The cluster; None for a process without others, for which nothing is done.
 
     Raises:
-        ConnectionError: If the workers do not find each other within a time limit.
+        ConnectionError: If the workers do not find each other within a time limit, or another has
+            ended.
     """
     global _joined
     if cluster is None:
@@ -267,8 +268,13 @@ def joined(cluster: Cluster | None) -> Iterator[Cluster | None]:
     addresses = meet(cluster.coordinator, cluster.num_workers, cluster.rank)
     backend.join_cluster(addresses, cluster.rank, cluster.local_rank)
     _joined = cluster
+    together = False
     try:
         yield cluster
+        together = True
+    except SystemExit as error:
+        together = not error.code
+        raise
     finally:
         _joined = None
-        backend.leave_cluster()
+        backend.leave_cluster(together)

@@ -85,12 +85,12 @@ def distributed(
         )
     if _LAUNCHER in os.environ:
         _end_with_launcher(int(os.environ[_LAUNCHER]))
-    with joined(cluster):
-        try:
+    try:
+        with joined(cluster):
             yield cluster
-        except ConnectionResetError as error:
-            _print(f"error: {error}")
-            raise SystemExit(LOST) from error  # the launcher starts again
+    except ConnectionResetError as error:
+        _print(f"error: {error}")
+        raise SystemExit(LOST) from error  # the launcher starts again
 
 
 @validated

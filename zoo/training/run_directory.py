@@ -306,7 +306,8 @@ class RunDirectory:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Writes metrics.json and the manifest, which says that the run is finished."""
         self.write("metrics.json", documents.dump(metrics))
-        self.write(runs.MANIFEST, runs.describe(self.path))
+        if cluster.is_first():  # other machines may not have the directory
+            self.write(runs.MANIFEST, runs.describe(self.path))
 
     def save_model(self, model: keras.Model, name: str = "model") -> None:
         """Writes the builder with its arguments, model.json, and the weights, model.weights.h5.

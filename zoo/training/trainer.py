@@ -15,7 +15,7 @@ import numpy as np
 from zoo import random
 from zoo.backends import backend
 from zoo.training import cluster
-from zoo.training.accumulation import check_accumulation, draw_counters
+from zoo.training.accumulation import check_accumulation, check_distributed, draw_counters
 from zoo.training.batches import Batches
 from zoo.training.callbacks import StepCheckpoint
 from zoo.training.checkpoints import finalize_layer_state
@@ -164,7 +164,9 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
                     "so that each reads its rows of the same batches. Received: x of type "
                     f"{type(stream)}"
                 )
-            backend.check_distributed(self)
+            check_distributed(self)
+            if backend.is_sharding():
+                _check_callbacks(options.get("callbacks"))
             if not cluster.is_first():
                 callbacks = keras.tree.flatten(options.get("callbacks") or [])
                 options["callbacks"] = [c for c in callbacks if not isinstance(c, _WRITERS)]
@@ -329,6 +331,17 @@ class Trainer(backend.TrainerMixin, keras.Model):  # type: ignore[misc, name-def
         deserialize = keras.saving.deserialize_keras_object
         network, preprocessing = map(deserialize, (config["network"], config["preprocessing"]))
         return cls(network, preprocessing, config["name"])
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    """Raises ValueError for callbacks with which worker 0 alone would read divided weights."""
+    for callback in keras.tree.flatten(callbacks or []):
+        if isinstance(callback, keras.callbacks.BackupAndRestore | keras.callbacks.ModelCheckpoint):
+            raise ValueError(
+                "`callbacks` must not save the weights where these are divided among devices, "
+                f"which read them together. Received: {type(callback).__name__}. Use the argument "
+                "`checkpoint`"
+            )
 
 
 def _checked_arguments(method: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
