@@ -204,6 +204,11 @@ def test_fast_paths_reject_unknown_names() -> None:
     assert rows - {"augmented"} <= set(benchmarks.all.ROWS)
 
 
+SWITCHED = {  # workloads with most fast paths of a backend
+    "torch": ("lstm", "gpt", "text_to_image"), "jax": ("text_to_image",), "tensorflow": ("lstm",),
+}  # fmt: skip
+
+
 @pytest.mark.slow
 def test_every_switch_of_a_fast_path_leaves_the_losses_as_they_are() -> None:
     """All paths of the backend at once, in a process that they change for good."""
@@ -211,7 +216,7 @@ def test_every_switch_of_a_fast_path_leaves_the_losses_as_they_are() -> None:
     program = f"""
 from benchmarks import fast_paths
 from tests.benchmarks import test_contenders as tests
-names = ["lstm", "gpt"] + {["text_to_image"] * (name != "tensorflow")}
+names = {SWITCHED[name]}
 batches = {{name: tests.batch_of(tests.WORKLOADS[name]) for name in names}}
 def losses():
     return [loss for name, batch in batches.items() for loss in tests.fit_losses(

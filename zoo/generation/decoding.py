@@ -199,8 +199,11 @@ class KVCacheDecoder:
         return self.apply(tokens, caches, caches[0][0].shape[2], update_cache)
 
     def _step_in_loop(self, arrays: Any, caches: Any) -> tuple[Tensor, Any]:
+        _, start, *_ = arrays
+        zero = ops.zeros_like(start)
+
         def update_cache(cache: Tensor, new: Tensor) -> Tensor:
-            return ops.slice_update(cache, (0, 0, arrays[1], 0), new)
+            return ops.slice_update(cache, (zero, zero, start, zero), new)
 
         return self.apply(arrays, caches, caches[0][0].shape[2], update_cache)
 
