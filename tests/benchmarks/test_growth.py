@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import growth
 from zoo.backends import name
 
 
+@pytest.mark.once
 def test_growth_measures_every_curve_and_plots_them(tmp_path: Path) -> None:
     out = tmp_path / "growth.json"
     sizes = {"steps": 30, "generations": 10, "smallest": 60, "turns": 2, "capacities": (64, 128)}

@@ -37,20 +37,29 @@ def keep_malloc_pages(one_arena: bool = True) -> None:
 
 
 @contextmanager
-def float64() -> Iterator[None]:
-    """Context manager with float64 as the default; operations on float64 return float64.
+def float64_results() -> Iterator[None]:
+    """Context manager in which operations on float64 return float64.
 
     Keras returns float32 on PyTorch and JAX: https://github.com/keras-team/keras/issues/23704.
     """
     result_dtype = dtypes.BIT64_TO_BIT32_DTYPE["float64"]
-    default, policy = keras.config.floatx(), keras.config.dtype_policy()
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
     try:
         yield
     finally:
         dtypes.BIT64_TO_BIT32_DTYPE["float64"] = result_dtype
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Context manager with float64 as the default; operations on float64 return float64."""
+    default, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        with float64_results():
+            yield
+    finally:
         keras.config.set_floatx(default)
         keras.config.set_dtype_policy(policy)
 

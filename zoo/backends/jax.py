@@ -31,6 +31,7 @@ from zoo.backends.jax_cluster import join_cluster as join_cluster
 from zoo.backends.jax_cluster import leave_cluster as leave_cluster
 from zoo.backends.jax_convolution import conv2d as conv2d
 from zoo.backends.jax_convolution import max_pool2d as max_pool2d
+from zoo.backends.jax_generation import decode_loop as decode_loop
 from zoo.backends.jax_recurrent import recurrent as recurrent
 from zoo.backends.jax_sharding import sharded_model as sharded_model
 from zoo.backends.jax_training import check_range as check_range
@@ -167,9 +168,6 @@ def decode_function(model: Any, function: Callable[..., Any]) -> Callable[..., A
 
     compiled = jax.jit(with_values, donate_argnums=2)
     return lambda arrays, caches: compiled([v.value for v in variables], arrays, caches)
-
-
-decode_loop = None
 
 
 def create_cache(shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -64,6 +64,7 @@ class KVCacheDecoder:
         ]
         self.blocks = [layer for layer in self._layers if isinstance(layer, TransformerBlock)]
         self._tied = not isinstance(self._layers[-1], keras.layers.Dense)
+        self._model = model
         self._max_length = max_length(model)
         self.has_loop = backend.decode_loop is not None
         self._compiled_step = backend.decode_function(model, self._step)
@@ -159,10 +160,8 @@ class KVCacheDecoder:
         if count < 1:
             return np.zeros((0, len(self._rows)), np.int32), logits
         if choose not in self._loops:
-            self._loops[choose] = backend.decode_loop(
-                lambda arrays, caches: self._step(arrays, caches)[0], choose
-            )
-        number, tokens, logits = self._loops[choose](
+            self._loops[choose] = backend.decode_loop(self._model, self._step_in_loop, choose)
+        number, tokens, logits, self._caches = self._loops[choose](
             logits, self._index, (self._padding, self._contexts), self._caches, count,
             np.array(stop_tokens, np.int32), state,
         )  # fmt: skip
@@ -198,6 +197,15 @@ class KVCacheDecoder:
         tokens = ids, start, padding, encoded_sources
         update_cache = functools.partial(backend.update_cache, start=start)
         return self.apply(tokens, caches, caches[0][0].shape[2], update_cache)
+
+    def _step_in_loop(self, arrays: Any, caches: Any) -> tuple[Tensor, Any]:
+        _, start, *_ = arrays
+        zero = ops.zeros_like(start)
+
+        def update_cache(cache: Tensor, new: Tensor) -> Tensor:
+            return ops.slice_update(cache, (zero, zero, start, zero), new)
+
+        return self.apply(arrays, caches, caches[0][0].shape[2], update_cache)
 
     def apply(
         self, tokens: Any, caches: Any, capacity: Any, update_cache: Callable[[Any, Tensor], Tensor]

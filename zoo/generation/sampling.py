@@ -38,6 +38,8 @@ from zoo.validation import (
 
 Penalty = Annotated[float, number("[0.01, 100]")]
 
+_LOOP_TOKENS = 64  # fewer are not worth the compilation of a loop besides that of a step
+
 
 @validated
 def stream(
@@ -124,7 +126,7 @@ def _tokens(
         logits = decoder.prefill(ids, max_new_tokens, source_ids)
         index = 0
         while True:
-            if in_loop and decoder.has_loop:
+            if in_loop and decoder.has_loop and max_new_tokens - index > _LOOP_TOKENS:
                 # All but the last token, after which nothing is decoded.
                 many, logits = decoder.decode_many(
                     logits, options.function, options.state(key, index, seen),
