@@ -20,6 +20,11 @@ import keras
 
 def build_model():
     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="dense")])
+
+def language_model():
+    ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(1000, 4, name="embedding")(ids)
+    return keras.Model(ids, keras.layers.Dense(1000, name="logits")(x))
 """
 BROKEN = PACKAGE.replace("Dense(4,", "Dense(4 + (keras.backend.backend() == 'jax'),")
 FUNCTIONS = """
@@ -35,18 +40,19 @@ def test_function(keras_worker):
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Output of pytest for the guide's test of a correct and a broken package, and of functions.
+    """Output of pytest for the guide's tests of a correct and a broken package, and of functions.
 
     One run of pytest executes all tests, which share the workers.
     """
     guide = ROOT / "docs" / "guides" / "test-your-package.md"
-    example = next(block.code for block in pages.blocks(guide.read_text("utf-8")))
+    example, with_inputs, _ = (block.code for block in pages.blocks(guide.read_text("utf-8")))
     assert len([line for line in example.splitlines() if line.strip()]) <= 5
     assert "from mypackage import" in example
     folder = tmp_path_factory.mktemp("tests")
     files = {
         "mypackage": PACKAGE,
         "test_example": example,
+        "test_inputs": with_inputs,
         "broken": BROKEN,
         "test_broken": example.replace("mypackage", "broken"),
         "test_functions": FUNCTIONS,
@@ -54,13 +60,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-v", "-W", "error", "-p", "no:cacheprovider"]
-    command += ["-k", "not broken or torch-jax", "."]
+    command += ["-k", "torch-jax or not broken and not inputs", "."]
     result = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout
     return result.stdout
 
 
-def test_readme_example_detects_a_broken_model(output: str) -> None:
+def test_example_of_the_guide_detects_a_broken_model(output: str) -> None:
     pairs = list(combinations(backends.installed(), 2))
     assert len(pairs) == 3
     for pair in pairs:
@@ -68,7 +74,8 @@ def test_readme_example_detects_a_broken_model(output: str) -> None:
         assert f"test_example.py::{ids} PASSED" in output
     assert "test_broken.py::test_my_model[torch-jax] FAILED" in output
     assert "shape (8, 4) and (8, 5)" in output
-    assert "1 failed, 6 passed" in output
+    assert "test_inputs.py::test_my_language_model[torch-jax] PASSED" in output
+    assert "1 failed, 7 passed" in output
 
 
 def test_keras_worker_covers_every_backend(output: str) -> None:
