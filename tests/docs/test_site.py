@@ -256,7 +256,7 @@ def test_french_figure_has_french_texts(browser: Any, address: str) -> None:
     page = browser.new_page()
     page.goto(f"{address}/fr/chapters/activation-functions.html")
     figure = page.locator("figure[data-figure=activations]")
-    assert "y = 0,731   pente = 0,197" in figure.inner_text()  # the sigmoid of 1
+    assert "y = 0,731 pente = 0,197" in figure.inner_text()  # the sigmoid of 1
     page.goto(f"{address}/fr/chapters/convolutional-networks.html")
     assert "pixel · poids" in page.locator("figure[data-figure=convolution] pre").inner_text()
     page.goto(f"{address}/fr/search.html?q=gradient+qui+dispara%C3%AEt")
