@@ -51,6 +51,7 @@ def with_local_numbers(text: str, language: str) -> str:
     """A text with decimals and thousands as the language writes them."""
     if language != "fr":
         return text
+    text = re.sub(r"(?<=\d), (?=\d)", " ; ", text)  # between two numbers with decimal commas
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\d)(?=%)", "\N{NARROW NO-BREAK SPACE}", text)
     return re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", r"\1,\2", text)
 

@@ -250,6 +250,8 @@ def test_french_numbers_and_typography_are_french() -> None:
     assert "L\N{RIGHT SINGLE QUOTATION MARK}idée" in text
     assert "TensorFlow 2.21.0" in text  # a version is no number
     assert re.search(r"<td[^>]*><p>\d,\de-\d\d</p>", text)
+    text = (SITE / "fr" / "chapters" / "transformers.html").read_text("utf-8")
+    assert re.search(r"<p>\d,\d\N{NARROW NO-BREAK SPACE}; \d\d,\d</p>", text)
 
 
 def test_french_figure_has_french_texts(browser: Any, address: str) -> None:
