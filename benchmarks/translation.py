@@ -13,10 +13,13 @@ import tempfile
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_file
 from babel.messages.pofile import read_po, write_po
 
 from benchmarks import pages
+
+sys.path.insert(0, str(pages.DOCS / "_extensions"))
+
+from translation import texts_of
 
 FRENCH = pages.DOCS / "locales" / "fr" / "LC_MESSAGES" / "book.po"
 
@@ -35,8 +38,7 @@ def template() -> Catalog:
                 catalog.add(message.id, locations=[(page, 1)])
     sources = [pages.DOCS / "_static" / "book.js", *(pages.DOCS / "_extensions").glob("*.py")]
     for path in sorted(sources):
-        method = "javascript" if path.suffix == ".js" else "python"
-        for _, text, *_ in extract_from_file(method, path, keywords={"translate": None}):
+        for text in texts_of(path):
             catalog.add(text, locations=[(path.relative_to(pages.ROOT).as_posix(), 1)])
     return catalog
 

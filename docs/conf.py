@@ -42,7 +42,7 @@ html_math_renderer = "mathml"  # drawn by the browser: no script, no host
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
-    "navbar_persistent": ["language.html"],
+    "navbar_persistent": ["search-button-field", "language.html"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],

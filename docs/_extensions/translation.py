@@ -51,6 +51,7 @@ def with_local_numbers(text: str, language: str) -> str:
     """A text with decimals and thousands as the language writes them."""
     if language != "fr":
         return text
+    text = re.sub(r"(?<=\d), (?=\d)", " ; ", text)  # between two numbers with decimal commas
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\d)(?=%)", "\N{NARROW NO-BREAK SPACE}", text)
     return re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", r"\1,\2", text)
 
@@ -112,12 +113,19 @@ class FinishTranslations(SphinxTransform):
             image["alt"] = with_local_typography(image["alt"], language)
 
 
+def texts_of(path: Path) -> list[str]:
+    """The messages of a file of the site's own code: the arguments of `translate`."""
+    method = "javascript" if path.suffix == ".js" else "python"
+    options = {"parse_template_string": True} if path.suffix == ".js" else {}
+    found = extract_from_file(method, path, keywords={"translate": None}, options=options)
+    return [str(text) for _, text, *_ in found]
+
+
 def add_texts_of_script(app: Sphinx) -> None:
     """Gives `book.js` its texts in the language of the site."""
     language = app.config.language
     if language != "en":
-        extracted = extract_from_file("javascript", SCRIPT, keywords={"translate": None})
-        texts = {str(text): translate(str(text), language) for _, text, *_ in extracted}
+        texts = {text: translate(text, language) for text in texts_of(SCRIPT)}
         body = f"window.BOOK_TEXTS = {json.dumps(texts, ensure_ascii=False)};"
         app.add_js_file(None, body=body, priority=400)
 

@@ -188,7 +188,7 @@ const FIGURES = {
     const step = 40;
     const width = step * (tokens.length - 1);
     const height = 120;
-    const left = 60;
+    const left = 70;
     const plot = svg("svg", {
       viewBox: `0 0 ${width + 2 * left} ${2 * height + 90}`, width: width + 2 * left, role: "img",
     });
@@ -207,7 +207,7 @@ const FIGURES = {
     const zero = svg("line", { x1: left, x2: left + width, stroke: "#888" });
     plot.append(...lines, zero, state);
     Object.entries(gate).forEach(([name, colour], index) => {
-      const text = svg("text", { x: left + 110 * index, y: 14 }, `— ${name}`);
+      const text = svg("text", { x: left + 130 * index, y: 14 }, `— ${name}`);
       text.style.fill = colour;
       plot.append(text);
     });

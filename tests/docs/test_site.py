@@ -234,6 +234,7 @@ def test_each_page_links_to_the_other_language() -> None:
 def test_french_page_is_french(page: str) -> None:
     text = (SITE / "fr" / page).read_text("utf-8")
     assert '<html lang="fr"' in text
+    assert "search-button-field" in text
     article = text[text.index("<article") : text.index("</article>")]
     apart = r"<(pre|script|code|math|a)\b.*?</\1>|<[^>]*>"  # a link may have an English title
     prose = re.sub(apart, " ", article, flags=re.DOTALL)
@@ -249,13 +250,17 @@ def test_french_numbers_and_typography_are_french() -> None:
     assert "L\N{RIGHT SINGLE QUOTATION MARK}idée" in text
     assert "TensorFlow 2.21.0" in text  # a version is no number
     assert re.search(r"<td[^>]*><p>\d,\de-\d\d</p>", text)
+    text = (SITE / "fr" / "chapters" / "transformers.html").read_text("utf-8")
+    assert re.search(r"<p>\d,\d\N{NARROW NO-BREAK SPACE}; \d\d,\d</p>", text)
 
 
 def test_french_figure_has_french_texts(browser: Any, address: str) -> None:
     page = browser.new_page()
     page.goto(f"{address}/fr/chapters/activation-functions.html")
     figure = page.locator("figure[data-figure=activations]")
-    assert "y = 0,731   pente = 0,197" in figure.inner_text()  # the sigmoid of 1
+    assert "y = 0,731 pente = 0,197" in figure.inner_text()  # the sigmoid of 1
+    page.goto(f"{address}/fr/chapters/convolutional-networks.html")
+    assert "pixel · poids" in page.locator("figure[data-figure=convolution] pre").inner_text()
     page.goto(f"{address}/fr/search.html?q=gradient+qui+dispara%C3%AEt")
     page.wait_for_selector("ul.search li a")
     found = page.locator("ul.search li a").all_inner_texts()
