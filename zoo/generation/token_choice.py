@@ -89,7 +89,7 @@ def _sample(logits: Tensor, state: State) -> tuple[Tensor, State]:
         probabilities = ops.where(is_kept, probabilities, ops.zeros_like(probabilities))
     sums = ops.cumsum(probabilities, axis=-1)
     limits = ops.cast(uniform, "float64")[:, None] * sums[:, -1:]
-    tokens = ops.sum(ops.cast(sums <= limits, "int32"), axis=-1)
+    tokens = ops.cast(ops.sum(ops.cast(sums <= limits, "int32"), axis=-1), "int32")
     state = _with_seen(tokens, size, state)
     return tokens, {**state, "index": state["index"] + 1}
 
