@@ -39,6 +39,7 @@ def test_divided_weights_give_the_losses_of_one_device(outcome: dict[str, Any]) 
     np.testing.assert_allclose(outcome["accumulated"], outcome["single"], rtol=0, atol=1e-5)
     assert outcome["weights"] < 1e-4
     assert outcome["predictions"] < 1e-4
+    assert outcome["file"]
     # Three steps on two devices, one more after their checkpoint, then one on one device.
     np.testing.assert_allclose(outcome["continued"], outcome["single"][:4], rtol=0, atol=1e-5)
     np.testing.assert_allclose(outcome["resumed"], outcome["single"], rtol=0, atol=1e-5)

@@ -35,10 +35,11 @@ _TIMEOUT = 600.0  # seconds of an operation; workers wait while one does work of
 _PACK = 2**25  # bytes that are added in one operation
 
 _strategy: Any = None  # of the cluster that this process has joined
+_compiled_sum: Any = None  # `sum_over_workers`, since the library warns of eager operations
 
 
 def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
-    global _strategy
+    global _strategy, _compiled_sum
     if gpus := tf.config.list_physical_devices("GPU"):
         check_local_rank(local_rank, len(gpus))
         tf.config.set_visible_devices(gpus[local_rank], "GPU")
@@ -53,17 +54,18 @@ def join_cluster(addresses: Sequence[str], rank: int, local_rank: int) -> None:
     )
     with _connected():
         _strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    _compiled_sum = tf.function(sum_over_workers, autograph=False)
     cluster_losses.use_global_divisors(lambda divisor: sum_over_workers([divisor])[0])
     take_place(rank, len(addresses))
 
 
 def leave_cluster(together: bool) -> None:
-    global _strategy
+    global _strategy, _compiled_sum
     try:
         if together:
             broadcast(b"")  # waits for the others
     finally:
-        _strategy = None
+        _strategy = _compiled_sum = None
         cluster_losses.use_own_divisors()
         leave_place()
 
@@ -112,12 +114,12 @@ def broadcast(content: bytes) -> bytes:
 
     def from_first(array: np.ndarray) -> np.ndarray:
         array = array if is_first else np.zeros_like(array)
-        # Compiled, since the library warns of eager operations.
-        compiled = tf.function(sum_over_workers, autograph=False)
         with _connected():
-            return compiled([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
+            return _compiled_sum([tf.constant(array)])[0].numpy()  # type: ignore[no-any-return]
 
     length = int(from_first(np.array(len(content), np.int32)))
+    if not length:  # the library crashes at sums of no elements
+        return b""
     padded = content.ljust(-(-length // 4) * 4, b"\0")[: -(-length // 4) * 4]
     return from_first(np.frombuffer(padded, np.int32)).tobytes()[:length]
 

@@ -167,7 +167,8 @@ def _shard_weights(network: Any) -> None:
             module._torch_params[variable.path] = variable.value
             _divide(variable, module._torch_params)
         if module is not network:
-            network.register_module(f"block_{number}", module)  # where FSDP looks for it
+            # FSDP looks for it here; Keras, which saves attributes, does not.
+            network.register_module(f"__block_{number}", module)
         kind = type(module)
         fully_shard(module, mesh=_mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
