@@ -291,7 +291,7 @@ def speed_table(*names: str) -> str:
         for content in speed_files()
         for name in names
         if name in content["rows"]
-        for line in _speed_lines(content["rows"][name], content["machine"]["processor"])
+        for line in _speed_lines(content["rows"][name], _processor(content["machine"]))
     ]
     if not lines:
         return UNMEASURED
@@ -300,6 +300,10 @@ def speed_table(*names: str) -> str:
         "against native code", "against PyTorch's", "machine",
     )  # fmt: skip
     return table(head, lines)
+
+
+def _processor(machine: dict[str, Any]) -> str:
+    return f"{machine['cores']} cores, {machine['processor']}"
 
 
 def _speed_lines(row: dict[str, Any], machine: str) -> Iterator[Iterable[str]]:
@@ -324,7 +328,7 @@ def _speed_lines(row: dict[str, Any], machine: str) -> Iterator[Iterable[str]]:
         yield (
             row["title"],
             name.replace("_", " "),
-            f"{1000 * middle:.3g}",
+            f"{1000 * middle:.{0 if middle >= 0.1 else 1}f}",
             f"{row['examples'] / middle:,.0f} {row['unit']}",
             "" if share is None else f"{share:.0%}",
             *(
@@ -335,7 +339,7 @@ def _speed_lines(row: dict[str, Any], machine: str) -> Iterator[Iterable[str]]:
                     or (ratios(name, "native torch") if backend != "torch" else ""),
                 )
                 if kind == "zoo"
-                else (f"zoo {ratios(name, f'zoo {backend}')}", "", "")
+                else (ratios(name, f"zoo {backend}"), "", "")
                 if kind in ("bfloat16", "augmented")
                 else ("", "", "")
             ),
