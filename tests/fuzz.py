@@ -100,7 +100,8 @@ UNCHECKED = {
 }
 # Dataclasses that the package itself fills.
 RECORDS = {
-    "Activation", "Classifier", "Entry", "ImageDecoder", "ImageInput", "TrainingState",
+    "Activation", "Classifier", "Entry", "ImageDecoder", "ImageInput", "TokenChoice",
+    "TrainingState",
 }  # fmt: skip
 # Functions of each training step, which check their arguments by the rules alone.
 CHECKED_BY_RULES = {

@@ -36,7 +36,8 @@ def check_language_model(
     Raises:
         ValueError: Unless the model is a `gpt`, `transformer` or `rnn_language_model`.
     """
-    if not (is_recurrent(model) or maps_ids_to_logits(model, TransformerBlock)):
+    has_blocks = any(isinstance(layer, TransformerBlock) for layer in model.layers)
+    if not (is_recurrent(model) or (has_blocks and maps_ids_to_logits(model))):
         raise ValueError(
             f"`{argument}` must be a gpt, transformer or rnn_language_model. "
             f"Received: {argument}={model.name}"

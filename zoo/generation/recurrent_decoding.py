@@ -31,20 +31,21 @@ def check_recurrent(model: keras.Model, argument: Literal["model", "network"] = 
         )
 
 
+@validated
 def is_recurrent(model: keras.Model) -> bool:
     """Whether a model is a recurrent language model."""
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.RNN)]
-    return maps_ids_to_logits(model, keras.layers.RNN) and all(x.return_state for x in layers)
+    return bool(layers) and maps_ids_to_logits(model) and all(x.return_state for x in layers)
 
 
-def maps_ids_to_logits(model: keras.Model, kind: type) -> bool:
-    """Whether a model maps ids, (B, T) int, to (B, T, V), with a layer of this kind."""
+@validated
+def maps_ids_to_logits(model: keras.Model) -> bool:
+    """Whether a model maps ids, (B, T) int, to (B, T, V)."""
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
     return (
         bool(inputs)
         and all(len(x.shape) == 2 and "int" in x.dtype for x in inputs)
         and [len(x.shape) for x in outputs] == [3]
-        and any(isinstance(layer, kind) for layer in model.layers)
     )
 
 
