@@ -234,18 +234,19 @@ def kill_workers(series: Runs, count: int, seed: int) -> Outcome:
         rank = choices.randrange(2)
         time.sleep(moment)
         workers = [int(pid) for pid in _children(process.pid)]
-        if len(workers) == 2:
+        is_hit = len(workers) == 2  # else they have not begun yet, or have ended
+        if is_hit:
             os.kill(workers[rank], signal.SIGKILL)
             outcome.counts["kills"] += 1
         errors = process.communicate()[1]
         what = f"seed {seed}, {series.folder.name}, worker {rank} after {moment:.1f} s"
-        print(f"  {what}: {'killed' if len(workers) == 2 else 'not there'}", flush=True)
-        if process.returncode or (workers and "Starting again" not in errors):
+        print(f"  {what}: {'killed' if is_hit else 'not there'}", flush=True)
+        if process.returncode or (is_hit and "Starting again" not in errors):
             outcome.faults.append(f"{what}: status {process.returncode}, {errors}")
         elif different := series.differences(run_dir):
             outcome.faults.append(f"{what}: differs in {different[0]}")
         else:
-            outcome.counts["equal runs"] += 1
+            outcome.counts["equal runs"] += is_hit
         if orphans := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
             outcome.faults.append(f"{what}: processes {orphans} run on")
     return outcome
