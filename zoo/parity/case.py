@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from zoo import registry
@@ -46,7 +47,8 @@ class Case:
         seed: Seed of the inputs, the targets and the offsets of constant weights.
 
     Raises:
-        ValueError: If a size is too small, `loss` is unknown or `build` is not an address.
+        ValueError: If a size is too small, `loss` is unknown, `build` is not an address, or
+            `inputs` are neither arrays nor specifications.
     """
 
     build: Callable[[], keras.Model] | str
@@ -70,6 +72,12 @@ class Case:
                 "`build` must be a function or its address, package.module:function. "
                 f"Received: build={self.build}"
             )
+        for leaf in [] if self.inputs is None else tree.flatten(self.inputs):
+            if not isinstance(leaf, InputSpec) and not np.ndim(leaf):
+                raise ValueError(
+                    "`inputs` must be arrays whose first axis is the batch, or an `InputSpec` of "
+                    f'each, such as InputSpec((16,), "int32", 0, 1000). Received: {leaf!r}'
+                )
 
     @staticmethod
     def of(
