@@ -502,7 +502,7 @@ def scaling_table() -> str:
         (
             f"`{model}`", backend,
             *(f"{1000 * seconds[n]:.0f}" if n in seconds else "" for n in counts),
-            f"{seconds[min(seconds)] / seconds[max(seconds)]:.2f}",
+            f"{seconds[min(seconds)] / seconds[max(seconds)]:.2f}" if len(seconds) > 1 else "",
         )
         for (model, backend), seconds in steps.items()
     ]  # fmt: skip
@@ -551,14 +551,15 @@ def planning_check() -> str:
     ]
     lines = []
     for single, row in pairs:
+        implied = scaling.implied_bandwidth(single, row)
         others = [scaling.implied_bandwidth(*pair) for pair in pairs if pair[1] is not row]
-        bandwidth = statistics.median(others or [scaling.implied_bandwidth(single, row)])
+        bandwidth = statistics.median(others or [implied])
         expected = scaling.step_seconds(single, row.devices, scaling.Link(bandwidth, 0))
         lines.append(
             (
                 f"`{row.model}`", row.backend, str(row.devices), f"{1000 * row.seconds:.0f}",
                 f"{1000 * expected:.0f}",
-                f"{scaling.implied_bandwidth(single, row) / 1e9:.2f}",
+                f"{implied / 1e9:.2f}" if implied < 1e12 else "",  # no time was lost
             )
         )  # fmt: skip
     head = ("model", "backend", "workers", "ms measured", "ms by arithmetic", "GB/s implied")
